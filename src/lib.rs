@@ -1,0 +1,3 @@
+//! Quilt, a Kubernetes node runtime.
+pub mod proto;
+pub mod runtime;

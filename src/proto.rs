@@ -1,0 +1,12 @@
+//! The generated protobuf and gRPC code. Only the front, the admin commands and tests may use it.
+#![expect(missing_docs, reason = "generated from proto/, which carries the documentation")]
+
+/// CRI v1, as kubelet speaks it.
+pub mod cri {
+    tonic::include_proto!("runtime.v1");
+}
+
+/// The admin API of `quiltd`.
+pub mod admin {
+    tonic::include_proto!("quilt.admin.v1");
+}

@@ -1,0 +1,101 @@
+//! The launch plan: everything the node side needs to turn a prepared sandbox into a running process.
+//!
+//! It is an OCI runtime spec plus the few things that spec lacks, stored as JSON beside the
+//! container's FIFOs, so that it can be printed, compared, and read again by a restarted shim. Whoever
+//! writes a plan has decided everything; whoever runs it decides nothing.
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+/// What to run, in what, and where its output goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LaunchPlan {
+    /// Process, mounts, namespaces (with the paths of pinned ones), devices, masked and read-only
+    /// paths, rlimits. `spec.root` says only whether the rootfs is read-only; where it comes from
+    /// is `rootfs`. `spec.linux.resources` has been applied to the cgroup before the launch, and
+    /// is kept here to be printed.
+    pub spec: Spec,
+    /// The layers to assemble inside the container's own mount namespace.
+    pub rootfs: Rootfs,
+    /// Who to run as; names are resolved in the rootfs, by the child, after it has been assembled.
+    pub user: PlanUser,
+    /// What the process joins before anything else.
+    pub cgroup: CgroupEntry,
+    /// Where standard streams go.
+    pub stdio: Stdio,
+}
+
+/// The directories of one overlayfs mount. It is made in the container's mount namespace, never on
+/// the host, and so it ends with the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// Read-only layers, topmost first.
+    pub lower: Vec<PathBuf>,
+    /// The writable layer.
+    pub upper: PathBuf,
+    /// The overlayfs work directory, on the same file system as `upper`.
+    pub work: PathBuf,
+    /// An empty directory to mount on.
+    pub mount_point: PathBuf,
+}
+
+/// A user as an image or a client wrote it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanUser {
+    /// Number or name; empty means root.
+    pub user: String,
+    /// Number or name; `None` takes the user's primary group from `/etc/passwd`, else 0.
+    pub group: Option<String>,
+    /// Groups to add.
+    pub additional_gids: Vec<u32>,
+    /// Whether the groups that the rootfs' `/etc/group` lists for the user are added too
+    /// (CRI `SupplementalGroupsPolicy` Merge).
+    pub merge_image_groups: bool,
+}
+
+/// How a process enters its cgroup.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupEntry {
+    /// A cgroup v2 directory for `CLONE_INTO_CGROUP`.
+    pub unified_dir: Option<PathBuf>,
+    /// Files of cgroup v1 hierarchies into which the process writes `0` itself (`…/tasks`: writing
+    /// one's own single thread avoids the kernel's thread-group lock).
+    pub v1_tasks_files: Vec<PathBuf>,
+}
+
+/// Standard streams of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stdio {
+    /// The directory under the state directory that holds this container's FIFOs (`stdout`,
+    /// `stderr`, and `stdin` when it is kept open).
+    pub fifo_dir: PathBuf,
+    /// The CRI log file; `None` discards output.
+    pub log_path: Option<PathBuf>,
+    /// Whether the process gets a terminal instead of FIFOs.
+    pub terminal: bool,
+    /// Whether standard input is a FIFO; otherwise it is `/dev/null`.
+    pub stdin: bool,
+    /// Whether standard input closes with its first session.
+    pub stdin_once: bool,
+}
+
+/// A further process in a running container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecPlan {
+    /// Path and arguments, not empty.
+    pub args: Vec<String>,
+    /// Environment as `NAME=value`; bytes that are not UTF-8 are refused earlier.
+    pub env: Vec<String>,
+    /// Working directory inside the container.
+    pub cwd: String,
+    /// Who to run as.
+    pub user: PlanUser,
+    /// Effective, permitted and bounding capabilities, by OCI name (`CAP_CHOWN`).
+    pub capabilities: Vec<String>,
+    /// Whether `no_new_privs` is set.
+    pub no_new_privileges: bool,
+    /// What the process joins (the container's own cgroup, or a leaf below it).
+    pub cgroup: CgroupEntry,
+}
