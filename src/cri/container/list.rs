@@ -1,0 +1,42 @@
+//! ListContainers: a filter's conditions hold together.
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front, validate};
+use crate::lifecycle::container::State;
+use crate::proto::cri as v1;
+use crate::state::container::ContainerFilter;
+
+use super::view;
+
+/// Containers that clients may see, newest first.
+pub(in crate::cri) async fn list(
+    front: Front,
+    request: v1::ListContainersRequest,
+    _deadline: Deadline,
+) -> Result<v1::ListContainersResponse, CallError> {
+    let filter = request.filter.unwrap_or_default();
+    // An empty `state` message is a condition: CREATED is 0.
+    let state = match filter.state {
+        None => None,
+        Some(value) => match v1::ContainerState::try_from(value.state) {
+            Ok(v1::ContainerState::ContainerCreated) => Some(State::Created),
+            Ok(v1::ContainerState::ContainerRunning) => Some(State::Running),
+            Ok(v1::ContainerState::ContainerExited) => Some(State::Exited),
+            // None of ours is ever unknown.
+            Ok(v1::ContainerState::ContainerUnknown) => Some(State::Error),
+            Err(_) => return Err(CallError::invalid("filter.state", "is not a container state")),
+        },
+    };
+    let wanted = ContainerFilter {
+        id_prefix: validate::id_prefix("filter.id", filter.id)?,
+        sandbox_prefix: validate::id_prefix("filter.pod_sandbox_id", filter.pod_sandbox_id)?,
+        state,
+    };
+    let containers = front.store.containers(&wanted).await?;
+    let containers = containers
+        .into_iter()
+        .filter(|container| validate::matches(&container.spec.labels, &filter.label_selector))
+        .map(view::item)
+        .collect();
+    Ok(v1::ListContainersResponse { containers })
+}

@@ -1,0 +1,139 @@
+//! A container as clients see it.
+
+use crate::lifecycle::container::State;
+use crate::lifecycle::signal;
+use crate::lifecycle::spec::{ContainerSpec, MountSpec, Propagation, Resources};
+use crate::proto::cri as v1;
+use crate::state::container::Container;
+
+pub(super) fn metadata(spec: &ContainerSpec) -> v1::ContainerMetadata {
+    v1::ContainerMetadata { name: spec.name.clone(), attempt: spec.attempt }
+}
+
+fn state(state: State) -> i32 {
+    let state = match state {
+        State::Preparing | State::Created | State::Starting => v1::ContainerState::ContainerCreated,
+        State::Running => v1::ContainerState::ContainerRunning,
+        State::Exited => v1::ContainerState::ContainerExited,
+        State::Error => v1::ContainerState::ContainerUnknown,
+    };
+    state.into()
+}
+
+fn image(spec: &ContainerSpec, name: &str) -> v1::ImageSpec {
+    v1::ImageSpec {
+        image: name.to_owned(),
+        user_specified_image: spec.user_specified_image.clone(),
+        ..Default::default()
+    }
+}
+
+pub(super) fn item(container: Container) -> v1::Container {
+    let spec = container.spec;
+    v1::Container {
+        id: container.id.into(),
+        pod_sandbox_id: container.sandbox_id.into(),
+        metadata: Some(metadata(&spec)),
+        image: Some(image(&spec, &spec.image)),
+        image_ref: spec.image_ref,
+        state: state(container.state),
+        created_at: container.created_at,
+        labels: spec.labels.into_iter().collect(),
+        annotations: spec.annotations.into_iter().collect(),
+        image_id: container.image_id,
+    }
+}
+
+pub(super) fn status(container: Container, log_path: String) -> v1::ContainerStatus {
+    let spec = container.spec;
+    let exited = container.state == State::Exited;
+    v1::ContainerStatus {
+        id: container.id.into(),
+        metadata: Some(metadata(&spec)),
+        state: state(container.state),
+        created_at: container.created_at,
+        started_at: container.started_at.unwrap_or_default(),
+        finished_at: container.exited_at.unwrap_or_default(),
+        exit_code: container.exit_code.unwrap_or_default(),
+        image: Some(image(&spec, &spec.image_name)),
+        image_ref: spec.image_ref,
+        reason: container.reason,
+        message: container.error.filter(|_| exited).unwrap_or_default(),
+        mounts: spec.mounts.into_iter().map(mount).collect(),
+        log_path,
+        resources: Some(v1::ContainerResources {
+            linux: Some(resources(&spec.resources)),
+            windows: None,
+        }),
+        image_id: container.image_id,
+        user: None,
+        stop_signal: stop_signal(spec.process.stop_signal),
+        labels: spec.labels.into_iter().collect(),
+        annotations: spec.annotations.into_iter().collect(),
+    }
+}
+
+fn mount(mount: MountSpec) -> v1::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => v1::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => v1::MountPropagation::PropagationBidirectional,
+    };
+    v1::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path,
+        readonly: mount.read_only,
+        recursive_read_only: mount.recursive_read_only,
+        propagation: propagation.into(),
+        ..Default::default()
+    }
+}
+
+fn resources(resources: &Resources) -> v1::LinuxContainerResources {
+    v1::LinuxContainerResources {
+        cpu_period: resources.cpu_period_us,
+        cpu_quota: resources.cpu_quota_us,
+        cpu_shares: resources.cpu_shares,
+        memory_limit_in_bytes: resources.memory_limit_bytes,
+        memory_swap_limit_in_bytes: resources.memory_swap_limit_bytes,
+        oom_score_adj: resources.oom_score_adj,
+        cpuset_cpus: resources.cpuset_cpus.clone(),
+        cpuset_mems: resources.cpuset_mems.clone(),
+        hugepage_limits: resources
+            .hugepage_limits
+            .iter()
+            .map(|(page_size, limit)| v1::HugepageLimit {
+                page_size: page_size.clone(),
+                limit: *limit,
+            })
+            .collect(),
+        unified: resources.unified.clone().into_iter().collect(),
+    }
+}
+
+/// The interface's own number for a signal.
+fn stop_signal(number: i32) -> i32 {
+    let name = signal::name(number).replace('+', "PLUS");
+    let name = if number > 49 {
+        // The interface counts the upper half of the real-time signals from SIGRTMAX.
+        match 64 - number {
+            0 => "SIGRTMAX".to_owned(),
+            below => format!("SIGRTMAXMINUS{below}"),
+        }
+    } else {
+        name
+    };
+    v1::Signal::from_str_name(&format!("SIGNAL_{name}")).unwrap_or_default().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_of_the_kernel_is_named_to_clients() {
+        for number in (1..=31).chain(34..=64) {
+            assert_ne!(stop_signal(number), 0, "signal {number}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Why a call failed, and the one place that turns it into a gRPC status.
+
+use tonic::{Code, Status};
+
+use crate::lifecycle::Impossible;
+use crate::state::StateError;
+
+/// A failed call.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// A field of the request cannot be what it is.
+    #[error("{field}: {why}")]
+    Invalid {
+        /// Path of the field, as the interface names it.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// There is no such object.
+    #[error("{noun} {id:?} not found")]
+    NotFound {
+        /// `sandbox`, `container`, `image`.
+        noun: &'static str,
+        /// As the client wrote it.
+        id: String,
+    },
+    /// The beginning of an id fits several.
+    #[error("{noun} {prefix:?} is ambiguous: give more of the id")]
+    Ambiguous {
+        /// `sandbox`, `container`, `image`.
+        noun: &'static str,
+        /// As the client wrote it.
+        prefix: String,
+    },
+    /// It cannot follow from the present state.
+    #[error(transparent)]
+    Impossible(#[from] Impossible),
+    /// Time ran out; the work goes on.
+    #[error(
+        "deadline exceeded while {noun} {id} was at stage {stage:?}; the work goes on, ask again"
+    )]
+    Deadline {
+        /// What was waited for.
+        noun: &'static str,
+        /// Which.
+        id: String,
+        /// How far it had come.
+        stage: &'static str,
+    },
+    /// A command ran longer than its time-out.
+    #[error("command {command:?} timed out after {seconds} s and was killed")]
+    ExecTimeout {
+        /// The command.
+        command: String,
+        /// Its time-out.
+        seconds: i64,
+    },
+    /// The work itself failed.
+    #[error("{0}")]
+    Failed(String),
+    /// A client withdrew the object while another waited for it.
+    #[error("{noun} {id} was removed before it was done")]
+    Withdrawn {
+        /// What was waited for.
+        noun: &'static str,
+        /// Which.
+        id: String,
+    },
+    /// An image could not be pulled.
+    #[error("{message}")]
+    Pull {
+        /// How kubelet should take it.
+        code: Code,
+        /// What failed, with what.
+        message: String,
+    },
+    /// This part of the interface is not built.
+    #[error("{0} is not implemented")]
+    Unimplemented(&'static str),
+    /// The database failed.
+    #[error(transparent)]
+    State(StateError),
+    /// The shim is away; it is being started anew.
+    #[error("the shim is not connected; it is being started, ask again")]
+    NoShim,
+}
+
+impl From<StateError> for CallError {
+    fn from(error: StateError) -> Self {
+        match error {
+            StateError::Impossible(impossible) => Self::Impossible(impossible),
+            StateError::NotFound { noun, id } => Self::NotFound { noun, id },
+            error => Self::State(error),
+        }
+    }
+}
+
+impl CallError {
+    /// An invalid field.
+    pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), why: why.into() }
+    }
+
+    fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Impossible(_) => Code::FailedPrecondition,
+            Self::Deadline { .. } | Self::ExecTimeout { .. } => Code::DeadlineExceeded,
+            Self::Failed(_) => Code::Unknown,
+            Self::Withdrawn { .. } => Code::Aborted,
+            Self::Pull { code, .. } => *code,
+            Self::Unimplemented(_) => Code::Unimplemented,
+            Self::State(StateError::AddressesExhausted { .. }) => Code::ResourceExhausted,
+            Self::State(StateError::Begin { .. } | StateError::Closed) | Self::NoShim => {
+                Code::Unavailable
+            }
+            Self::State(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<CallError> for Status {
+    fn from(error: CallError) -> Self {
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(inner) = source {
+            text = format!("{text}: {inner}");
+            source = inner.source();
+        }
+        Self::new(error.code(), text)
+    }
+}

@@ -1,0 +1,63 @@
+//! PullImage: equal pulls are one; a caller that goes away cancels nothing.
+
+use tonic::Code;
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front};
+use crate::id::ObjectKey;
+use crate::lifecycle::reference::Reference;
+use crate::proto::cri as v1;
+use crate::state::pull::{Pull, Secret};
+
+use super::named;
+
+/// Pulls an image and answers with its id.
+pub(in crate::cri) async fn pull(
+    front: Front,
+    request: v1::PullImageRequest,
+    deadline: Deadline,
+) -> Result<v1::PullImageResponse, CallError> {
+    let name = named("image", request.image)?;
+    let reference = Reference::parse(&name)
+        .map_err(|error| CallError::invalid("image.image", error.to_string()))?;
+    let reference = reference.to_string();
+    tracing::Span::current().record("id", &reference);
+    if let Some(auth) = request.auth {
+        let secret = Secret {
+            username: auth.username,
+            password: auth.password,
+            auth: auth.auth,
+            identity_token: auth.identity_token,
+            registry_token: auth.registry_token,
+        };
+        if secret != Secret::default() {
+            front.store.pull_secrets().put(&reference, secret);
+        }
+    }
+    let request = front.desired.request_pull(reference.clone()).await?;
+    let key = ObjectKey::Pull(reference.clone());
+    let image_ref = front
+        .wait_for("image", key, deadline, || async {
+            let pull = front.store.pull(&reference).await?;
+            pull.filter(|pull| pull.finished >= request).map(answer).transpose()
+        })
+        .await?;
+    Ok(v1::PullImageResponse { image_ref })
+}
+
+/// What came of a pull, as kubelet takes it (`RegistryUnavailable` is one of its sentinel words,
+/// `k8s.io/cri-api/pkg/errors`).
+fn answer(pull: Pull) -> Result<String, CallError> {
+    if let Some(id) = pull.image_id {
+        return Ok(id);
+    }
+    let error = pull.error.unwrap_or_else(|| "unknown".into());
+    let (code, message) = match pull.error_kind.as_deref() {
+        Some("not_found") => (Code::NotFound, error),
+        Some("unauthorized") => (Code::Unauthenticated, error),
+        Some("unavailable") => (Code::Unavailable, format!("RegistryUnavailable: {error}")),
+        Some("invalid") => (Code::FailedPrecondition, error),
+        _ => (Code::Unknown, error),
+    };
+    Err(CallError::Pull { code, message })
+}

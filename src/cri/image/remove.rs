@@ -1,0 +1,31 @@
+//! RemoveImage: by any of its names, the image goes with all its names. Any number of times.
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front};
+use crate::id::ObjectKey;
+use crate::proto::cri as v1;
+
+use super::named;
+
+/// Removes an image; one that is not there is removed. Layers a container stands on stay until it
+/// is gone.
+pub(in crate::cri) async fn remove(
+    front: Front,
+    request: v1::RemoveImageRequest,
+    deadline: Deadline,
+) -> Result<v1::RemoveImageResponse, CallError> {
+    let name = named("image", request.image)?;
+    let Some(image) = front.find_image(&name).await? else {
+        return Ok(v1::RemoveImageResponse {});
+    };
+    tracing::Span::current().record("id", &image.id);
+    if front.desired.remove_image(image.id.clone()).await? {
+        front
+            .wait_for("image", ObjectKey::Image(image.id.clone()), deadline, || async {
+                let left = front.store.image(&image.id).await?;
+                Ok(left.is_none_or(|image| image.wanted).then_some(()))
+            })
+            .await?;
+    }
+    Ok(v1::RemoveImageResponse {})
+}

@@ -1,0 +1,75 @@
+//! The CRI front: 43 calls, one file per verb, in three classes. Round trips write a wish and wait
+//! for the fact; reads answer from the database alone; sessions speak to the shim and change no
+//! state. Nothing here waits on a process, and nothing here knows how a wish is carried out.
+
+mod call;
+pub mod container;
+mod error;
+pub mod image;
+pub mod image_service;
+pub mod node;
+pub mod runtime_service;
+pub mod sandbox;
+mod validate;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::lifecycle::address::Pool;
+use crate::shim::client::ShimClient;
+use crate::state::{DesiredWriter, Store};
+
+pub use error::CallError;
+
+/// What the front knows of the node, decided at start.
+#[derive(Debug, Clone)]
+pub struct NodeInfo {
+    /// The pod network.
+    pub pool: Pool,
+    /// Where images are stored, for ImageFsInfo.
+    pub image_root: PathBuf,
+    /// Where containers' writable layers are stored.
+    pub snapshot_root: PathBuf,
+    /// Where the FIFOs and launch plans of containers are.
+    pub state_dir: PathBuf,
+    /// Longest wait of a call whose client names no deadline.
+    pub default_deadline: Duration,
+    /// Whether mounts can be made read-only with everything below them (kernel 5.12).
+    pub recursive_read_only: bool,
+}
+
+/// What every call works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Front {
+    store: Store,
+    desired: DesiredWriter,
+    shim: ShimLink,
+    info: Arc<NodeInfo>,
+    health: Health,
+}
+
+/// The shim that is connected now; sessions take it as they come.
+pub type ShimLink = tokio::sync::watch::Receiver<Option<ShimClient>>;
+
+/// What the back last found out about itself: why it is not ready, if it is not.
+pub type Health = tokio::sync::watch::Receiver<crate::state::health::Report>;
+
+impl Front {
+    /// Joins what the front needs.
+    #[must_use]
+    pub fn new(
+        store: Store,
+        desired: DesiredWriter,
+        shim: ShimLink,
+        health: Health,
+        info: NodeInfo,
+    ) -> Self {
+        Self { store, desired, shim, health, info: Arc::new(info) }
+    }
+
+    /// The shim, for a session.
+    fn shim(&self) -> Result<ShimClient, CallError> {
+        self.shim.borrow().clone().ok_or(CallError::NoShim)
+    }
+}

@@ -1,0 +1,109 @@
+//! Calls about the node: Version, Status, RuntimeConfig, UpdateRuntimeConfig.
+
+use std::collections::HashMap;
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front};
+use crate::proto::cri as v1;
+
+/// Name under which the runtime appears in `kubectl get node -o wide`.
+const RUNTIME_NAME: &str = "quilt";
+/// Version of the interface's version message, which kubelet sends and has never changed.
+const KUBELET_API_VERSION: &str = "0.1.0";
+
+/// Version: all four fields are filled, or kubelet refuses the answer.
+pub(super) async fn version(
+    _front: Front,
+    _request: v1::VersionRequest,
+    _deadline: Deadline,
+) -> Result<v1::VersionResponse, CallError> {
+    Ok(v1::VersionResponse {
+        version: KUBELET_API_VERSION.into(),
+        runtime_name: RUNTIME_NAME.into(),
+        runtime_version: env!("CARGO_PKG_VERSION").into(),
+        runtime_api_version: "v1".into(),
+    })
+}
+
+/// Status: what the back last found out about itself.
+pub(super) async fn status(
+    front: Front,
+    request: v1::StatusRequest,
+    _deadline: Deadline,
+) -> Result<v1::StatusResponse, CallError> {
+    let report = front.health.borrow().clone();
+    let condition = |name: &str, reason: &str, problem: Option<String>| v1::RuntimeCondition {
+        r#type: name.into(),
+        status: problem.is_none(),
+        reason: problem.as_ref().map(|_| reason.to_owned()).unwrap_or_default(),
+        message: problem.unwrap_or_default(),
+    };
+    let mut info = HashMap::new();
+    if request.verbose {
+        let config = serde_json::json!({
+            "imageRoot": front.info.image_root,
+            "snapshotRoot": front.info.snapshot_root,
+            "stateDir": front.info.state_dir,
+            "bridge": front.info.pool.bridge,
+            "subnet": front.info.pool.subnet.to_string(),
+        });
+        info.insert("config".into(), config.to_string());
+        info.insert("jobs".into(), front.store.count_jobs().await?.to_string());
+        info.insert("cleanupTasks".into(), front.store.count_cleanup_tasks().await?.to_string());
+    }
+    Ok(v1::StatusResponse {
+        status: Some(v1::RuntimeStatus {
+            conditions: vec![
+                condition("RuntimeReady", "RuntimeNotReady", report.runtime_problem),
+                condition("NetworkReady", "NetworkNotReady", report.network_problem),
+            ],
+        }),
+        info,
+        runtime_handlers: vec![v1::RuntimeHandler {
+            name: String::new(),
+            features: Some(v1::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: front.info.recursive_read_only,
+                user_namespaces: false,
+            }),
+        }],
+        features: Some(v1::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+/// RuntimeConfig: the cgroup driver, which kubelet reads once.
+pub(super) async fn runtime_config(
+    _front: Front,
+    _request: v1::RuntimeConfigRequest,
+    _deadline: Deadline,
+) -> Result<v1::RuntimeConfigResponse, CallError> {
+    Ok(v1::RuntimeConfigResponse {
+        linux: Some(v1::LinuxRuntimeConfiguration {
+            cgroup_driver: v1::CgroupDriver::Cgroupfs.into(),
+        }),
+    })
+}
+
+/// UpdateRuntimeConfig: the pod range is checked and kept; the network issue makes the pool follow
+/// it.
+pub(super) async fn update_runtime_config(
+    front: Front,
+    request: v1::UpdateRuntimeConfigRequest,
+    _deadline: Deadline,
+) -> Result<v1::UpdateRuntimeConfigResponse, CallError> {
+    let config = request.runtime_config.unwrap_or_default();
+    let Some(network) = config.network_config.filter(|network| !network.pod_cidr.is_empty()) else {
+        return Ok(v1::UpdateRuntimeConfigResponse {});
+    };
+    for cidr in network.pod_cidr.split(',') {
+        if cidr.trim().parse::<ipnet::IpNet>().is_err() {
+            let why = format!("{cidr:?} is not a network in CIDR notation");
+            return Err(CallError::invalid("runtime_config.network_config.pod_cidr", why));
+        }
+    }
+    front.desired.set_pod_cidr(network.pod_cidr).await?;
+    Ok(v1::UpdateRuntimeConfigResponse {})
+}

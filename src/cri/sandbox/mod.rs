@@ -1,0 +1,12 @@
+//! Pod sandboxes, one file per verb.
+
+pub mod list;
+pub mod remove;
+pub mod run;
+mod spec;
+pub mod status;
+pub mod stop;
+mod view;
+
+pub(in crate::cri) use spec::{check_config, wants_user_namespace};
+pub(in crate::cri) use view::mode;

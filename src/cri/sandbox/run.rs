@@ -1,0 +1,52 @@
+//! RunPodSandbox: the wish for a pod, and the wait until it stands.
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front, validate};
+use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::sandbox::{Desired, State};
+use crate::lifecycle::spec::NamespaceMode;
+use crate::proto::cri as v1;
+
+use super::spec;
+
+/// Runs a pod sandbox, or joins the run of the same pod, name and attempt.
+pub(in crate::cri) async fn run(
+    front: Front,
+    request: v1::RunPodSandboxRequest,
+    deadline: Deadline,
+) -> Result<v1::RunPodSandboxResponse, CallError> {
+    let handler = request.runtime_handler;
+    if !handler.is_empty() {
+        let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
+        return Err(CallError::invalid("runtime_handler", why));
+    }
+    let config = validate::required("config", request.config)?;
+    let spec = spec::from_config("config", config)?;
+    if spec.user_namespace {
+        return Err(CallError::Unimplemented("a user namespace (userns_options mode POD)"));
+    }
+    let pool = (spec.network == NamespaceMode::Pod).then(|| front.info.pool.clone());
+    let id = front.desired.run_sandbox(SandboxId::random(), spec, pool).await?;
+    tracing::Span::current().record("id", id.as_str());
+    front
+        .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || ready(&front, &id))
+        .await?;
+    Ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.into() })
+}
+
+async fn ready(front: &Front, id: &SandboxId) -> Result<Option<()>, CallError> {
+    let withdrawn = || CallError::Withdrawn { noun: "sandbox", id: id.to_string() };
+    let Some(sandbox) = front.store.sandbox(id).await? else {
+        // A failed sandbox may be gone before we look: the operation tells why.
+        let failure = front.store.last_failure(id.as_str()).await?;
+        return Err(failure.map_or_else(withdrawn, CallError::Failed));
+    };
+    match (sandbox.state, sandbox.desired) {
+        (State::Failed, _) => {
+            Err(CallError::Failed(sandbox.error.unwrap_or_else(|| "unknown".into())))
+        }
+        (State::Ready, Desired::Ready) => Ok(Some(())),
+        (_, Desired::Ready) => Ok(None),
+        _ => Err(withdrawn()),
+    }
+}

@@ -1,0 +1,149 @@
+//! From `PodSandboxConfig` to [`SandboxSpec`]: all checks, nothing touched.
+
+use crate::cri::{CallError, validate};
+use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
+use crate::proto::cri as v1;
+
+/// Longest host name (RFC 1123 and sethostname(2): 64 with the final zero).
+const HOSTNAME_MAX: usize = 63;
+
+/// Checks a sandbox configuration. `field` is its path in the request.
+pub(in crate::cri) fn from_config(
+    field: &str,
+    config: v1::PodSandboxConfig,
+) -> Result<SandboxSpec, CallError> {
+    let at = |name: &str| format!("{field}.{name}");
+    let metadata = validate::required(&at("metadata"), config.metadata)?;
+    let hostname = validate::word(&at("hostname"), config.hostname)?;
+    if hostname.len() > HOSTNAME_MAX {
+        let why = format!("has {} bytes, more than {HOSTNAME_MAX}", hostname.len());
+        return Err(CallError::invalid(at("hostname"), why));
+    }
+    let linux = config.linux.unwrap_or_default();
+    let security = linux.security_context.unwrap_or_default();
+    let namespaces = security.namespace_options.unwrap_or_default();
+    let annotations = validate::map(&at("annotations"), config.annotations)?;
+    Ok(SandboxSpec {
+        name: validate::name(&at("metadata.name"), metadata.name)?,
+        namespace: validate::name(&at("metadata.namespace"), metadata.namespace)?,
+        uid: validate::name(&at("metadata.uid"), metadata.uid)?,
+        attempt: metadata.attempt,
+        hostname,
+        log_directory: validate::absolute_path_or_empty(
+            &at("log_directory"),
+            config.log_directory,
+        )?,
+        runtime_handler: String::new(),
+        labels: validate::map(&at("labels"), config.labels)?,
+        annotations,
+        dns: match config.dns_config {
+            Some(dns) => dns_spec(&at("dns_config"), dns)?,
+            None => None,
+        },
+        port_mappings: validate::bounded(&at("port_mappings"), config.port_mappings)?
+            .into_iter()
+            .enumerate()
+            .map(|(index, port)| port_mapping(&format!("{field}.port_mappings[{index}]"), port))
+            .collect::<Result<_, _>>()?,
+        cgroup_parent: cgroup_parent(&at("linux.cgroup_parent"), linux.cgroup_parent)?,
+        sysctls: sysctls(&at("linux.sysctls"), validate::map(&at("linux.sysctls"), linux.sysctls)?)?,
+        network: pod_or_node(&at("linux.security_context.namespace_options.network"), namespaces.network)?,
+        pid: pid_mode(&at("linux.security_context.namespace_options.pid"), namespaces.pid)?,
+        ipc: pod_or_node(&at("linux.security_context.namespace_options.ipc"), namespaces.ipc)?,
+        privileged: security.privileged,
+        user_namespace: wants_user_namespace(namespaces.userns_options.as_ref()),
+    })
+}
+
+/// Checks a sandbox configuration that only comes along, as with CreateContainer.
+pub(in crate::cri) fn check_config(
+    field: &str,
+    config: v1::PodSandboxConfig,
+) -> Result<(), CallError> {
+    from_config(field, config).map(drop)
+}
+
+fn dns_spec(field: &str, dns: v1::DnsConfig) -> Result<Option<DnsSpec>, CallError> {
+    let words = |name: &str, value| {
+        let field = format!("{field}.{name}");
+        let value = validate::bounded(&field, value)?;
+        value.into_iter().map(|word| validate::name(&field, word)).collect::<Result<Vec<_>, _>>()
+    };
+    let spec = DnsSpec {
+        servers: words("servers", dns.servers)?,
+        searches: words("searches", dns.searches)?,
+        options: words("options", dns.options)?,
+    };
+    // A message without content asks for nothing of its own.
+    Ok((spec != DnsSpec::default()).then_some(spec))
+}
+
+fn port_mapping(field: &str, port: v1::PortMapping) -> Result<PortMapping, CallError> {
+    for (name, value) in [("container_port", port.container_port), ("host_port", port.host_port)] {
+        if !(0..=65535).contains(&value) {
+            return Err(CallError::invalid(format!("{field}.{name}"), "is not a port"));
+        }
+    }
+    if !(0..=2).contains(&port.protocol) {
+        return Err(CallError::invalid(format!("{field}.protocol"), "is not a protocol"));
+    }
+    if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
+        return Err(CallError::invalid(format!("{field}.host_ip"), "is not an IP address"));
+    }
+    Ok(PortMapping {
+        protocol: port.protocol,
+        container_port: port.container_port,
+        host_port: port.host_port,
+        host_ip: port.host_ip,
+    })
+}
+
+/// A parent is a path of the cgroupfs driver. The systemd driver's `*.slice` comes with the
+/// resources issue, and is refused rather than taken for a directory name.
+fn cgroup_parent(field: &str, value: String) -> Result<String, CallError> {
+    if value.ends_with(".slice") {
+        let why = "is a systemd slice, but this runtime's cgroup driver is cgroupfs";
+        return Err(CallError::invalid(field, why));
+    }
+    validate::absolute_path_or_empty(field, value)
+}
+
+/// Sysctls that have a namespace (sysctl(8) groups `net.*`, `kernel.shm*`, `kernel.msg*`,
+/// `kernel.sem`, `fs.mqueue.*`); others would change the node.
+fn sysctls(field: &str, value: Map) -> Result<Map, CallError> {
+    const NAMESPACED: [&str; 5] = ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+    for (name, setting) in &value {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
+        if !name.bytes().all(plain) || name.contains("..") || setting.contains(['\n', '\0']) {
+            return Err(CallError::invalid(field, format!("{name:?} is not a sysctl")));
+        }
+        if !NAMESPACED.iter().any(|prefix| name.replace('/', ".").starts_with(prefix)) {
+            let why = format!("{name:?} has no namespace: it would change the node");
+            return Err(CallError::invalid(field, why));
+        }
+    }
+    Ok(value)
+}
+
+fn pod_or_node(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
+    match v1::NamespaceMode::try_from(mode) {
+        Ok(v1::NamespaceMode::Pod) => Ok(NamespaceMode::Pod),
+        Ok(v1::NamespaceMode::Node) => Ok(NamespaceMode::Node),
+        _ => Err(CallError::invalid(field, "is neither POD nor NODE")),
+    }
+}
+
+fn pid_mode(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
+    match v1::NamespaceMode::try_from(mode) {
+        Ok(v1::NamespaceMode::Container) => Ok(NamespaceMode::Container),
+        Ok(v1::NamespaceMode::Target) => {
+            Err(CallError::invalid(field, "is TARGET, which only a container can ask for"))
+        }
+        _ => pod_or_node(field, mode),
+    }
+}
+
+/// Absent means the node's own; mode POD (0) in a message that is there means a new one.
+pub(in crate::cri) fn wants_user_namespace(options: Option<&v1::UserNamespace>) -> bool {
+    options.is_some_and(|options| options.mode == i32::from(v1::NamespaceMode::Pod))
+}

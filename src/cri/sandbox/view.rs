@@ -1,0 +1,72 @@
+//! A sandbox as clients see it.
+
+use crate::lifecycle::sandbox::State;
+use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
+use crate::proto::cri as v1;
+use crate::state::sandbox::Sandbox;
+
+pub(super) fn metadata(spec: &SandboxSpec) -> v1::PodSandboxMetadata {
+    v1::PodSandboxMetadata {
+        name: spec.name.clone(),
+        uid: spec.uid.clone(),
+        namespace: spec.namespace.clone(),
+        attempt: spec.attempt,
+    }
+}
+
+pub(super) fn state(state: State) -> i32 {
+    let state = match state {
+        State::Ready => v1::PodSandboxState::SandboxReady,
+        _ => v1::PodSandboxState::SandboxNotready,
+    };
+    state.into()
+}
+
+/// The interface's number for a namespace mode.
+pub(in crate::cri) fn mode(mode: &NamespaceMode) -> i32 {
+    let mode = match mode {
+        NamespaceMode::Pod => v1::NamespaceMode::Pod,
+        NamespaceMode::Container => v1::NamespaceMode::Container,
+        NamespaceMode::Node => v1::NamespaceMode::Node,
+        NamespaceMode::Target(_) => v1::NamespaceMode::Target,
+    };
+    mode.into()
+}
+
+pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
+    v1::PodSandbox {
+        id: sandbox.id.into(),
+        metadata: Some(metadata(&sandbox.spec)),
+        state: state(sandbox.state),
+        created_at: sandbox.created_at,
+        labels: sandbox.spec.labels.into_iter().collect(),
+        annotations: sandbox.spec.annotations.into_iter().collect(),
+        runtime_handler: sandbox.spec.runtime_handler,
+    }
+}
+
+pub(super) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
+    let spec = sandbox.spec;
+    let options = v1::NamespaceOption {
+        network: mode(&spec.network),
+        pid: mode(&spec.pid),
+        ipc: mode(&spec.ipc),
+        ..Default::default()
+    };
+    v1::PodSandboxStatus {
+        id: sandbox.id.into(),
+        metadata: Some(metadata(&spec)),
+        state: state(sandbox.state),
+        created_at: sandbox.created_at,
+        network: Some(v1::PodSandboxNetworkStatus {
+            ip: sandbox.address.unwrap_or_default(),
+            additional_ips: Vec::new(),
+        }),
+        linux: Some(v1::LinuxPodSandboxStatus {
+            namespaces: Some(v1::Namespace { options: Some(options) }),
+        }),
+        labels: spec.labels.into_iter().collect(),
+        annotations: spec.annotations.into_iter().collect(),
+        runtime_handler: spec.runtime_handler,
+    }
+}

@@ -1,0 +1,71 @@
+//! Pure rules, one file per noun: what a client may ask of an object in its present state (`admit`)
+//! and what the daemon does next about it (`next_step`). No clock, no database, no kernel.
+
+pub mod address;
+pub mod capability;
+pub mod container;
+pub mod process;
+pub mod sandbox;
+pub mod signal;
+pub mod spec;
+
+/// Whether a request may be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Write the wish and wait for it.
+    Admitted,
+    /// It is so already (or was once): answer success and change nothing.
+    Already,
+    /// It cannot be.
+    Refused(Impossible),
+}
+
+/// A transition that does not exist.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("a {noun} that is {from} cannot become {to}: {because}")]
+pub struct Impossible {
+    /// `sandbox` or `container`.
+    pub noun: &'static str,
+    /// The state it is in.
+    pub from: &'static str,
+    /// The state that was asked for.
+    pub to: &'static str,
+    /// Why not, in words for the client.
+    pub because: &'static str,
+}
+
+/// Declares an enum that is stored as text, with both directions.
+macro_rules! stored_as_text {
+    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum $name { $($(#[$vdoc])* $variant),+ }
+
+        impl $name {
+            /// Every value, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            /// The word the database holds.
+            #[must_use]
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = $crate::lifecycle::UnknownWord;
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                match text {
+                    $($text => Ok(Self::$variant),)+
+                    other => Err($crate::lifecycle::UnknownWord(other.to_owned())),
+                }
+            }
+        }
+    };
+}
+pub(crate) use stored_as_text;
+
+/// A stored word that no state has: the database was written by something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a state")]
+pub struct UnknownWord(pub String);

@@ -1,0 +1,263 @@
+//! What a client asked for, as this project keeps it: validated, free of protobuf, stored as JSON.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::process::ProcessSpec;
+
+/// String to string, in order, so that stored JSON compares equal.
+pub type Map = BTreeMap<String, String>;
+
+/// Whose namespace a process lives in (CRI `NamespaceMode`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NamespaceMode {
+    /// One for the whole pod.
+    #[default]
+    Pod,
+    /// One of the container's own.
+    Container,
+    /// The node's.
+    Node,
+    /// That of another container, by id.
+    Target(String),
+}
+
+/// A pod sandbox as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Pod name.
+    pub name: String,
+    /// Pod namespace.
+    pub namespace: String,
+    /// Pod uid.
+    pub uid: String,
+    /// How often the pod's sandbox has been made anew.
+    pub attempt: u32,
+    /// Host name inside; empty takes the sandbox' short id.
+    pub hostname: String,
+    /// Directory of the containers' logs; empty discards them.
+    pub log_directory: String,
+    /// RuntimeClass handler; empty is ours.
+    pub runtime_handler: String,
+    /// Labels.
+    pub labels: Map,
+    /// Annotations.
+    pub annotations: Map,
+    /// resolv.conf; `None` takes the node's.
+    pub dns: Option<DnsSpec>,
+    /// Ports as asked for; kept and shown, applied with the network issue.
+    pub port_mappings: Vec<PortMapping>,
+    /// Parent in the cgroup hierarchy; empty takes the configured root.
+    pub cgroup_parent: String,
+    /// Namespaced sysctls.
+    pub sysctls: Map,
+    /// Network namespace: pod or node.
+    pub network: NamespaceMode,
+    /// PID namespace: pod, container or node.
+    pub pid: NamespaceMode,
+    /// IPC namespace: pod or node.
+    pub ipc: NamespaceMode,
+    /// Whether privileged containers are allowed in it.
+    pub privileged: bool,
+    /// Whether it wants a user namespace of its own; that comes with the container issue.
+    pub user_namespace: bool,
+}
+
+/// CRI `DNSConfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsSpec {
+    /// Name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+/// CRI `PortMapping`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// 0 TCP, 1 UDP, 2 SCTP.
+    pub protocol: i32,
+    /// Port in the pod.
+    pub container_port: i32,
+    /// Port on the node; 0 is none.
+    pub host_port: i32,
+    /// Address on the node; empty is all.
+    pub host_ip: String,
+}
+
+/// A container as it was asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerSpec {
+    /// Container name.
+    pub name: String,
+    /// How often it has been made anew.
+    pub attempt: u32,
+    /// Image as requested: an image id or a reference.
+    pub image: String,
+    /// Image as the pod's author wrote it.
+    pub user_specified_image: String,
+    /// A name of the image that was found, for status: a tag if it has one.
+    pub image_name: String,
+    /// The image that was found, for status: name and digest, or its id.
+    pub image_ref: String,
+    /// Replaces the image's entry point when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's command when not empty.
+    pub args: Vec<String>,
+    /// Replaces the image's working directory when not empty.
+    pub working_dir: String,
+    /// Added to the image's environment, in order.
+    pub environment: Vec<(String, String)>,
+    /// Mounts besides the standard ones.
+    pub mounts: Vec<MountSpec>,
+    /// Devices besides the standard ones.
+    pub devices: Vec<DeviceSpec>,
+    /// Labels.
+    pub labels: Map,
+    /// Annotations.
+    pub annotations: Map,
+    /// Log file relative to the sandbox' log directory; empty discards output.
+    pub log_path: String,
+    /// Whether standard input is kept open.
+    pub stdin: bool,
+    /// Whether standard input closes with its first session.
+    pub stdin_once: bool,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Limits.
+    pub resources: Resources,
+    /// Who it runs as and what it may do.
+    pub security: Security,
+    /// Signal of a stop, by number; `None` takes the image's, else SIGTERM.
+    pub stop_signal: Option<i32>,
+    /// What runs: image and request put together.
+    pub process: ProcessSpec,
+}
+
+/// A host path in a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountSpec {
+    /// Where, inside.
+    pub container_path: String,
+    /// What, on the node.
+    pub host_path: String,
+    /// Whether writing is refused.
+    pub read_only: bool,
+    /// Whether that holds for mounts below it too.
+    pub recursive_read_only: bool,
+    /// How later mounts travel.
+    pub propagation: Propagation,
+    /// An image to mount instead of a host path; that comes with the image issue.
+    pub image: Option<String>,
+}
+
+/// CRI `MountPropagation`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Propagation {
+    /// Neither way.
+    #[default]
+    Private,
+    /// From the node into the container.
+    HostToContainer,
+    /// Both ways.
+    Bidirectional,
+}
+
+/// A device node of the host in a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceSpec {
+    /// Where, inside.
+    pub container_path: String,
+    /// What, on the node.
+    pub host_path: String,
+    /// Of `r`, `w`, `m`.
+    pub permissions: String,
+}
+
+/// Limits of a container (CRI `LinuxContainerResources`); 0 is "not set".
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// CFS period, µs.
+    pub cpu_period_us: i64,
+    /// CFS quota per period, µs; negative is none.
+    pub cpu_quota_us: i64,
+    /// Relative weight, 2 to 262144.
+    pub cpu_shares: i64,
+    /// Memory, bytes.
+    pub memory_limit_bytes: i64,
+    /// Memory and swap together, bytes; -1 is no limit.
+    pub memory_swap_limit_bytes: i64,
+    /// -1000 to 1000.
+    pub oom_score_adj: i64,
+    /// CPUs it may use, as a list (`0-3,7`).
+    pub cpuset_cpus: String,
+    /// Memory nodes it may use.
+    pub cpuset_mems: String,
+    /// Limits of huge pages: page size (`2MB`) and bytes.
+    pub hugepage_limits: Vec<(String, u64)>,
+    /// Files of cgroup v2 to write as they are.
+    pub unified: Map,
+}
+
+/// Who a container runs as and what it may do (CRI `LinuxContainerSecurityContext`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Security {
+    /// Everything the node may do.
+    pub privileged: bool,
+    /// User by number.
+    pub run_as_user: Option<i64>,
+    /// User by name.
+    pub run_as_username: String,
+    /// Group by number.
+    pub run_as_group: Option<i64>,
+    /// Groups to add.
+    pub supplemental_groups: Vec<i64>,
+    /// Only those, none of the image's (policy Strict).
+    pub supplemental_groups_strict: bool,
+    /// Whether the rootfs is read-only.
+    pub readonly_rootfs: bool,
+    /// Whether `no_new_privs` is set.
+    pub no_new_privs: bool,
+    /// Capabilities to add, as CRI names them (`NET_ADMIN`, `ALL`).
+    pub add_capabilities: Vec<String>,
+    /// Capabilities to drop.
+    pub drop_capabilities: Vec<String>,
+    /// Capabilities to make ambient as well.
+    pub add_ambient_capabilities: Vec<String>,
+    /// Paths hidden from the container.
+    pub masked_paths: Vec<String>,
+    /// Paths it may not write.
+    pub readonly_paths: Vec<String>,
+    /// Its PID namespace.
+    pub pid: NamespaceMode,
+    /// Its network namespace.
+    pub network: NamespaceMode,
+    /// Its IPC namespace.
+    pub ipc: NamespaceMode,
+    /// Whether it wants a user namespace; that comes with the container issue.
+    pub user_namespace: bool,
+}
+
+/// What an image's config says of its containers (OCI image spec, `config`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// `NAME=value`.
+    pub env: Vec<String>,
+    /// First part of the command line.
+    pub entrypoint: Vec<String>,
+    /// Second part, replaced by a client's arguments.
+    pub cmd: Vec<String>,
+    /// `user[:group]`, by number or name.
+    pub user: String,
+    /// Working directory.
+    pub working_dir: String,
+    /// Stop signal, by name or number.
+    pub stop_signal: String,
+    /// Labels.
+    pub labels: Map,
+}

@@ -1,0 +1,187 @@
+//! One look at a container: steps until wish and fact agree or something has to be waited for.
+
+use super::{Back, ReconcileError, blocking, container_launch, processes};
+use crate::cgroup::CgroupPath;
+use crate::crash;
+use crate::id::{ContainerId, ObjectKey};
+use crate::lifecycle::container::{Facts, Step, effective, next_step};
+use crate::lifecycle::signal;
+use crate::snapshot;
+use crate::state::container::Container;
+use crate::state::job::Outcome;
+use crate::state::now_ns;
+use crate::state::operation::Finished;
+use crate::state::progress::Stages;
+
+/// An exit comes by itself; this is when we look whether it was missed.
+const EXIT_NS: i64 = 1_000_000_000;
+/// Pause before a cgroup that is still populated is looked at again.
+const POPULATED_NS: i64 = 20_000_000;
+
+/// Brings one container to rest.
+pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
+    loop {
+        let Some(container) = back.store.container(id).await? else { return Ok(Outcome::Done) };
+        let now = now_ns();
+        let facts = Facts {
+            signalled: container.signalled_at.is_some(),
+            grace_over: container.stop_at.is_none_or(|stop_at| stop_at <= now),
+            released: container.released,
+        };
+        let (sandbox_desired, sandbox_state) = container.sandbox;
+        let desired = effective(container.desired, sandbox_desired, sandbox_state);
+        match next_step(desired, container.state, facts) {
+            Step::Rest => return Ok(Outcome::Done),
+            Step::Prepare => prepare(back, &container).await?,
+            Step::Launch => container_launch::launch(back, &container, desired).await?,
+            Step::Signal => send_stop_signal(back, &container).await?,
+            Step::AwaitGrace => {
+                let left = container.stop_at.unwrap_or(now).saturating_sub(now);
+                return Ok(Outcome::Again(left.max(0)));
+            }
+            Step::Kill => {
+                kill(back, &container).await?;
+                return Ok(Outcome::Again(EXIT_NS));
+            }
+            Step::Release => {
+                if !release(back, &container).await? {
+                    return Ok(Outcome::Again(POPULATED_NS));
+                }
+            }
+            Step::Remove => {
+                remove(back, &container).await?;
+                return Ok(Outcome::Done);
+            }
+        }
+    }
+}
+
+/// Where the container's cgroup is.
+pub(super) async fn cgroup_path(
+    back: &Back,
+    container: &Container,
+) -> Result<Option<CgroupPath>, ReconcileError> {
+    let Some(sandbox) = back.store.sandbox(&container.sandbox_id).await? else { return Ok(None) };
+    let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent)?;
+    Ok(Some(pod.join(container.id.as_str())?))
+}
+
+async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    crash::point("container.recorded");
+    let id = &container.id;
+    let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
+    stages.record("queue", now_ns() - container.created_at);
+    stages.enter("snapshot");
+    let (back_too, container_too) = (back.clone(), container.clone());
+    let made = blocking(move || make_directories(&back_too, &container_too)).await;
+    crash::point("container.prepared");
+    let done = |stages: Stages<'_>, error| Finished {
+        kind: "create_container",
+        object_id: id.to_string(),
+        started_at: container.created_at,
+        duration_ns: now_ns() - container.created_at,
+        error,
+        stages: stages.finish(),
+    };
+    match made {
+        Ok(rootfs) => {
+            back.observed.container_created(id.clone(), rootfs, done(stages, None)).await?;
+            crash::point("container.created");
+            Ok(())
+        }
+        Err(error) if error.is_passing() => Err(error),
+        Err(error) => {
+            let text = error.full_text();
+            tracing::warn!(container = %id, error = text, "cannot prepare the container");
+            Ok(back.observed.container_error(id.clone(), done(stages, Some(text))).await?)
+        }
+    }
+}
+
+/// Makes the writable layer, the directory of the FIFOs and that of the log. Idempotent.
+fn make_directories(back: &Back, container: &Container) -> Result<String, ReconcileError> {
+    let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    let dir = back.paths.container(&container.id);
+    std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    if let Some(parent) = std::path::Path::new(&container.log_path).parent()
+        && !container.log_path.is_empty()
+    {
+        std::fs::create_dir_all(parent).map_err(ReconcileError::file("make", parent))?;
+    }
+    Ok(snapshot.upper.display().to_string())
+}
+
+async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    crash::point("container.stopping");
+    let number = container.spec.process.stop_signal;
+    let number = if number == 0 { signal::TERM } else { number };
+    if let Some(pidfd) = back.processes.get(&container.id) {
+        processes::signal(&pidfd, number)?;
+    }
+    back.observed.container_signalled(container.id.clone(), number).await?;
+    crash::point("container.signalled");
+    Ok(())
+}
+
+/// Kills everything the container is made of. The exit comes through the monitor.
+async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    let path = cgroup_path(back, container).await?;
+    let pidfd = back.processes.get(&container.id);
+    let back = back.clone();
+    blocking(move || {
+        if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
+            back.cgroups.kill(&path)?;
+        }
+        match pidfd {
+            Some(pidfd) => processes::signal(&pidfd, signal::KILL),
+            None => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Removes the container's cgroup; `false` says that something in it still ends.
+async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileError> {
+    if let Some(path) = cgroup_path(back, container).await? {
+        let back_too = back.clone();
+        let gone = blocking(move || {
+            if !back_too.cgroups.exists(&path) {
+                return Ok(true);
+            }
+            if back_too.cgroups.is_populated(&path)? {
+                back_too.cgroups.kill(&path)?;
+                return Ok(false);
+            }
+            back_too.cgroups.remove(&path)?;
+            Ok(true)
+        })
+        .await?;
+        if !gone {
+            return Ok(false);
+        }
+    }
+    back.store.samples().remove(&container.id);
+    back.observed.container_released(container.id.clone()).await?;
+    crash::point("container.released");
+    Ok(true)
+}
+
+async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    if let Ok(shim) = back.shim() {
+        shim.forget(container.id.as_str()).await?;
+    }
+    let dir = back.paths.container(&container.id);
+    blocking(move || match std::fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(ReconcileError::file("remove", dir)(error))
+        }
+        _ => Ok(()),
+    })
+    .await?;
+    crash::point("container.files_removed");
+    back.processes.remove(&container.id);
+    let sandbox = container.sandbox_id.clone();
+    back.observed.container_removed(container.id.clone(), sandbox).await?;
+    crash::point("container.removed");
+    Ok(())
+}

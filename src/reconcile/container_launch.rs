@@ -1,0 +1,177 @@
+//! The launch of a container: cgroup, plan, process; and finding out, after a crash in between,
+//! how far it had come.
+
+use super::{Back, ReconcileError, blocking, container, container_plan, processes, sampler};
+use crate::crash;
+use crate::id::ObjectKey;
+use crate::lifecycle::container::{Desired, State};
+use crate::runtime::plan::LaunchPlan;
+use crate::shim::client::{Launched, ShimClient};
+use crate::snapshot;
+use crate::state::container::Container;
+use crate::state::container_facts::Exit;
+use crate::state::now_ns;
+use crate::state::operation::Finished;
+use crate::state::progress::Stages;
+
+/// Exit code and reason of a container whose process could not be started, as containerd has them.
+const START_ERROR_CODE: i32 = 128;
+
+/// Starts the container's process, or records why it cannot be.
+pub(super) async fn launch(
+    back: &Back,
+    container: &Container,
+    desired: Desired,
+) -> Result<(), ReconcileError> {
+    let id = &container.id;
+    let begun = now_ns();
+    let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
+    let shim = back.shim()?;
+    if container.state == State::Starting && resume(back, container, &shim).await? {
+        return Ok(());
+    }
+    if desired > Desired::Running {
+        // The start was under way when the daemon died, had not come to a process, and is no
+        // longer wanted.
+        let exit = Exit {
+            code: START_ERROR_CODE,
+            at: now_ns(),
+            reason: "StartError",
+            error: Some("the container was stopped before it had started".into()),
+            ran: false,
+        };
+        back.observed.container_exited(id.clone(), exit).await?;
+        return Ok(());
+    }
+    back.observed.container_starting(id.clone()).await?;
+    crash::point("container.starting");
+    let result = start(back, container, &shim, &mut stages).await;
+    let done = |stages: Stages<'_>, error| Finished {
+        kind: "start_container",
+        object_id: id.to_string(),
+        started_at: begun,
+        duration_ns: now_ns() - begun,
+        error,
+        stages: stages.finish(),
+    };
+    match result {
+        Ok((launched, started_at)) => {
+            let process = (launched.pid, launched.start_time);
+            let done = done(stages, None);
+            back.observed.container_running(id.clone(), process, started_at, done).await?;
+            crash::point("container.running");
+            Ok(())
+        }
+        Err(error) if error.is_passing() => Err(error),
+        Err(error) => {
+            let text = error.full_text();
+            tracing::warn!(container = %id, error = text, "cannot start the container");
+            let exit = Exit {
+                code: START_ERROR_CODE,
+                at: now_ns(),
+                reason: "StartError",
+                error: Some(text.clone()),
+                ran: false,
+            };
+            let done = done(stages, Some(text));
+            Ok(back.observed.container_start_failed(id.clone(), exit, done).await?)
+        }
+    }
+}
+
+async fn start(
+    back: &Back,
+    container: &Container,
+    shim: &ShimClient,
+    stages: &mut Stages<'_>,
+) -> Result<(Launched, i64), ReconcileError> {
+    stages.enter("plan");
+    let plan = plan(back, container).await?;
+    stages.enter("cgroup");
+    let path = container::cgroup_path(back, container).await?;
+    let path = path.ok_or_else(|| ReconcileError::Plan("its sandbox is gone".into()))?;
+    let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let (back_too, path_too) = (back.clone(), path.clone());
+    let again = container.state == State::Starting;
+    blocking(move || {
+        if again {
+            // A shim that died in mid-launch may have left a process that nobody knows.
+            processes::end_cgroup(&back_too.cgroups, &path_too)?;
+        }
+        Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
+    })
+    .await?;
+    crash::point("container.cgroup");
+    let plan_path = back.paths.container(&container.id).join("plan.json");
+    let (plan_path_too, sources) = (plan_path.clone(), container.spec.mounts.clone());
+    blocking(move || {
+        for mount in &sources {
+            make_source(&mount.host_path)?;
+        }
+        write_plan(&plan, &plan_path_too)
+    })
+    .await?;
+    crash::point("container.plan");
+    stages.enter("launch");
+    let launched = shim.launch(container.id.as_str(), &plan_path).await?;
+    let started_at = now_ns();
+    crash::point("container.launched");
+    let pidfd = launched.pidfd.try_clone().map_err(ReconcileError::file("copy", "a pidfd"))?;
+    back.processes.put(&container.id, pidfd);
+    stages.enter("record");
+    sampler::sample(back, &container.id, &path);
+    Ok((launched, started_at))
+}
+
+/// Finds out whether a launch that a dead daemon had begun came to a process.
+async fn resume(
+    back: &Back,
+    container: &Container,
+    shim: &ShimClient,
+) -> Result<bool, ReconcileError> {
+    let held = shim.list().await?;
+    let Some(item) = held.into_iter().find(|item| item.id == container.id.as_str()) else {
+        return Ok(false);
+    };
+    let now = now_ns();
+    let done = Finished {
+        kind: "start_container",
+        object_id: container.id.to_string(),
+        started_at: now,
+        duration_ns: 0,
+        error: None,
+        stages: vec![("found running", 0)],
+    };
+    super::recovery::hold(back, &container.id, item.pid, item.start_time);
+    let process = (item.pid, item.start_time);
+    back.observed.container_running(container.id.clone(), process, now, done).await?;
+    Ok(true)
+}
+
+async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, ReconcileError> {
+    let sandbox = back.store.sandbox(&container.sandbox_id).await?;
+    let sandbox = sandbox.ok_or_else(|| ReconcileError::Plan("its sandbox is gone".into()))?;
+    let chain = match back.store.snapshot_top(&container.id).await? {
+        Some(top) => back.store.layer_chain(&top).await?,
+        None => Vec::new(),
+    };
+    let lower = chain.iter().map(|chain_id| back.images.layer_path(chain_id)).collect();
+    let snapshot = snapshot::locate(&back.paths.root, container.id.as_str());
+    container_plan::build(back, container, &sandbox, snapshot, lower)
+}
+
+/// A host path that is not there becomes a directory, as Docker and containerd do; whoever wants an
+/// error asks kubelet for a typed hostPath.
+fn make_source(host_path: &str) -> Result<(), ReconcileError> {
+    match std::fs::symlink_metadata(host_path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::create_dir_all(host_path).map_err(ReconcileError::file("make", host_path))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn write_plan(plan: &LaunchPlan, path: &std::path::Path) -> Result<(), ReconcileError> {
+    let json = serde_json::to_vec(plan).map_err(|error| ReconcileError::Plan(error.to_string()))?;
+    std::fs::write(path, json).map_err(ReconcileError::file("write", path))
+}

@@ -1,0 +1,300 @@
+//! From rows to a launch plan: every decision about a container is made here, and the node side
+//! only carries it out.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{
+    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
+    LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, OciSpecError, PosixRlimitBuilder,
+    PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+};
+
+use super::mounts::{self, SandboxMounts};
+use super::{Back, ReconcileError};
+use crate::lifecycle::capability;
+use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, NamespaceMode, Resources};
+use crate::runtime::plan::{CgroupEntry, LaunchPlan, PlanUser, Rootfs, Stdio};
+use crate::snapshot::Snapshot;
+use crate::state::container::Container;
+use crate::state::sandbox::Sandbox;
+
+/// Version of the OCI runtime spec that plans follow.
+const OCI_VERSION: &str = "1.2.0";
+/// Open files: what systemd gives its services (`DefaultLimitNOFILE`).
+const FILES_SOFT: u64 = 1024;
+const FILES_HARD: u64 = 524_288;
+
+/// Builds the plan of a container whose layers, topmost first, are `lower`.
+pub(super) fn build(
+    back: &Back,
+    container: &Container,
+    sandbox: &Sandbox,
+    snapshot: Snapshot,
+    lower: Vec<PathBuf>,
+) -> Result<LaunchPlan, ReconcileError> {
+    let cgroup = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(container.id.as_str())?;
+    let (unified_dir, v1_tasks_files) = back.cgroups.entry(&cgroup);
+    let spec = &container.spec;
+    let security = &spec.security;
+    let log_path = Some(PathBuf::from(&container.log_path)).filter(|p| !p.as_os_str().is_empty());
+    Ok(LaunchPlan {
+        spec: runtime_spec(back, container, sandbox)
+            .map_err(|error| ReconcileError::Plan(error.to_string()))?,
+        rootfs: Rootfs {
+            lower,
+            upper: snapshot.upper,
+            work: snapshot.work,
+            mount_point: back.paths.mount_point(),
+        },
+        user: PlanUser {
+            user: spec.process.user.clone(),
+            group: spec.process.group.clone(),
+            additional_gids: security
+                .supplemental_groups
+                .iter()
+                .filter_map(|gid| u32::try_from(*gid).ok())
+                .collect(),
+            merge_image_groups: !security.supplemental_groups_strict,
+        },
+        cgroup: CgroupEntry { unified_dir, v1_tasks_files },
+        stdio: Stdio {
+            fifo_dir: back.paths.container(&container.id),
+            log_path,
+            terminal: spec.tty,
+            stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
+        },
+    })
+}
+
+fn runtime_spec(
+    back: &Back,
+    container: &Container,
+    sandbox: &Sandbox,
+) -> Result<Spec, OciSpecError> {
+    let spec = &container.spec;
+    let security = &spec.security;
+    let dir = back.paths.sandbox(&sandbox.id);
+    let files = SandboxMounts {
+        own_ipc: sandbox.spec.ipc == NamespaceMode::Pod,
+        own_network: sandbox.spec.network == NamespaceMode::Pod,
+        dir: dir.clone(),
+    };
+    let process = ProcessBuilder::default()
+        .terminal(spec.tty)
+        .args(spec.process.args.clone())
+        .env(spec.process.env.clone())
+        .cwd(&spec.process.cwd)
+        .capabilities(capabilities(spec)?)
+        .rlimits(vec![files_limit()?])
+        .no_new_privileges(security.no_new_privs)
+        .oom_score_adj(i32::try_from(spec.resources.oom_score_adj).unwrap_or(0))
+        .build()?;
+    let (masked, readonly) = if security.privileged {
+        (Vec::new(), Vec::new())
+    } else {
+        (security.masked_paths.clone(), security.readonly_paths.clone())
+    };
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces(spec, sandbox, &dir.join("ns"))?)
+        .devices(devices(&spec.devices)?)
+        .resources(resources(&spec.resources, security.privileged, &spec.devices, &back.cgroups)?)
+        .masked_paths(masked)
+        .readonly_paths(readonly)
+        .build()?;
+    SpecBuilder::default()
+        .version(OCI_VERSION)
+        .process(process)
+        .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build()?)
+        .mounts(mounts::all(spec, &files)?)
+        .linux(linux)
+        .build()
+}
+
+fn capabilities(
+    spec: &ContainerSpec,
+) -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
+    let set = |names: Vec<String>| names.iter().filter_map(|n| n.parse::<Capability>().ok());
+    let granted = capability::granted(&spec.security);
+    let ambient = capability::ambient(&spec.security);
+    LinuxCapabilitiesBuilder::default()
+        .bounding(set(granted.clone()).collect::<std::collections::HashSet<_>>())
+        .permitted(set(granted.clone()).collect::<std::collections::HashSet<_>>())
+        .effective(set(granted).collect::<std::collections::HashSet<_>>())
+        .inheritable(set(ambient.clone()).collect::<std::collections::HashSet<_>>())
+        .ambient(set(ambient).collect::<std::collections::HashSet<_>>())
+        .build()
+}
+
+/// Never above what this process may give.
+fn files_limit() -> Result<oci_spec::runtime::PosixRlimit, OciSpecError> {
+    let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let hard = own.maximum.map_or(FILES_HARD, |maximum| maximum.min(FILES_HARD));
+    PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(FILES_SOFT.min(hard))
+        .hard(hard)
+        .build()
+}
+
+fn namespaces(
+    spec: &ContainerSpec,
+    sandbox: &Sandbox,
+    pins: &Path,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let joined = |kind, path: PathBuf| LinuxNamespaceBuilder::default().typ(kind).path(path).build();
+    let mut list = vec![new(LinuxNamespaceType::Mount)?];
+    if !spec.security.privileged {
+        list.push(new(LinuxNamespaceType::Cgroup)?);
+    }
+    match (&spec.security.pid, sandbox.init) {
+        (NamespaceMode::Container, _) => list.push(new(LinuxNamespaceType::Pid)?),
+        (NamespaceMode::Pod, Some((pid, _))) => {
+            let path = format!("/proc/{pid}/ns/pid").into();
+            list.push(joined(LinuxNamespaceType::Pid, path)?);
+        }
+        _ => {}
+    }
+    if sandbox.spec.network == NamespaceMode::Pod {
+        list.push(joined(LinuxNamespaceType::Network, pins.join("net"))?);
+        list.push(joined(LinuxNamespaceType::Uts, pins.join("uts"))?);
+    }
+    if sandbox.spec.ipc == NamespaceMode::Pod {
+        list.push(joined(LinuxNamespaceType::Ipc, pins.join("ipc"))?);
+    }
+    Ok(list)
+}
+
+fn devices(devices: &[DeviceSpec]) -> Result<Vec<LinuxDevice>, OciSpecError> {
+    let mut nodes = Vec::new();
+    for device in devices {
+        let Some((kind, major, minor, mode)) = device_node(&device.host_path) else { continue };
+        let node = LinuxDeviceBuilder::default()
+            .path(&device.container_path)
+            .typ(kind)
+            .major(major)
+            .minor(minor)
+            .file_mode(mode)
+            .build()?;
+        nodes.push(node);
+    }
+    Ok(nodes)
+}
+
+/// Kind and number of a device node of the host; `None` when there is none.
+fn device_node(path: &str) -> Option<(LinuxDeviceType, i64, i64, u32)> {
+    let stat = rustix::fs::stat(path).ok()?;
+    let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
+        rustix::fs::FileType::CharacterDevice => LinuxDeviceType::C,
+        rustix::fs::FileType::BlockDevice => LinuxDeviceType::B,
+        _ => return None,
+    };
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    Some((kind, i64::from(major), i64::from(minor), stat.st_mode & 0o777))
+}
+
+/// Device numbers every container may use: null, zero, full, tty, random, urandom, ptmx and the
+/// terminals of its own devpts.
+const STANDARD_DEVICES: [(i64, Option<i64>); 8] = [
+    (1, Some(3)),
+    (1, Some(5)),
+    (1, Some(7)),
+    (5, Some(0)),
+    (1, Some(8)),
+    (1, Some(9)),
+    (5, Some(2)),
+    (136, None),
+];
+
+fn device_rules(
+    privileged: bool,
+    devices: &[DeviceSpec],
+) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
+    let rule = |allow, kind, major: Option<i64>, minor: Option<i64>, access: &str| {
+        let mut rule = LinuxDeviceCgroupBuilder::default();
+        rule = rule.allow(allow).typ(kind).access(access);
+        if let Some(major) = major {
+            rule = rule.major(major);
+        }
+        if let Some(minor) = minor {
+            rule = rule.minor(minor);
+        }
+        rule.build()
+    };
+    if privileged {
+        return Ok(vec![rule(true, LinuxDeviceType::A, None, None, "rwm")?]);
+    }
+    let mut rules = vec![
+        rule(false, LinuxDeviceType::A, None, None, "rwm")?,
+        // Making a node is no access to the device behind it.
+        rule(true, LinuxDeviceType::C, None, None, "m")?,
+        rule(true, LinuxDeviceType::B, None, None, "m")?,
+    ];
+    for (major, minor) in STANDARD_DEVICES {
+        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm")?);
+    }
+    for device in devices {
+        if let Some((kind, major, minor, _)) = device_node(&device.host_path) {
+            let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+            rules.push(rule(true, kind, Some(major), Some(minor), access)?);
+        }
+    }
+    Ok(rules)
+}
+
+fn resources(
+    limits: &Resources,
+    privileged: bool,
+    devices: &[DeviceSpec],
+    cgroups: &crate::cgroup::Cgroups,
+) -> Result<LinuxResources, OciSpecError> {
+    let mut cpu = LinuxCpuBuilder::default();
+    if limits.cpu_shares > 0 {
+        cpu = cpu.shares(u64::try_from(limits.cpu_shares).unwrap_or(2));
+    }
+    if limits.cpu_period_us > 0 {
+        cpu = cpu.period(u64::try_from(limits.cpu_period_us).unwrap_or(100_000));
+    }
+    if limits.cpu_quota_us != 0 {
+        cpu = cpu.quota(limits.cpu_quota_us);
+    }
+    if !limits.cpuset_cpus.is_empty() {
+        cpu = cpu.cpus(&limits.cpuset_cpus);
+    }
+    if !limits.cpuset_mems.is_empty() {
+        cpu = cpu.mems(&limits.cpuset_mems);
+    }
+    let mut memory = LinuxMemoryBuilder::default();
+    if limits.memory_limit_bytes > 0 {
+        memory = memory.limit(limits.memory_limit_bytes);
+    }
+    if limits.memory_swap_limit_bytes != 0 {
+        memory = memory.swap(limits.memory_swap_limit_bytes);
+    }
+    let mut resources = LinuxResourcesBuilder::default()
+        .cpu(cpu.build()?)
+        .memory(memory.build()?)
+        .devices(device_rules(privileged, devices)?);
+    // Kubelet always sends limits of 0 for huge pages; without the controller there are none to
+    // be had, and 0 holds by itself.
+    let huge = cgroups.has_controller("hugetlb");
+    let limits_of_pages = limits
+        .hugepage_limits
+        .iter()
+        .filter(|(_, limit)| huge || *limit > 0)
+        .map(|(size, limit)| {
+            let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+            LinuxHugepageLimitBuilder::default().page_size(size).limit(limit).build()
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    if !limits_of_pages.is_empty() {
+        resources = resources.hugepage_limits(limits_of_pages);
+    }
+    if !limits.unified.is_empty() {
+        resources = resources.unified(limits.unified.clone().into_iter().collect::<std::collections::HashMap<_, _>>());
+    }
+    resources.build()
+}

@@ -1,0 +1,85 @@
+//! Why a step failed.
+
+use std::path::PathBuf;
+
+use crate::cgroup::CgroupError;
+use crate::image::ImageError;
+use crate::network::NetworkError;
+use crate::shim::client::ShimClientError;
+use crate::snapshot::SnapshotError;
+use crate::state::StateError;
+
+/// A failed step.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The database failed.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A namespace, link or address could not be made or removed.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// A cgroup could not be made, set or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// An image could not be fetched or stored.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A writable layer could not be made or removed.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The shim refused or failed.
+    #[error(transparent)]
+    Shim(#[from] ShimClientError),
+    /// A file could not be made, read or removed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was being done.
+        operation: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// A launch plan that cannot be written down.
+    #[error("the launch plan cannot be built: {0}")]
+    Plan(String),
+    /// The shim is away; it is being started anew.
+    #[error("the shim is not connected")]
+    NoShim,
+    /// A thread died.
+    #[error("a worker thread died; the daemon's log tells why")]
+    Panicked,
+}
+
+impl ReconcileError {
+    /// A failed file operation.
+    pub(super) fn file(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { operation, path, source }
+    }
+
+    /// The text with every cause, for a row or a log line.
+    #[must_use]
+    pub fn full_text(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(inner) = source {
+            let inner_text = inner.to_string();
+            if !text.ends_with(&inner_text) {
+                text = format!("{text}: {inner_text}");
+            }
+            source = inner.source();
+        }
+        text
+    }
+
+    /// Whether trying the same again may go better: the fault is not in what was asked for.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::State(_) | Self::NoShim | Self::Panicked)
+            || matches!(self, Self::Shim(error) if error.is_passing())
+    }
+}

@@ -1,0 +1,145 @@
+//! The back: looks at one object at a time, compares wish and fact, and does the next step.
+//!
+//! A reconciler gets a key and nothing else. Each step is safe to repeat, nothing is retried inside,
+//! and what has to wait is put back into the queue; so recovery after a crash is the daily path.
+
+pub mod cleanup;
+mod container;
+mod container_plan;
+mod container_launch;
+mod error;
+mod image;
+mod mounts;
+pub mod monitor;
+mod processes;
+pub mod recovery;
+pub mod sampler;
+mod sandbox;
+mod sandbox_files;
+pub mod shim_link;
+pub mod sweep;
+pub mod worker;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::cgroup::{CgroupPath, Cgroups};
+use crate::id::{ContainerId, SandboxId};
+use crate::image::ImageDriver;
+use crate::network::NetworkConfig;
+use crate::shim::client::ShimClient;
+use crate::state::{ObservedWriter, Store};
+
+pub use error::ReconcileError;
+pub use processes::Processes;
+
+/// What every reconciler works with. Cheap to clone.
+#[derive(Clone)]
+pub struct Back(Arc<Parts>);
+
+/// The parts of the back, joined once.
+pub struct Parts {
+    /// Reading.
+    pub store: Store,
+    /// Writing facts.
+    pub observed: ObservedWriter,
+    /// The shim that is connected now.
+    pub shim: tokio::sync::watch::Receiver<Option<ShimClient>>,
+    /// Handles on living processes.
+    pub processes: Processes,
+    /// The node's cgroup hierarchies.
+    pub cgroups: Cgroups,
+    /// Images on disk and in registries.
+    pub images: ImageDriver,
+    /// The pod network.
+    pub network: NetworkConfig,
+    /// Where things are.
+    pub paths: Paths,
+    /// Under which cgroup a sandbox without a parent goes.
+    pub cgroup_root: CgroupPath,
+    /// Which boot of the node this is.
+    pub boot_id: String,
+}
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// What outlives a reboot.
+    pub root: PathBuf,
+    /// What does not.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    /// A sandbox' directory: its generated files, and its namespaces in `ns`.
+    #[must_use]
+    pub fn sandbox(&self, id: &SandboxId) -> PathBuf {
+        self.sandboxes().join(id.as_str())
+    }
+
+    /// All sandboxes' directories.
+    #[must_use]
+    pub fn sandboxes(&self) -> PathBuf {
+        self.state.join("sandboxes")
+    }
+
+    /// A container's directory: its launch plan and its FIFOs.
+    #[must_use]
+    pub fn container(&self, id: &ContainerId) -> PathBuf {
+        self.containers().join(id.as_str())
+    }
+
+    /// All containers' directories.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.state.join("containers")
+    }
+
+    /// The empty directory that every container mounts its rootfs on, each in its own namespace.
+    #[must_use]
+    pub fn mount_point(&self) -> PathBuf {
+        self.state.join("rootfs")
+    }
+
+    /// What marks links as this daemon's: the root directory, which only one daemon can own.
+    #[must_use]
+    pub fn marker(&self) -> String {
+        format!("quilt:{}", self.root.display())
+    }
+}
+
+impl Back {
+    /// Joins the parts.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    fn shim(&self) -> Result<ShimClient, ReconcileError> {
+        self.shim.borrow().clone().ok_or(ReconcileError::NoShim)
+    }
+
+    /// The cgroup of a sandbox' containers.
+    fn pod_cgroup(&self, parent: &str) -> Result<CgroupPath, ReconcileError> {
+        if parent.is_empty() {
+            return Ok(self.cgroup_root.clone());
+        }
+        Ok(CgroupPath::parse(parent)?)
+    }
+}
+
+impl std::ops::Deref for Back {
+    type Target = Parts;
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// Runs a driver's blocking call on a thread of its own.
+async fn blocking<T, F>(work: F) -> Result<T, ReconcileError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, ReconcileError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await.map_err(|_| ReconcileError::Panicked)?
+}

@@ -1,0 +1,137 @@
+//! Exits: written down the moment they happen.
+//!
+//! The shim, which is every container's parent, tells code, signal and time; it keeps each exit
+//! until we say that it is in the database. A pidfd per container is the second witness: should the
+//! shim be gone, the kernel itself is asked for the exit.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use super::processes::Watched;
+use super::{Back, ReconcileError, container};
+use crate::crash;
+use crate::id::{ContainerId, ObjectKey};
+use crate::lifecycle::container::{State, may_live};
+use crate::shim::client::{ExitRecord, ShimClient};
+use crate::state::container_facts::Exit;
+use crate::state::now_ns;
+
+/// How long the shim is given to tell of an exit that a pidfd has shown.
+const SHIM_PATIENCE: Duration = Duration::from_secs(5);
+/// Exit code of a process whose end nobody saw.
+const UNKNOWN_CODE: i32 = 255;
+
+/// Watches pidfds until the daemon ends.
+pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
+    let mut watching = JoinSet::new();
+    loop {
+        tokio::select! {
+            news = watched.recv() => match news {
+                Some(Watched { id, pidfd }) => {
+                    watching.spawn(watch(back.clone(), id, pidfd));
+                }
+                None => return,
+            },
+            Some(_) = watching.join_next() => {}
+        }
+    }
+}
+
+/// Waits for one process to end and sees to it that the end is recorded.
+async fn watch(back: Back, id: ContainerId, pidfd: Arc<OwnedFd>) {
+    if let Err(error) = ended(&pidfd).await {
+        tracing::warn!(container = %id, %error, "cannot watch a process");
+        return;
+    }
+    let recorded = async {
+        let subscription = back.store.wakes().subscribe(ObjectKey::Container(id.clone()));
+        loop {
+            let woken = subscription.next();
+            match back.store.container(&id).await {
+                Ok(Some(container)) if may_live(container.state) => {}
+                _ => return,
+            }
+            woken.await;
+        }
+    };
+    if tokio::time::timeout(SHIM_PATIENCE, recorded).await.is_ok() {
+        return;
+    }
+    let status = crate::sys::pidfd::exit_status(&*pidfd).ok().flatten();
+    let (code, reason, error) = match status {
+        Some(code) => (code, reason_of(code, false), None),
+        None => {
+            let why = "the process ended while no shim was there to see how";
+            (UNKNOWN_CODE, "ShimLost", Some(why.to_owned()))
+        }
+    };
+    let exit = Exit { code, at: now_ns(), reason, error, ran: true };
+    if let Err(error) = back.observed.container_exited(id.clone(), exit).await {
+        tracing::error!(container = %id, %error, "cannot record an exit");
+    }
+}
+
+/// A pidfd is readable when its process has ended (pidfd_open(2)).
+async fn ended(pidfd: &Arc<OwnedFd>) -> std::io::Result<()> {
+    let registered = AsyncFd::with_interest(pidfd.try_clone()?, tokio::io::Interest::READABLE)?;
+    registered.readable().await.map(drop)
+}
+
+fn reason_of(code: i32, oom_killed: bool) -> &'static str {
+    match (code, oom_killed) {
+        (0, _) => "Completed",
+        (_, true) => "OOMKilled",
+        _ => "Error",
+    }
+}
+
+/// Records an exit the shim tells of, and then says so to the shim.
+pub(super) async fn exited(
+    back: &Back,
+    shim: &ShimClient,
+    record: ExitRecord,
+) -> Result<(), ReconcileError> {
+    crash::point("container.exit_seen");
+    if let Ok(id) = ContainerId::try_from(record.id.clone())
+        && let Some(known) = back.store.container(&id).await?
+        && may_live(known.state)
+    {
+        // The cgroup stays until this exit is recorded, so the count is there to be read.
+        let oom_killed = match container::cgroup_path(back, &known).await? {
+            Some(path) => back.cgroups.oom_kills(&path).is_ok_and(|kills| kills > 0),
+            None => false,
+        };
+        let code = record.exit_code();
+        let exit = Exit {
+            code,
+            at: record.at_ns,
+            reason: reason_of(code, oom_killed),
+            error: None,
+            ran: true,
+        };
+        back.observed.container_exited(id.clone(), exit).await?;
+        back.processes.remove(&id);
+        crash::point("container.exited");
+    }
+    shim.acknowledge(record.sequence).await?;
+    Ok(())
+}
+
+/// A container whose process is gone, and that no shim has anything to say about.
+pub(super) async fn lost(back: &Back, id: &ContainerId, state: State) -> Result<(), ReconcileError> {
+    debug_assert!(may_live(state));
+    let exit = Exit {
+        code: UNKNOWN_CODE,
+        at: now_ns(),
+        reason: "ShimLost",
+        error: Some("the process ended while no shim was there to see how".into()),
+        ran: true,
+    };
+    back.observed.container_exited(id.clone(), exit).await?;
+    Ok(())
+}

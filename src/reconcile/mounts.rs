@@ -1,0 +1,150 @@
+//! What is mounted in a container: the standard file systems, the sandbox' files, and what the
+//! client asked for (OCI runtime spec "Default Filesystems", CRI `Mount`).
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Mount, MountBuilder, OciSpecError};
+
+use crate::lifecycle::spec::{ContainerSpec, MountSpec, NamespaceMode, Propagation};
+
+/// Where a sandbox' shared files are.
+pub(super) struct SandboxMounts {
+    /// The directory with hosts, resolv.conf, hostname and shm.
+    pub dir: PathBuf,
+    /// Whether it has an IPC namespace, and with it a `/dev/shm`, of its own.
+    pub own_ipc: bool,
+    /// Whether it has a network namespace of its own.
+    pub own_network: bool,
+}
+
+/// All mounts in order: what is below comes after what it is below of.
+pub(super) fn all(
+    spec: &ContainerSpec,
+    sandbox: &SandboxMounts,
+) -> Result<Vec<Mount>, OciSpecError> {
+    let mut mounts = standard(spec, sandbox)?;
+    let asked = |path: &str| spec.mounts.iter().any(|m| normal(&m.container_path) == path);
+    let read_only = spec.security.readonly_rootfs;
+    for name in ["hosts", "resolv.conf", "hostname"] {
+        let target = format!("/etc/{name}");
+        if !asked(&target) {
+            let access = if read_only { "ro" } else { "rw" };
+            mounts.push(bind(&sandbox.dir.join(name), &target, &["rbind", "rprivate", access])?);
+        }
+    }
+    if !asked("/dev/shm") {
+        let shm =
+            if sandbox.own_ipc { sandbox.dir.join("shm") } else { PathBuf::from("/dev/shm") };
+        let options = ["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"];
+        mounts.push(bind(&shm, "/dev/shm", &options)?);
+    }
+    let mut own: Vec<&MountSpec> = spec.mounts.iter().collect();
+    own.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
+    for mount in own {
+        mounts.push(requested(mount)?);
+    }
+    Ok(mounts)
+}
+
+fn normal(path: &str) -> String {
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    format!("/{}", parts.join("/"))
+}
+
+fn standard(spec: &ContainerSpec, sandbox: &SandboxMounts) -> Result<Vec<Mount>, OciSpecError> {
+    let privileged = spec.security.privileged;
+    let access = if privileged { "rw" } else { "ro" };
+    let kernel = ["nosuid", "noexec", "nodev"];
+    let with_access = ["nosuid", "noexec", "nodev", access];
+    let tmpfs = ["nosuid", "strictatime", "mode=755", "size=65536k"];
+    let terminals =
+        ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let mut mounts = vec![
+        file_system("proc", "proc", "/proc", &kernel)?,
+        file_system("tmpfs", "tmpfs", "/dev", &tmpfs)?,
+        file_system("devpts", "devpts", "/dev/pts", &terminals)?,
+    ];
+    if spec.security.ipc == NamespaceMode::Pod {
+        mounts.push(file_system("mqueue", "mqueue", "/dev/mqueue", &kernel)?);
+    }
+    if sandbox.own_network {
+        mounts.push(file_system("sysfs", "sysfs", "/sys", &with_access)?);
+    } else {
+        // A sysfs of one's own needs a network namespace of one's own.
+        let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", access];
+        mounts.push(bind(Path::new("/sys"), "/sys", &options)?);
+    }
+    mounts.push(file_system("cgroup", "cgroup", "/sys/fs/cgroup", &with_access)?);
+    Ok(mounts)
+}
+
+fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
+    let propagation = match mount.propagation {
+        Propagation::Private => "rprivate",
+        Propagation::HostToContainer => "rslave",
+        Propagation::Bidirectional => "rshared",
+    };
+    let access = match (mount.read_only, mount.recursive_read_only) {
+        (false, _) => "rw",
+        (true, false) => "ro",
+        (true, true) => "rro",
+    };
+    bind(Path::new(&mount.host_path), &mount.container_path, &["rbind", propagation, access])
+}
+
+fn file_system(
+    kind: &str,
+    source: &str,
+    target: &str,
+    options: &[&str],
+) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .typ(kind)
+        .source(source)
+        .destination(target)
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .build()
+}
+
+fn bind(source: &Path, target: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
+    MountBuilder::default()
+        .typ("bind")
+        .source(source)
+        .destination(target)
+        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox() -> SandboxMounts {
+        SandboxMounts { dir: "/s".into(), own_ipc: true, own_network: true }
+    }
+
+    fn mount(path: &str) -> MountSpec {
+        MountSpec { container_path: path.into(), host_path: "/h".into(), ..Default::default() }
+    }
+
+    #[test]
+    fn a_clients_own_hosts_file_replaces_ours() {
+        let spec = ContainerSpec { mounts: vec![mount("/etc//hosts")], ..Default::default() };
+        let mounts = all(&spec, &sandbox()).expect("mounts");
+        let sources = |target: &str| {
+            let to = |m: &&Mount| normal(&m.destination().display().to_string()) == target;
+            mounts.iter().filter(to).map(|m| m.source().clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(sources("/etc/hosts"), [Some(PathBuf::from("/h"))]);
+        assert_eq!(sources("/etc/resolv.conf"), [Some(PathBuf::from("/s/resolv.conf"))]);
+    }
+
+    #[test]
+    fn what_is_below_comes_later() {
+        let mounts = vec![mount("/a/b"), mount("/a")];
+        let spec = ContainerSpec { mounts, ..Default::default() };
+        let mounts = all(&spec, &sandbox()).expect("mounts");
+        let place = |target: &str| mounts.iter().position(|m| m.destination() == Path::new(target));
+        assert!(place("/a") < place("/a/b"));
+    }
+}

@@ -1,0 +1,136 @@
+//! Handles on the processes of containers: pidfds, which name a process for good, where a number
+//! may come to name another.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::sync::mpsc;
+
+use super::ReconcileError;
+use crate::cgroup::{CgroupPath, Cgroups};
+use crate::id::ContainerId;
+
+/// Longest wait for a killed cgroup to become empty, on a thread of its own.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pidfds by container, and news of each new one for the monitor.
+pub struct Processes {
+    held: Mutex<HashMap<ContainerId, Arc<OwnedFd>>>,
+    news: mpsc::UnboundedSender<Watched>,
+}
+
+/// A process to be watched.
+pub struct Watched {
+    /// Whose it is.
+    pub id: ContainerId,
+    /// Its handle.
+    pub pidfd: Arc<OwnedFd>,
+}
+
+impl Processes {
+    /// Nothing is held; the other end goes to the monitor. It holds at most one entry for each
+    /// container, so it needs no bound of its own.
+    #[must_use]
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Watched>) {
+        let (news, watched) = mpsc::unbounded_channel();
+        (Self { held: Mutex::default(), news }, watched)
+    }
+
+    /// Holds a container's process, and has it watched.
+    pub fn put(&self, id: &ContainerId, pidfd: OwnedFd) {
+        let pidfd = Arc::new(pidfd);
+        let known = self
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id.clone(), Arc::clone(&pidfd));
+        if known.is_none() {
+            // Without a monitor the daemon is going down, and nobody needs to watch.
+            let _ = self.news.send(Watched { id: id.clone(), pidfd });
+        }
+    }
+
+    /// The handle on a container's process.
+    #[must_use]
+    pub fn get(&self, id: &ContainerId) -> Option<Arc<OwnedFd>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// Lets go.
+    pub fn remove(&self, id: &ContainerId) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub(super) fn signal(pidfd: &OwnedFd, number: i32) -> Result<(), ReconcileError> {
+    let Some(signal) = Signal::from_named_raw(number) else {
+        return signal_by_number(pidfd, number);
+    };
+    match pidfd_send_signal(pidfd.as_fd(), signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(errno) => Err(ReconcileError::file("signal", "a container's process")(errno.into())),
+    }
+}
+
+/// Real-time signals have no name in rustix.
+fn signal_by_number(pidfd: &OwnedFd, number: i32) -> Result<(), ReconcileError> {
+    crate::sys::pidfd::send_signal(pidfd.as_fd(), number)
+        .map_err(ReconcileError::file("signal", "a container's process"))
+}
+
+/// Opens a pidfd for the process that has this number and this start time; `None` when that one is
+/// gone, whoever has the number now.
+#[must_use]
+pub(super) fn open(pid: i32, start: u64) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
+    // Read after opening: if it matches now, the pidfd is that process'.
+    (start_time(pid) == Some(start)).then_some(pidfd)
+}
+
+/// Whether the process with this number and start time lives.
+#[must_use]
+pub(super) fn is_alive(pid: i32, start: u64) -> bool {
+    start_time(pid) == Some(start)
+}
+
+/// Start time in clock ticks since boot: field 22 of /proc/pid/stat (proc_pid_stat(5)). A zombie
+/// counts as gone.
+fn start_time(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command in field 2 may hold anything, also parentheses and spaces.
+    let (_, rest) = stat.rsplit_once(") ")?;
+    let mut fields = rest.split(' ');
+    let state = fields.next()?;
+    let start = fields.nth(18)?.parse().ok()?;
+    (!matches!(state, "Z" | "X")).then_some(start)
+}
+
+/// Kills everything in a cgroup, waits (bounded) until it is empty, and removes it. Idempotent.
+pub(super) fn end_cgroup(cgroups: &Cgroups, path: &CgroupPath) -> Result<(), ReconcileError> {
+    if !cgroups.exists(path) {
+        return Ok(());
+    }
+    cgroups.kill(path)?;
+    cgroups.wait_until_empty(path, END_PATIENCE)?;
+    cgroups.remove(path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_with_another_start_time_is_another_process() {
+        let pid = i32::try_from(std::process::id()).expect("a pid");
+        let start = start_time(pid).expect("our own start time");
+        assert!(is_alive(pid, start));
+        assert!(open(pid, start).is_some());
+        assert!(!is_alive(pid, start + 1));
+        assert!(open(pid, start + 1).is_none());
+    }
+}

@@ -1,0 +1,79 @@
+//! After a start: take over what lives, and have everything looked at once.
+
+use std::collections::HashMap;
+
+use super::{Back, ReconcileError, monitor, processes};
+use crate::id::{ContainerId, ObjectKey};
+use crate::lifecycle::container::{State, may_live};
+use crate::shim::client::ShimClient;
+
+/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`).
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn boot_id() -> Result<String, ReconcileError> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(path).map_err(ReconcileError::file("read", path))?;
+    Ok(text.trim().to_owned())
+}
+
+/// Before anything else: nothing of another boot is believed, and what a dead daemon had begun is
+/// due again.
+///
+/// # Errors
+/// When the database fails.
+pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
+    let forgotten = back.observed.forget_other_boots(back.boot_id.clone()).await?;
+    if forgotten > 0 {
+        tracing::warn!(sandboxes = forgotten, "the node was started anew: they are down");
+    }
+    back.observed.reclaim_jobs().await?;
+    let mut keys = Vec::new();
+    keys.extend(back.store.all_sandbox_ids().await?.into_iter().map(ObjectKey::Sandbox));
+    keys.extend(back.store.all_containers().await?.into_iter().map(|c| ObjectKey::Container(c.id)));
+    keys.extend(back.store.unfinished_pulls().await?.into_iter().map(ObjectKey::Pull));
+    keys.extend(back.store.leaving_images().await?.into_iter().map(ObjectKey::Image));
+    keys.extend(back.store.pending_cleanups().await?.into_iter().map(ObjectKey::Cleanup));
+    tracing::info!(objects = keys.len(), "recovered");
+    back.observed.enqueue(keys).await?;
+    Ok(())
+}
+
+/// Tells a newly connected shim what it may not know, and takes handles on what lives.
+///
+/// # Errors
+/// When the database or the shim fails.
+pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileError> {
+    let held: HashMap<String, _> =
+        shim.list().await?.into_iter().map(|item| (item.id.clone(), item)).collect();
+    for container in back.store.all_containers().await? {
+        if !may_live(container.state) {
+            continue;
+        }
+        let id = &container.id;
+        match (held.get(id.as_str()), container.process) {
+            (Some(item), _) => hold(back, id, item.pid, item.start_time),
+            (None, Some((pid, start))) if processes::is_alive(pid, start) => {
+                tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
+                let plan = back.paths.container(id).join("plan.json");
+                shim.adopt(id.as_str(), &plan, pid, start).await?;
+                hold(back, id, pid, start);
+            }
+            // A launch that never came to a process: its job looks after it.
+            (None, None) if container.state == State::Starting => {}
+            (None, _) if back.processes.get(id).is_none() => {
+                monitor::lost(back, id, container.state).await?;
+            }
+            // The monitor still holds its pidfd and asks the kernel how it ended.
+            (None, _) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Takes a handle on a container's process; one that has ended is told of by the shim.
+pub(super) fn hold(back: &Back, id: &ContainerId, pid: i32, start: u64) {
+    if let Some(pidfd) = processes::open(pid, start) {
+        back.processes.put(id, pidfd);
+    }
+}

@@ -1,0 +1,239 @@
+//! One look at a sandbox: steps until wish and fact agree or something has to be waited for.
+
+use std::path::Path;
+
+use ipnet::Ipv4Net;
+
+use super::{Back, ReconcileError, blocking, sandbox_files};
+use crate::crash;
+use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::container;
+use crate::lifecycle::sandbox::{Containers, Step, next_step};
+use crate::lifecycle::spec::NamespaceMode;
+use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
+use crate::runtime::plan::CgroupEntry;
+use crate::state::job::Outcome;
+use crate::state::network::Allocation;
+use crate::state::now_ns;
+use crate::state::operation::Finished;
+use crate::state::progress::Stages;
+use crate::state::sandbox::Sandbox;
+
+/// Looked at again at the latest after this long when containers are waited for; their exits come
+/// earlier by themselves.
+const WAIT_NS: i64 = 5_000_000_000;
+
+/// Brings one sandbox to rest.
+pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, ReconcileError> {
+    loop {
+        let Some(sandbox) = back.store.sandbox(id).await? else { return Ok(Outcome::Done) };
+        let containers = back.store.sandbox_containers(id).await?;
+        let alive = containers.iter().filter(|c| container::may_live(c.state)).count();
+        let counts = Containers { known: containers.len() as u64, alive: alive as u64 };
+        match next_step(sandbox.desired, sandbox.state, counts) {
+            Step::Rest => return Ok(Outcome::Done),
+            Step::SetUp => set_up(back, &sandbox).await?,
+            Step::StopContainers | Step::RemoveContainers => {
+                let keys = containers.into_iter().map(|c| ObjectKey::Container(c.id)).collect();
+                back.observed.enqueue(keys).await?;
+                return Ok(Outcome::Again(WAIT_NS));
+            }
+            Step::TearDown => tear_down(back, &sandbox).await?,
+            Step::Remove => {
+                remove(back, &sandbox).await?;
+                return Ok(Outcome::Done);
+            }
+        }
+    }
+}
+
+fn finished(
+    kind: &'static str,
+    id: &SandboxId,
+    started_at: i64,
+    stages: Stages<'_>,
+    error: Option<String>,
+) -> Finished {
+    Finished {
+        kind,
+        object_id: id.to_string(),
+        started_at,
+        duration_ns: now_ns() - started_at,
+        error,
+        stages: stages.finish(),
+    }
+}
+
+async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    crash::point("sandbox.recorded");
+    let id = &sandbox.id;
+    let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
+    stages.record("queue", now_ns() - sandbox.created_at);
+    match make(back, sandbox, &mut stages).await {
+        Ok(()) => {
+            let done = finished("run_sandbox", id, sandbox.created_at, stages, None);
+            back.observed.sandbox_ready(id.clone(), back.boot_id.clone(), done).await?;
+            crash::point("sandbox.ready");
+            Ok(())
+        }
+        Err(error) if error.is_passing() => Err(error),
+        Err(error) => {
+            let text = error.full_text();
+            tracing::warn!(sandbox = %id, error = text, "cannot set the sandbox up");
+            let done = finished("run_sandbox", id, sandbox.created_at, stages, Some(text));
+            Ok(back.observed.sandbox_failed(id.clone(), done).await?)
+        }
+    }
+}
+
+async fn make(
+    back: &Back,
+    sandbox: &Sandbox,
+    stages: &mut Stages<'_>,
+) -> Result<(), ReconcileError> {
+    let allocation = back.store.allocation(&sandbox.id).await?;
+    stages.enter("namespaces");
+    let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
+    blocking(move || make_namespaces(&back_too, &sandbox_too)).await?;
+    crash::point("sandbox.namespaces");
+    if let Some(allocation) = allocation.clone() {
+        stages.enter("network");
+        let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
+        blocking(move || make_link(&back_too, &sandbox_too, &allocation)).await?;
+    }
+    crash::point("sandbox.network");
+    stages.enter("files");
+    let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
+    let address = allocation.map(|allocation| allocation.address);
+    blocking(move || sandbox_files::write(&back_too, &sandbox_too, address)).await?;
+    crash::point("sandbox.files");
+    if sandbox.spec.pid == NamespaceMode::Pod {
+        stages.enter("init");
+        start_init(back, sandbox).await?;
+        crash::point("sandbox.init");
+    }
+    Ok(())
+}
+
+fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    let spec = &sandbox.spec;
+    let dir = back.paths.sandbox(&sandbox.id);
+    std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    let own_network = spec.network == NamespaceMode::Pod;
+    let hostname = sandbox_files::hostname(sandbox);
+    let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
+    network::ensure_namespaces(&NamespaceSpec {
+        dir: &dir.join("ns"),
+        net: own_network,
+        ipc: spec.ipc == NamespaceMode::Pod,
+        // Who shares the node's network shares its name.
+        hostname: own_network.then_some(hostname.as_str()),
+        sysctls: &sysctls,
+    })?;
+    Ok(())
+}
+
+fn make_link(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+) -> Result<(), ReconcileError> {
+    let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
+    let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
+        .map_err(|error| ReconcileError::Plan(error.to_string()))?;
+    let sysctls: Vec<_> = sandbox.spec.sysctls.clone().into_iter().collect();
+    let spec = PodLinkSpec {
+        netns: &netns,
+        host_name: &allocation.host_link,
+        pod_name: &allocation.pod_link,
+        bridge: &allocation.bridge,
+        address,
+        gateway: allocation.gateway,
+        mtu: back.network.mtu,
+        alias: &back.paths.marker(),
+        sysctls: &sysctls,
+    };
+    Ok(network::ensure_pod_link(&spec)?)
+}
+
+/// PID 1 of a pod that shares its PID namespace: the one process a pod may have of its own.
+async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    let id = &sandbox.id;
+    if let Some((pid, start)) = sandbox.init
+        && super::processes::is_alive(pid, start)
+    {
+        return Ok(());
+    }
+    let shim = back.shim()?;
+    let path = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(id.as_str())?;
+    let (back_too, path_too) = (back.clone(), path.clone());
+    blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
+    let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
+    let dir = back.paths.sandbox(id).join("ns");
+    let plan = crate::runtime::launch::PodInitPlan {
+        namespaces: pinned(&dir),
+        cgroup: CgroupEntry { unified_dir, v1_tasks_files },
+    };
+    let launched = shim.pod_init(id.as_str(), &plan).await?;
+    back.observed.sandbox_init(id.clone(), launched.pid, launched.start_time).await?;
+    Ok(())
+}
+
+/// The namespaces of a sandbox that are pinned, by kind.
+fn pinned(dir: &Path) -> Vec<(String, std::path::PathBuf)> {
+    ["net", "ipc", "uts"]
+        .into_iter()
+        .map(|kind| (kind.to_owned(), dir.join(kind)))
+        .filter(|(_, path)| network::is_pinned(path))
+        .collect()
+}
+
+async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    crash::point("sandbox.stopping");
+    let started_at = now_ns();
+    let id = &sandbox.id;
+    let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
+    stages.enter("init");
+    stop_init(back, sandbox).await?;
+    stages.enter("namespaces");
+    let dir = back.paths.sandbox(id);
+    blocking(move || {
+        network::remove_namespaces(&dir.join("ns"))?;
+        sandbox_files::unmount_shm(&dir)
+    })
+    .await?;
+    crash::point("sandbox.namespaces_removed");
+    let done = finished("stop_sandbox", id, started_at, stages, None);
+    back.observed.sandbox_stopped(id.clone(), done).await?;
+    crash::point("sandbox.stopped");
+    Ok(())
+}
+
+async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    if sandbox.spec.pid != NamespaceMode::Pod {
+        return Ok(());
+    }
+    let path = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(sandbox.id.as_str())?;
+    let back_too = back.clone();
+    blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
+    if let Ok(shim) = back.shim() {
+        shim.forget(sandbox.id.as_str()).await?;
+    }
+    Ok(())
+}
+
+async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    // A sandbox whose set-up failed comes here without having been torn down.
+    stop_init(back, sandbox).await?;
+    let dir = back.paths.sandbox(&sandbox.id);
+    blocking(move || sandbox_files::discard(&dir)).await?;
+    crash::point("sandbox.files_removed");
+    back.observed.sandbox_removed(sandbox.id.clone()).await?;
+    crash::point("sandbox.removed");
+    Ok(())
+}
+
+/// Removes a pod's link; called by a cleanup task, off everybody's path.
+pub(super) fn remove_link(back: &Back, host_link: &str) -> Result<(), NetworkError> {
+    network::remove_pod_link(host_link, &back.paths.marker())
+}

@@ -1,0 +1,80 @@
+//! Keeps a shim connected: starts one when there is none, hands over what it has to know, passes
+//! its news on, and begins again when it is gone.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+
+use super::{Back, ReconcileError, monitor, recovery};
+use crate::shim::client::{ShimClient, ShimEvent};
+use crate::state::health::Report;
+
+/// First pause after a failed start, doubled up to the longest.
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// Where the connected shim and what is wrong with the node are made known.
+pub struct Link {
+    /// The executable that has the role `shim`: this one.
+    pub executable: PathBuf,
+    /// The connected shim, for everybody.
+    pub shim: watch::Sender<Option<ShimClient>>,
+    /// What is wrong, for Status.
+    pub health: watch::Sender<Report>,
+}
+
+/// Runs until `stop` turns true. Containers live on without us.
+pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
+    let mut pause = PAUSE;
+    loop {
+        let result = tokio::select! {
+            _ = stop.changed() => return,
+            result = connect(&back, &link) => result,
+        };
+        match result {
+            Ok((client, events)) => {
+                pause = PAUSE;
+                link.health.send_modify(|report| report.runtime_problem = None);
+                tokio::select! {
+                    _ = stop.changed() => return,
+                    () = listen(&back, &client, events) => {}
+                }
+                tracing::error!("the shim is gone; starting another");
+                link.shim.send_replace(None);
+                let problem = Some("the shim is gone; another is being started".to_owned());
+                link.health.send_modify(|report| report.runtime_problem = problem);
+            }
+            Err(error) => {
+                let text = format!("the shim cannot be started: {}", error.full_text());
+                tracing::error!(error = text, "no shim");
+                link.health.send_modify(|report| report.runtime_problem = Some(text));
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+    }
+}
+
+async fn connect(
+    back: &Back,
+    link: &Link,
+) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ReconcileError> {
+    let (client, events) =
+        ShimClient::connect_or_start(&back.paths.state, &link.executable).await?;
+    recovery::hand_over(back, &client).await?;
+    link.shim.send_replace(Some(client.clone()));
+    Ok((client, events))
+}
+
+/// Passes exits on until the shim is gone. An exit that cannot be recorded is not acknowledged: the
+/// shim tells of it again when we connect again.
+async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
+    while let Some(ShimEvent::Exited(record)) = events.recv().await {
+        let id = record.id.clone();
+        if let Err(error) = monitor::exited(back, client, record).await {
+            let error = error.full_text();
+            tracing::error!(id, error, "cannot record an exit");
+        }
+    }
+}

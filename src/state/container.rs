@@ -1,0 +1,387 @@
+//! The table `containers`: reading it, and the front's side of it. The back's side is in
+//! `container_facts`.
+
+use sqlx::FromRow;
+
+use super::error::{corrupt, during};
+use super::writer::Tx;
+use super::{DesiredWriter, StateError, Store, now_ns, sandbox};
+use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::Verdict;
+use crate::lifecycle::container::{Desired, State, admit};
+use crate::lifecycle::sandbox::{Desired as SandboxDesired, State as SandboxState};
+use crate::lifecycle::spec::{ContainerSpec, NamespaceMode};
+
+/// A container as the database knows it.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub sandbox_id: SandboxId,
+    /// Id of its image.
+    pub image_id: String,
+    /// What was asked for.
+    pub spec: ContainerSpec,
+    /// When it was asked for, ns.
+    pub created_at: i64,
+    /// What the client wants now.
+    pub desired: Desired,
+    /// When the grace of a stop ends, ns.
+    pub stop_at: Option<i64>,
+    /// What is so.
+    pub state: State,
+    /// Its process and that one's start time in clock ticks.
+    pub process: Option<(i32, u64)>,
+    /// When its process started, ns.
+    pub started_at: Option<i64>,
+    /// When it ended, ns.
+    pub exited_at: Option<i64>,
+    /// How: 0 to 255, 128 + signal.
+    pub exit_code: Option<i32>,
+    /// One word for why, as kubelet knows them.
+    pub reason: String,
+    /// The particulars.
+    pub error: Option<String>,
+    /// When the stop signal was sent, ns.
+    pub signalled_at: Option<i64>,
+    /// Whether its cgroup is gone.
+    pub released: bool,
+    /// Its log file; empty when its output is discarded.
+    pub log_path: String,
+    /// What the client wants of its pod, and how that pod is.
+    pub sandbox: (SandboxDesired, SandboxState),
+}
+
+#[derive(FromRow)]
+struct Row {
+    id: String,
+    sandbox_id: String,
+    image_id: String,
+    spec: String,
+    created_at: i64,
+    desired: String,
+    stop_at: Option<i64>,
+    state: String,
+    pid: Option<i64>,
+    pid_start: Option<i64>,
+    started_at: Option<i64>,
+    exited_at: Option<i64>,
+    exit_code: Option<i32>,
+    reason: String,
+    error: Option<String>,
+    signalled_at: Option<i64>,
+    released: bool,
+    log_directory: String,
+    sandbox_desired: String,
+    sandbox_state: String,
+}
+
+const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
+     c.stop_at, c.state, c.pid, c.pid_start, c.started_at, c.exited_at, c.exit_code, c.reason,
+     c.error, c.signalled_at, c.released,
+     coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory, s.desired AS sandbox_desired, s.state AS sandbox_state
+     FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
+
+impl TryFrom<Row> for Container {
+    type Error = StateError;
+    fn try_from(row: Row) -> Result<Self, StateError> {
+        let process = match (row.pid, row.pid_start) {
+            (Some(pid), Some(start)) => i32::try_from(pid).ok().zip(u64::try_from(start).ok()),
+            _ => None,
+        };
+        let spec: ContainerSpec =
+            serde_json::from_str(&row.spec).map_err(corrupt("containers.spec"))?;
+        let log_path = if row.log_directory.is_empty() || spec.log_path.is_empty() {
+            String::new()
+        } else {
+            format!("{}/{}", row.log_directory.trim_end_matches('/'), spec.log_path)
+        };
+        Ok(Self {
+            id: row.id.try_into().map_err(corrupt("containers.id"))?,
+            log_path,
+            sandbox_id: row.sandbox_id.try_into().map_err(corrupt("containers.sandbox_id"))?,
+            image_id: row.image_id,
+            spec,
+            created_at: row.created_at,
+            desired: row.desired.parse().map_err(corrupt("containers.desired"))?,
+            stop_at: row.stop_at,
+            state: row.state.parse().map_err(corrupt("containers.state"))?,
+            process,
+            started_at: row.started_at,
+            exited_at: row.exited_at,
+            exit_code: row.exit_code,
+            reason: row.reason,
+            error: row.error,
+            signalled_at: row.signalled_at,
+            released: row.released,
+            sandbox: (
+                row.sandbox_desired.parse().map_err(corrupt("sandboxes.desired"))?,
+                row.sandbox_state.parse().map_err(corrupt("sandboxes.state"))?,
+            ),
+        })
+    }
+}
+
+/// Which containers a list is about; all conditions hold together.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerFilter {
+    /// Beginning of the id.
+    pub id_prefix: Option<String>,
+    /// Beginning of the sandbox' id.
+    pub sandbox_prefix: Option<String>,
+    /// `running`, `exited`, or `created` (which includes starting).
+    pub state: Option<State>,
+}
+
+impl Store {
+    /// One container.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn container(&self, id: &ContainerId) -> Result<Option<Container>, StateError> {
+        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE c.id = ?"));
+        let row: Option<Row> = sqlx::query_as(sql)
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(during("read a container"))?;
+        row.map(Container::try_from).transpose()
+    }
+
+    /// Containers that clients may see, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn containers(&self, filter: &ContainerFilter) -> Result<Vec<Container>, StateError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE c.state NOT IN ('preparing', 'error')
+             AND (?1 IS NULL OR (c.id >= ?1 AND c.id < ?1 || 'g'))
+             AND (?2 IS NULL OR (c.sandbox_id >= ?2 AND c.sandbox_id < ?2 || 'g'))
+             AND (?3 IS NULL OR c.state = ?3 OR (?3 = 'created' AND c.state = 'starting'))
+             ORDER BY c.created_at DESC"
+        ));
+        let rows: Vec<Row> = sqlx::query_as(sql)
+            .bind(&filter.id_prefix)
+            .bind(&filter.sandbox_prefix)
+            .bind(filter.state.map(State::as_str))
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("list containers"))?;
+        rows.into_iter().map(Container::try_from).collect()
+    }
+
+    /// Every container there is, for recovery, the monitor and the sweep.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn all_containers(&self) -> Result<Vec<Container>, StateError> {
+        let rows: Vec<Row> = sqlx::query_as(SELECT)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("list containers"))?;
+        rows.into_iter().map(Container::try_from).collect()
+    }
+
+    /// Every container of one sandbox, whatever its state.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn sandbox_containers(&self, id: &SandboxId) -> Result<Vec<Container>, StateError> {
+        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE c.sandbox_id = ?"));
+        let rows: Vec<Row> = sqlx::query_as(sql)
+            .bind(id.as_str())
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("list a sandbox' containers"))?;
+        rows.into_iter().map(Container::try_from).collect()
+    }
+
+    /// Ids that begin with `prefix`, two at most: enough to know whether it is unique.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn container_ids(&self, prefix: &str) -> Result<Vec<ContainerId>, StateError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
+        )
+        .bind(prefix)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("find a container"))?;
+        rows.into_iter().map(|id| id.try_into().map_err(corrupt("containers.id"))).collect()
+    }
+}
+
+/// A container to be recorded.
+pub struct NewContainer {
+    /// Its id.
+    pub id: ContainerId,
+    /// Its pod.
+    pub sandbox_id: SandboxId,
+    /// Id of its image.
+    pub image_id: String,
+    /// What was asked for.
+    pub spec: ContainerSpec,
+}
+
+impl DesiredWriter {
+    /// Records the wish for a container and queues it; or finds the one that the same pod, name and
+    /// attempt already has (invariant I8).
+    ///
+    /// # Errors
+    /// When the sandbox is not ready, the image is gone, or the database fails.
+    pub async fn create_container(&self, new: NewContainer) -> Result<ContainerId, StateError> {
+        self.0
+            .write("create a container", move |tx| {
+                Box::pin(async move { tx.create_container(&new).await })
+            })
+            .await
+    }
+
+    /// Records the wish that a container run, stop or be gone, and queues it. `stop_at` (ns) is
+    /// the end of a stop's grace; the earliest one asked for holds.
+    ///
+    /// # Errors
+    /// When that cannot follow from its present state, it is not there, or the database fails.
+    pub async fn lower_container(
+        &self,
+        id: ContainerId,
+        to: Desired,
+        stop_at: Option<i64>,
+    ) -> Result<Verdict, StateError> {
+        self.0
+            .write("lower a container", move |tx| {
+                Box::pin(async move { tx.lower_container(&id, to, stop_at).await })
+            })
+            .await
+    }
+}
+
+impl Tx {
+    async fn create_container(&mut self, new: &NewContainer) -> Result<ContainerId, StateError> {
+        let pod: Option<(String, String)> =
+            sqlx::query_as("SELECT desired, state FROM sandboxes WHERE id = ?")
+                .bind(new.sandbox_id.as_str())
+                .fetch_optional(&mut self.connection)
+                .await
+                .map_err(during("find a sandbox"))?;
+        let Some((desired, state)) = pod else {
+            let id = new.sandbox_id.to_string();
+            return Err(StateError::NotFound { noun: "sandbox", id });
+        };
+        let state: SandboxState = state.parse().map_err(corrupt("sandboxes.state"))?;
+        if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
+            return Err(sandbox::not_ready(state).into());
+        }
+        let twin: Option<String> = sqlx::query_scalar(
+            "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
+             AND desired <> 'removed' AND state <> 'error'",
+        )
+        .bind(new.sandbox_id.as_str())
+        .bind(&new.spec.name)
+        .bind(new.spec.attempt)
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a container"))?;
+        if let Some(twin) = twin {
+            return twin.try_into().map_err(corrupt("containers.id"));
+        }
+        let image: Option<Option<String>> = sqlx::query_scalar(
+            "SELECT top_chain_id FROM images WHERE id = ? AND desired = 'present'",
+        )
+        .bind(&new.image_id)
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find an image"))?;
+        let Some(top_chain_id) = image else {
+            return Err(StateError::NotFound { noun: "image", id: new.image_id.clone() });
+        };
+        self.insert_container(new).await?;
+        self.add_snapshot(&new.id, top_chain_id.as_deref()).await?;
+        self.enqueue(&ObjectKey::Container(new.id.clone())).await?;
+        Ok(new.id.clone())
+    }
+
+    async fn insert_container(&mut self, new: &NewContainer) -> Result<(), StateError> {
+        let spec = &new.spec;
+        let json = |value: &Vec<String>| {
+            serde_json::to_string(value).map_err(corrupt("containers.command"))
+        };
+        let positive = |value: i64| (value > 0).then_some(value);
+        sqlx::query(
+            "INSERT INTO containers (id, sandbox_id, name, attempt, image_id, image, command,
+             environment, memory_limit_bytes, cpu_quota_us, cpu_shares, namespaces, spec,
+             created_at, desired) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'created')",
+        )
+        .bind(new.id.as_str())
+        .bind(new.sandbox_id.as_str())
+        .bind(&spec.name)
+        .bind(spec.attempt)
+        .bind(&new.image_id)
+        .bind(&spec.image)
+        .bind(json(&spec.process.args)?)
+        .bind(json(&spec.process.env)?)
+        .bind(positive(spec.resources.memory_limit_bytes))
+        .bind(positive(spec.resources.cpu_quota_us))
+        .bind(positive(spec.resources.cpu_shares))
+        .bind(json(&own_namespaces(spec))?)
+        .bind(serde_json::to_string(spec).map_err(corrupt("containers.spec"))?)
+        .bind(now_ns())
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("record a container"))
+    }
+
+    async fn lower_container(
+        &mut self,
+        id: &ContainerId,
+        to: Desired,
+        stop_at: Option<i64>,
+    ) -> Result<Verdict, StateError> {
+        let row: Option<(String, String, String)> = sqlx::query_as(
+            "SELECT c.desired, c.state, s.desired FROM containers c
+             JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a container"))?;
+        let Some((desired, state, pod)) = row else {
+            return Err(StateError::NotFound { noun: "container", id: id.to_string() });
+        };
+        let state: State = state.parse().map_err(corrupt("containers.state"))?;
+        let desired = desired.parse().map_err(corrupt("containers.desired"))?;
+        let verdict = if to == Desired::Running && pod != SandboxDesired::Ready.as_str() {
+            Verdict::Refused(sandbox::not_ready(SandboxState::Stopped))
+        } else {
+            admit(to, desired, state)
+        };
+        if verdict == Verdict::Admitted {
+            sqlx::query(
+                "UPDATE containers SET desired = ?2,
+                 stop_at = CASE WHEN ?3 IS NULL THEN stop_at ELSE min(coalesce(stop_at, ?3), ?3) END
+                 WHERE id = ?1",
+            )
+            .bind(id.as_str())
+            .bind(to.as_str())
+            .bind(stop_at)
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("lower a container"))?;
+        }
+        // Also when nothing changed: a caller that asks again gets another look.
+        self.enqueue(&ObjectKey::Container(id.clone())).await?;
+        Ok(verdict)
+    }
+}
+
+/// Names of the namespaces that are the container's own, as the database shows them.
+fn own_namespaces(spec: &ContainerSpec) -> Vec<String> {
+    let mut own = vec!["mount".to_owned(), "cgroup".to_owned()];
+    if spec.security.pid == NamespaceMode::Container {
+        own.push("pid".to_owned());
+    }
+    own
+}

@@ -1,0 +1,321 @@
+//! The table `containers`, the back's side: what became of each wish.
+
+use super::error::during;
+use super::event::Subject;
+use super::operation::Finished;
+use super::writer::Tx;
+use super::{ObservedWriter, StateError, now_ns};
+use crate::id::{ContainerId, ObjectKey, SandboxId};
+
+/// How a container's process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exit {
+    /// 0 to 255; 128 + signal.
+    pub code: i32,
+    /// When, ns.
+    pub at: i64,
+    /// One word, as kubelet knows them: `Completed`, `Error`, `OOMKilled`, `StartError`, `Unknown`.
+    pub reason: &'static str,
+    /// The particulars.
+    pub error: Option<String>,
+    /// Whether there was a process at all.
+    pub ran: bool,
+}
+
+impl ObservedWriter {
+    /// The container is ready to start.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_created(
+        &self,
+        id: ContainerId,
+        rootfs: String,
+        done: Finished,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record a created container", move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE containers SET state = 'created', rootfs = ?
+                         WHERE id = ? AND state = 'preparing'",
+                    )
+                    .bind(rootfs)
+                    .bind(id.as_str())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record a created container"))?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Container(&id), "created", "").await?;
+                    tx.touch(ObjectKey::Container(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Preparing failed for good; the removal path takes over (invariant I4).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_error(&self, id: ContainerId, done: Finished) -> Result<(), StateError> {
+        self.0
+            .write("record a failed container", move |tx| {
+                Box::pin(async move {
+                    let error = done.error.clone().unwrap_or_else(|| "unknown".into());
+                    sqlx::query("UPDATE containers SET state = 'error', error = ? WHERE id = ?")
+                        .bind(&error)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("record a failed container"))?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Container(&id), "failed", &error).await?;
+                    tx.enqueue(&ObjectKey::Container(id.clone())).await?;
+                    tx.touch(ObjectKey::Container(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// The container is about to be launched: from now on a cgroup and a process may exist.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_starting(&self, id: ContainerId) -> Result<(), StateError> {
+        self.0
+            .write("record a starting container", move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE containers SET state = 'starting', released = 0
+                         WHERE id = ? AND state IN ('created', 'starting')",
+                    )
+                    .bind(id.as_str())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(drop)
+                    .map_err(during("record a starting container"))
+                })
+            })
+            .await
+    }
+
+    /// The container's process runs. An exit that was recorded first is not undone.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_running(
+        &self,
+        id: ContainerId,
+        process: (i32, u64),
+        started_at: i64,
+        done: Finished,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record a running container", move |tx| {
+                Box::pin(async move {
+                    let (pid, start) = process;
+                    sqlx::query(
+                        "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
+                         exited_at = max(exited_at, ?4),
+                         state = CASE state WHEN 'starting' THEN 'running' ELSE state END
+                         WHERE id = ?1 AND state IN ('starting', 'exited')",
+                    )
+                    .bind(id.as_str())
+                    .bind(pid)
+                    .bind(i64::try_from(start).unwrap_or(i64::MAX))
+                    .bind(started_at)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record a running container"))?;
+                    tx.monitor(&id, pid, started_at).await?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Container(&id), "started", "").await?;
+                    tx.touch(ObjectKey::Container(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// The container's process could not be started: it counts as exited, with the reason.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_start_failed(
+        &self,
+        id: ContainerId,
+        exit: Exit,
+        done: Finished,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record a failed start", move |tx| {
+                Box::pin(async move {
+                    tx.operation(&done).await?;
+                    tx.exited(&id, &exit).await.map(drop)
+                })
+            })
+            .await
+    }
+
+    /// The container's process ended. Recorded once: `false` when it had been already.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_exited(&self, id: ContainerId, exit: Exit) -> Result<bool, StateError> {
+        self.0
+            .write("record an exit", move |tx| {
+                Box::pin(async move { tx.exited(&id, &exit).await })
+            })
+            .await
+    }
+
+    /// The stop signal has been sent; it is sent once.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_signalled(&self, id: ContainerId, signal: i32) -> Result<(), StateError> {
+        self.0
+            .write("record a stop signal", move |tx| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE containers SET signalled_at = ? WHERE id = ?")
+                        .bind(now_ns())
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("record a stop signal"))?;
+                    let message = format!("signal {signal} sent");
+                    tx.event(Subject::Container(&id), "stopping", &message).await
+                })
+            })
+            .await
+    }
+
+    /// The container's cgroup is gone.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_released(&self, id: ContainerId) -> Result<(), StateError> {
+        self.0
+            .write("record a released container", move |tx| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE containers SET released = 1 WHERE id = ?")
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(drop)
+                        .map_err(during("record a released container"))
+                })
+            })
+            .await
+    }
+
+    /// Nothing of the container is left but its writable layer, which a cleanup task removes; its
+    /// record goes.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_removed(
+        &self,
+        id: ContainerId,
+        sandbox: SandboxId,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("delete a container", move |tx| {
+                Box::pin(async move {
+                    tx.release_snapshot(&id).await?;
+                    sqlx::query("DELETE FROM containers WHERE id = ?")
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("delete a container"))?;
+                    tx.event(Subject::Container(&id), "removed", "").await?;
+                    tx.enqueue_if_leaving(&sandbox).await?;
+                    tx.touch(ObjectKey::Container(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+}
+
+impl Tx {
+    async fn monitor(
+        &mut self,
+        id: &ContainerId,
+        pid: i32,
+        started_at: i64,
+    ) -> Result<(), StateError> {
+        sqlx::query(
+            "INSERT INTO process_monitors (container_id, pid, started_at, last_check_at, status)
+             SELECT id, ?2, ?3, ?3, CASE state WHEN 'exited' THEN 'completed' ELSE 'monitoring' END
+             FROM containers WHERE id = ?1
+             ON CONFLICT (container_id) DO NOTHING",
+        )
+        .bind(id.as_str())
+        .bind(pid)
+        .bind(started_at)
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("record a monitor"))
+    }
+
+    async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
+        let sandbox: Option<String> = sqlx::query_scalar(
+            "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
+             error = ?5, oom_killed = ?6,
+             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END
+             WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
+        )
+        .bind(id.as_str())
+        .bind(exit.code)
+        .bind(exit.at)
+        .bind(exit.reason)
+        .bind(&exit.error)
+        .bind(exit.reason == "OOMKilled")
+        // Who was too quick to be seen running has run all the same.
+        .bind(exit.ran)
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("record an exit"))?;
+        let Some(sandbox) = sandbox else { return Ok(false) };
+        let status = if exit.reason == "Unknown" { "failed" } else { "completed" };
+        sqlx::query(
+            "UPDATE process_monitors SET status = ?, last_check_at = ? WHERE container_id = ?",
+        )
+        .bind(status)
+        .bind(exit.at)
+        .bind(id.as_str())
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("complete a monitor"))?;
+        let message = match &exit.error {
+            Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
+            None => format!("exit code {}, {}", exit.code, exit.reason),
+        };
+        self.event(Subject::Container(id), "exited", &message).await?;
+        self.enqueue(&ObjectKey::Container(id.clone())).await?;
+        if let Ok(sandbox) = SandboxId::try_from(sandbox) {
+            self.enqueue_if_leaving(&sandbox).await?;
+        }
+        self.touch(ObjectKey::Container(id.clone()));
+        Ok(true)
+    }
+
+    /// A sandbox that waits for its containers to end or to go gets another look.
+    async fn enqueue_if_leaving(&mut self, sandbox: &SandboxId) -> Result<(), StateError> {
+        let leaving: Option<i64> = sqlx::query_scalar(
+            "SELECT 1 FROM sandboxes WHERE id = ? AND (desired <> 'ready' OR state = 'failed')",
+        )
+        .bind(sandbox.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a sandbox"))?;
+        if leaving.is_some() {
+            self.enqueue(&ObjectKey::Sandbox(sandbox.clone())).await?;
+        }
+        Ok(())
+    }
+}

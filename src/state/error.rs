@@ -1,0 +1,98 @@
+//! What can go wrong with the database.
+
+use std::path::PathBuf;
+
+/// A failed read or write of state.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file could not be opened.
+    #[error("cannot open the database {}", path.display())]
+    Open {
+        /// The database file.
+        path: PathBuf,
+        /// SQLite's answer.
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought up to date.
+    #[error("cannot bring the schema of {} up to date", path.display())]
+    Migrate {
+        /// The database file.
+        path: PathBuf,
+        /// What the migration met.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// A statement failed.
+    #[error("database: cannot {operation}")]
+    Database {
+        /// What was being done.
+        operation: &'static str,
+        /// SQLite's answer.
+        source: sqlx::Error,
+    },
+    /// No transaction could be begun: most often another process holds the lock.
+    #[error("database: cannot {operation}: no transaction after {attempts} attempts: {why}")]
+    Begin {
+        /// What was being done.
+        operation: &'static str,
+        /// How often it was tried.
+        attempts: u32,
+        /// SQLite's last answer; several writes share it, so it is text.
+        why: String,
+    },
+    /// The transaction could not be committed; nothing of it was kept.
+    #[error("database: cannot commit: {why}")]
+    Commit {
+        /// SQLite's answer; several writes share it, so it is text.
+        why: String,
+    },
+    /// A row holds what no version of this program wrote.
+    #[error("database: {what} holds what cannot be read: {why}")]
+    Corrupt {
+        /// Table and column.
+        what: &'static str,
+        /// Why it cannot be read.
+        why: String,
+    },
+    /// No address of the pod network is free.
+    #[error("no address is free in {subnet}: {used} of {capacity} are in use")]
+    AddressesExhausted {
+        /// The pod network.
+        subnet: String,
+        /// Addresses given out.
+        used: usize,
+        /// Addresses that could be.
+        capacity: usize,
+    },
+    /// The wish cannot follow from the present state.
+    #[error(transparent)]
+    Impossible(#[from] crate::lifecycle::Impossible),
+    /// The row the write is about is not there.
+    #[error("{noun} {id} does not exist")]
+    NotFound {
+        /// `sandbox`, `container`, `image`.
+        noun: &'static str,
+        /// The id or reference asked for.
+        id: String,
+    },
+    /// The writer has ended: the daemon is going down.
+    #[error("the daemon is shutting down")]
+    Closed,
+}
+
+/// Turns SQLite's error into one that says what was being done.
+pub(super) fn during(operation: &'static str) -> impl Fn(sqlx::Error) -> StateError {
+    move |source| StateError::Database { operation, source }
+}
+
+/// A stored value that does not parse.
+pub(super) fn corrupt<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StateError {
+    move |why| StateError::Corrupt { what, why: why.to_string() }
+}
+
+/// Whether SQLite says that somebody else holds the lock (SQLITE_BUSY, SQLITE_LOCKED and their
+/// extended codes).
+pub(super) fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    matches!(primary, Some(5 | 6))
+}

@@ -1,0 +1,96 @@
+//! What happened, in order: one monotonic sequence for the node.
+
+use sqlx::FromRow;
+
+use super::error::during;
+use super::writer::Tx;
+use super::{StateError, Store, now_ns};
+use crate::id::{ContainerId, SandboxId};
+
+/// What an event is about.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Subject<'a> {
+    Sandbox(&'a SandboxId),
+    Container(&'a ContainerId),
+    Image(&'a str),
+}
+
+impl Subject<'_> {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Sandbox(_) => "sandbox",
+            Self::Container(_) => "container",
+            Self::Image(_) => "image",
+        }
+    }
+
+    fn id(&self) -> &str {
+        match self {
+            Self::Sandbox(id) => id.as_str(),
+            Self::Container(id) => id.as_str(),
+            Self::Image(id) => id,
+        }
+    }
+}
+
+impl Tx {
+    /// Adds an event in the running transaction.
+    pub(super) async fn event(
+        &mut self,
+        subject: Subject<'_>,
+        kind: &'static str,
+        message: &str,
+    ) -> Result<(), StateError> {
+        sqlx::query(
+            "INSERT INTO events (at, object_kind, object_id, kind, message) VALUES (?, ?, ?, ?, ?)",
+        )
+        .bind(now_ns())
+        .bind(subject.kind())
+        .bind(subject.id())
+        .bind(kind)
+        .bind(message)
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("record an event"))
+    }
+}
+
+/// A stored event.
+#[derive(Debug, Clone, FromRow)]
+pub struct Event {
+    /// Position in the node's history.
+    pub sequence: i64,
+    /// When, ns.
+    pub at: i64,
+    /// Id of what it is about.
+    pub object_id: String,
+    /// What happened, one word.
+    pub kind: String,
+    /// The particulars.
+    pub message: String,
+}
+
+impl Store {
+    /// Events after `sequence`, oldest first; of one object, or of all when `object_id` is empty.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn events(
+        &self,
+        object_id: &str,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<Event>, StateError> {
+        sqlx::query_as(
+            "SELECT sequence, at, object_id, kind, message FROM events
+             WHERE (?1 = '' OR object_id = ?1) AND sequence > ?2 ORDER BY sequence LIMIT ?3",
+        )
+        .bind(object_id)
+        .bind(after)
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("list events"))
+    }
+}

@@ -1,0 +1,80 @@
+//! The table `network_state`: small facts of the node, by name.
+
+use super::error::during;
+use super::writer::Tx;
+use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+
+/// The last address given out.
+pub(super) const LAST_ADDRESS: &str = "last_address";
+/// The pod range that kubelet told us.
+pub const POD_CIDR: &str = "pod_cidr";
+
+impl Tx {
+    pub(super) async fn fact(&mut self, key: &'static str) -> Result<Option<String>, StateError> {
+        sqlx::query_scalar("SELECT value FROM network_state WHERE key = ?")
+            .bind(key)
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("read a fact"))
+    }
+
+    pub(super) async fn set_fact(
+        &mut self,
+        key: &'static str,
+        value: &str,
+    ) -> Result<(), StateError> {
+        sqlx::query(
+            "INSERT INTO network_state (key, value, updated_at) VALUES (?1, ?2, ?3)
+             ON CONFLICT (key) DO UPDATE SET value = ?2, updated_at = ?3",
+        )
+        .bind(key)
+        .bind(value)
+        .bind(now_ns())
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("record a fact"))
+    }
+}
+
+impl Store {
+    /// A fact by name.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn fact(&self, key: &str) -> Result<Option<String>, StateError> {
+        sqlx::query_scalar("SELECT value FROM network_state WHERE key = ?")
+            .bind(key)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(during("read a fact"))
+    }
+}
+
+impl DesiredWriter {
+    /// Remembers the pod range that kubelet told us.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_pod_cidr(&self, cidr: String) -> Result<(), StateError> {
+        self.0
+            .write("record the pod range", move |tx| {
+                Box::pin(async move { tx.set_fact(POD_CIDR, &cidr).await })
+            })
+            .await
+    }
+}
+
+impl ObservedWriter {
+    /// Remembers a fact.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn set_fact(&self, key: &'static str, value: String) -> Result<(), StateError> {
+        self.0
+            .write("record a fact", move |tx| {
+                Box::pin(async move { tx.set_fact(key, &value).await })
+            })
+            .await
+    }
+}

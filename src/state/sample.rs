@@ -1,0 +1,78 @@
+//! The newest usage figures of each container, kept by the sampler. In memory: they are stale in
+//! seconds anyway.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use crate::id::ContainerId;
+
+/// Usage of one container at one moment. What the kernel does not tell is `None`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sample {
+    /// When, ns since 1970.
+    pub at: i64,
+    /// CPU time used since it started, ns.
+    pub cpu_usage_ns: Option<u64>,
+    /// CPU time used per second since the sample before, ns/s.
+    pub cpu_rate_nano_cores: Option<u64>,
+    /// Memory charged to it, bytes.
+    pub memory_usage_bytes: Option<u64>,
+    /// The part that cannot be dropped easily: usage less inactive file pages, bytes.
+    pub memory_working_set_bytes: Option<u64>,
+    /// What is left below its limit, bytes.
+    pub memory_available_bytes: Option<u64>,
+    /// Anonymous memory, bytes.
+    pub memory_rss_bytes: Option<u64>,
+    /// Page faults.
+    pub page_faults: Option<u64>,
+    /// Page faults that had to read.
+    pub major_page_faults: Option<u64>,
+}
+
+/// Newest samples by container.
+#[derive(Default)]
+pub struct Samples(Mutex<HashMap<ContainerId, Sample>>);
+
+impl Samples {
+    /// The newest sample of a container.
+    #[must_use]
+    pub fn get(&self, id: &ContainerId) -> Option<Sample> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+    }
+
+    /// Replaces a container's sample, working out the CPU rate from the one before.
+    pub fn put(&self, id: &ContainerId, mut sample: Sample) {
+        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = samples.get(id) {
+            sample.cpu_rate_nano_cores = rate(before, &sample).or(before.cpu_rate_nano_cores);
+        }
+        samples.insert(id.clone(), sample);
+    }
+
+    /// Forgets a container.
+    pub fn remove(&self, id: &ContainerId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+fn rate(before: &Sample, now: &Sample) -> Option<u64> {
+    let elapsed = u128::try_from(now.at.checked_sub(before.at)?).ok().filter(|ns| *ns > 0)?;
+    let used = now.cpu_usage_ns?.checked_sub(before.cpu_usage_ns?)?;
+    u64::try_from(u128::from(used) * 1_000_000_000 / elapsed).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_second_of_cpu_in_a_second_is_half_a_core() {
+        let samples = Samples::default();
+        let id = ContainerId::random();
+        let at = |at, used| Sample { at, cpu_usage_ns: Some(used), ..Default::default() };
+        samples.put(&id, at(1_000_000_000, 100));
+        samples.put(&id, at(2_000_000_000, 500_000_100));
+        let sample = samples.get(&id).expect("a sample");
+        assert_eq!(sample.cpu_rate_nano_cores, Some(500_000_000));
+    }
+}

@@ -1,0 +1,467 @@
+//! The table `sandboxes`.
+
+use sqlx::FromRow;
+
+use super::error::{corrupt, during};
+use super::event::Subject;
+use super::operation::Finished;
+use super::writer::Tx;
+use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::address::Pool;
+use crate::lifecycle::sandbox::{Desired, State, admit};
+use crate::lifecycle::spec::SandboxSpec;
+use crate::lifecycle::{Impossible, Verdict};
+
+/// A sandbox as the database knows it.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// What was asked for.
+    pub spec: SandboxSpec,
+    /// When it was asked for, ns.
+    pub created_at: i64,
+    /// What the client wants now.
+    pub desired: Desired,
+    /// What is so.
+    pub state: State,
+    /// PID 1 of a shared PID namespace, with its start time in clock ticks.
+    pub init: Option<(i32, u64)>,
+    /// Its address, while it has one.
+    pub address: Option<String>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    id: String,
+    spec: String,
+    created_at: i64,
+    desired: String,
+    state: String,
+    init_pid: Option<i64>,
+    init_start: Option<i64>,
+    address: Option<String>,
+    error: Option<String>,
+}
+
+const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
+     s.init_start, n.address, s.error
+     FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
+         AND n.status IN ('allocated', 'active')";
+
+impl TryFrom<Row> for Sandbox {
+    type Error = StateError;
+    fn try_from(row: Row) -> Result<Self, StateError> {
+        let init = match (row.init_pid, row.init_start) {
+            (Some(pid), Some(start)) => i32::try_from(pid).ok().zip(u64::try_from(start).ok()),
+            _ => None,
+        };
+        Ok(Self {
+            id: row.id.try_into().map_err(corrupt("sandboxes.id"))?,
+            spec: serde_json::from_str(&row.spec).map_err(corrupt("sandboxes.spec"))?,
+            created_at: row.created_at,
+            desired: row.desired.parse().map_err(corrupt("sandboxes.desired"))?,
+            state: row.state.parse().map_err(corrupt("sandboxes.state"))?,
+            init,
+            address: row.address,
+            error: row.error,
+        })
+    }
+}
+
+/// Which sandboxes a list is about; all conditions hold together.
+#[derive(Debug, Clone, Default)]
+pub struct SandboxFilter {
+    /// Beginning of the id.
+    pub id_prefix: Option<String>,
+    /// `ready` or not.
+    pub ready: Option<bool>,
+}
+
+impl Store {
+    /// One sandbox.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, StateError> {
+        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE s.id = ?"));
+        let row: Option<Row> = sqlx::query_as(sql)
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(during("read a sandbox"))?;
+        row.map(Sandbox::try_from).transpose()
+    }
+
+    /// Sandboxes that clients may see, newest first.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn sandboxes(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StateError> {
+        let sql = sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE s.state IN ('ready', 'stopped')
+             AND (?1 IS NULL OR (s.id >= ?1 AND s.id < ?1 || 'g'))
+             AND (?2 IS NULL OR (s.state = 'ready') = ?2) ORDER BY s.created_at DESC"
+        ));
+        let rows: Vec<Row> = sqlx::query_as(sql)
+            .bind(&filter.id_prefix)
+            .bind(filter.ready)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("list sandboxes"))?;
+        rows.into_iter().map(Sandbox::try_from).collect()
+    }
+
+    /// Ids that begin with `prefix`, two at most: enough to know whether it is unique.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn sandbox_ids(&self, prefix: &str) -> Result<Vec<SandboxId>, StateError> {
+        let rows: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
+        )
+        .bind(prefix)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(during("find a sandbox"))?;
+        rows.into_iter().map(|id| id.try_into().map_err(corrupt("sandboxes.id"))).collect()
+    }
+
+    /// Every id there is, for recovery and the sweep.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn all_sandbox_ids(&self) -> Result<Vec<SandboxId>, StateError> {
+        let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM sandboxes")
+            .fetch_all(&self.readers)
+            .await
+            .map_err(during("list sandbox ids"))?;
+        rows.into_iter().map(|id| id.try_into().map_err(corrupt("sandboxes.id"))).collect()
+    }
+}
+
+impl DesiredWriter {
+    /// Records the wish for a sandbox, with its address, and queues it; or finds the one that the
+    /// same pod, name and attempt already has (invariant I8).
+    ///
+    /// # Errors
+    /// When that one has been stopped, no address is free, or the database fails.
+    pub async fn run_sandbox(
+        &self,
+        id: SandboxId,
+        spec: SandboxSpec,
+        pool: Option<Pool>,
+    ) -> Result<SandboxId, StateError> {
+        self.0
+            .write("run a sandbox", move |tx| {
+                Box::pin(async move {
+                    if let Some((twin, state)) = tx.find_twin(&spec).await? {
+                        return match admit(Desired::Ready, twin_desired(state), state) {
+                            Verdict::Already | Verdict::Admitted => Ok(twin),
+                            Verdict::Refused(impossible) => Err(impossible.into()),
+                        };
+                    }
+                    tx.insert_sandbox(&id, &spec).await?;
+                    if let Some(pool) = &pool {
+                        tx.allocate_address(&id, pool).await?;
+                    }
+                    tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                    Ok(id)
+                })
+            })
+            .await
+    }
+
+    /// Records the wish that a sandbox be stopped or removed, and queues it and its containers.
+    /// `false` says that there is nothing (more) to wish for.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn lower_sandbox(&self, id: SandboxId, to: Desired) -> Result<bool, StateError> {
+        self.0
+            .write("lower a sandbox", move |tx| {
+                Box::pin(async move {
+                    let changed = sqlx::query(
+                        "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
+                         (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
+                    )
+                    .bind(id.as_str())
+                    .bind(to.as_str())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("lower a sandbox"))?;
+                    tx.enqueue_sandbox_and_containers(&id).await?;
+                    Ok(changed.rows_affected() > 0)
+                })
+            })
+            .await
+    }
+}
+
+/// A twin found by identity is wished ready unless it has come down already.
+fn twin_desired(state: State) -> Desired {
+    match state {
+        State::Preparing | State::Ready => Desired::Ready,
+        State::Stopped | State::Failed => Desired::Stopped,
+    }
+}
+
+impl Tx {
+    async fn find_twin(
+        &mut self,
+        spec: &SandboxSpec,
+    ) -> Result<Option<(SandboxId, State)>, StateError> {
+        let row: Option<(String, String, String)> = sqlx::query_as(
+            "SELECT id, desired, state FROM sandboxes
+             WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
+             AND desired <> 'removed' AND state <> 'failed'",
+        )
+        .bind(&spec.uid)
+        .bind(&spec.namespace)
+        .bind(&spec.name)
+        .bind(spec.attempt)
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a sandbox"))?;
+        let Some((id, desired, state)) = row else { return Ok(None) };
+        let id = id.try_into().map_err(corrupt("sandboxes.id"))?;
+        let state = if desired == Desired::Ready.as_str() {
+            state.parse().map_err(corrupt("sandboxes.state"))?
+        } else {
+            State::Stopped
+        };
+        Ok(Some((id, state)))
+    }
+
+    async fn insert_sandbox(
+        &mut self,
+        id: &SandboxId,
+        spec: &SandboxSpec,
+    ) -> Result<(), StateError> {
+        let json = serde_json::to_string(spec).map_err(corrupt("sandboxes.spec"))?;
+        sqlx::query(
+            "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired)
+             VALUES (?, ?, ?, ?, ?, ?, ?, 'ready')",
+        )
+        .bind(id.as_str())
+        .bind(&spec.name)
+        .bind(&spec.namespace)
+        .bind(&spec.uid)
+        .bind(spec.attempt)
+        .bind(json)
+        .bind(now_ns())
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("record a sandbox"))
+    }
+
+    async fn enqueue_sandbox_and_containers(&mut self, id: &SandboxId) -> Result<(), StateError> {
+        self.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+        let containers: Vec<String> =
+            sqlx::query_scalar("SELECT id FROM containers WHERE sandbox_id = ?")
+                .bind(id.as_str())
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(during("list a sandbox' containers"))?;
+        for container in containers {
+            let container = container.try_into().map_err(corrupt("containers.id"))?;
+            self.enqueue(&ObjectKey::Container(container)).await?;
+        }
+        Ok(())
+    }
+}
+
+impl ObservedWriter {
+    /// Remembers PID 1 of a shared PID namespace before anything else joins it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_init(
+        &self,
+        id: SandboxId,
+        pid: i32,
+        start: u64,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record a pod's init", move |tx| {
+                Box::pin(async move {
+                    sqlx::query("UPDATE sandboxes SET init_pid = ?, init_start = ? WHERE id = ?")
+                        .bind(pid)
+                        .bind(i64::try_from(start).unwrap_or(i64::MAX))
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map(drop)
+                        .map_err(during("record a pod's init"))
+                })
+            })
+            .await
+    }
+
+    /// The sandbox is set up.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_ready(
+        &self,
+        id: SandboxId,
+        boot_id: String,
+        done: Finished,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record a ready sandbox", move |tx| {
+                Box::pin(async move {
+                    let now = now_ns();
+                    sqlx::query(
+                        "UPDATE sandboxes SET state = 'ready', ready_at = ?, boot_id = ?
+                         WHERE id = ?",
+                    )
+                    .bind(now)
+                    .bind(boot_id)
+                    .bind(id.as_str())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record a ready sandbox"))?;
+                    tx.activate_address(&id).await?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Sandbox(&id), "ready", "").await?;
+                    tx.touch(ObjectKey::Sandbox(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Setting the sandbox up failed for good; the removal path takes over (invariant I4).
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_failed(&self, id: SandboxId, done: Finished) -> Result<(), StateError> {
+        self.0
+            .write("record a failed sandbox", move |tx| {
+                Box::pin(async move {
+                    let error = done.error.clone().unwrap_or_else(|| "unknown".into());
+                    sqlx::query("UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?")
+                        .bind(&error)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("record a failed sandbox"))?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Sandbox(&id), "failed", &error).await?;
+                    tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                    tx.touch(ObjectKey::Sandbox(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Nothing of the sandbox runs any more; its link is left to a cleanup task.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_stopped(&self, id: SandboxId, done: Finished) -> Result<(), StateError> {
+        self.0
+            .write("record a stopped sandbox", move |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
+                         init_start = NULL WHERE id = ?",
+                    )
+                    .bind(now_ns())
+                    .bind(id.as_str())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record a stopped sandbox"))?;
+                    tx.release_address(&id).await?;
+                    tx.operation(&done).await?;
+                    tx.event(Subject::Sandbox(&id), "stopped", "").await?;
+                    tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                    tx.touch(ObjectKey::Sandbox(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Nothing of the sandbox is left; its record goes.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_removed(&self, id: SandboxId) -> Result<(), StateError> {
+        self.0
+            .write("delete a sandbox", move |tx| {
+                Box::pin(async move {
+                    tx.release_address(&id).await?;
+                    sqlx::query("DELETE FROM sandboxes WHERE id = ?")
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("delete a sandbox"))?;
+                    tx.event(Subject::Sandbox(&id), "removed", "").await?;
+                    tx.touch(ObjectKey::Sandbox(id));
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// After a reboot nothing of the old boot runs: sandboxes that were up are down.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_other_boots(&self, boot_id: String) -> Result<u64, StateError> {
+        self.0
+            .write("forget the last boot", move |tx| {
+                Box::pin(async move { tx.forget_other_boots(&boot_id).await })
+            })
+            .await
+    }
+}
+
+impl Tx {
+    async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
+        let now = now_ns();
+        let ids: Vec<String> = sqlx::query_scalar(
+            "UPDATE sandboxes SET state = 'stopped', stopped_at = ?1, init_pid = NULL,
+             init_start = NULL WHERE state = 'ready' AND boot_id <> ?2 RETURNING id",
+        )
+        .bind(now)
+        .bind(boot_id)
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("forget the last boot"))?;
+        for id in &ids {
+            let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
+            self.release_address(&id).await?;
+            self.event(Subject::Sandbox(&id), "stopped", "the node was started anew").await?;
+            sqlx::query(
+                "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
+                 reason = 'Unknown', error = 'the node was started anew', released = 1
+                 WHERE sandbox_id = ?2 AND state IN ('starting', 'running')",
+            )
+            .bind(now)
+            .bind(id.as_str())
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("forget the last boot"))?;
+        }
+        Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The error of a wish for a sandbox that is not up.
+#[must_use]
+pub fn not_ready(state: State) -> Impossible {
+    Impossible {
+        noun: "sandbox",
+        from: state.as_str(),
+        to: "host of a new container",
+        because: "only a ready sandbox takes containers",
+    }
+}
