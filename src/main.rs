@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary `quiltd`: its first argument says which of its roles it plays.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    quilt::cli::run()
+}

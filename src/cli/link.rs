@@ -1,0 +1,49 @@
+//! From a command to the running daemon.
+
+use std::future::Future;
+use std::path::Path;
+
+use anyhow::Context;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::engine::Engine;
+use crate::proto::admin::admin_client::AdminClient;
+
+pub(super) type Client = AdminClient<Channel>;
+
+/// Runs a command that talks.
+pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")?
+        .block_on(work)
+}
+
+/// Finds the daemon of a state directory and connects.
+pub(super) async fn connect(state: &Path) -> anyhow::Result<Client> {
+    let engine = Engine::read(state).with_context(|| {
+        let state = state.display();
+        format!("no daemon with the state directory {state} (--state names another)")
+    })?;
+    let socket = engine.admin_socket;
+    let path = socket.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    let channel = Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
+    Ok(AdminClient::new(channel))
+}
+
+/// An answer of the daemon, or its error without gRPC's wrapping.
+pub(super) fn answer<T>(result: Result<tonic::Response<T>, tonic::Status>) -> anyhow::Result<T> {
+    result
+        .map(tonic::Response::into_inner)
+        .map_err(|status| anyhow::anyhow!("{}", status.message()))
+}

@@ -1,0 +1,81 @@
+//! What an operator types; one file a command. All but `serve` and `shim` speak to the running
+//! daemon over its admin socket, which they find through `engine.json` in the state directory.
+
+mod explain;
+mod image;
+mod info;
+mod inventory;
+mod link;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Where the state directory is when nobody says otherwise.
+const DEFAULT_STATE: &str = "/run/quilt";
+
+#[derive(Parser)]
+#[command(name = "quiltd", version, about = "A Kubernetes node runtime", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon: answer CRI on a socket, run pods.
+    Serve(serve::Serve),
+    /// The node's one shim; the daemon starts it.
+    #[command(hide = true)]
+    Shim(StateDir),
+    /// Say what the running daemon is.
+    Info(StateDir),
+    /// Count the rows of every table.
+    Inventory(StateDir),
+    /// Show what happened to a pod, container or image, and how long each stage took.
+    Explain(explain::Explain),
+    /// Work with images.
+    #[command(subcommand)]
+    Image(image::Image),
+    /// List the points at which a debug build can be made to die (QUILT_CRASH_AT).
+    #[command(hide = true)]
+    CrashPoints,
+}
+
+/// Which daemon is meant.
+#[derive(clap::Args)]
+struct StateDir {
+    /// State directory of the daemon.
+    #[arg(long, default_value = DEFAULT_STATE)]
+    state: PathBuf,
+}
+
+/// Runs the command that the arguments name.
+#[must_use]
+pub fn run() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Serve(serve) => serve::run(serve),
+        Command::Shim(StateDir { state }) => {
+            crate::shim::server::run(&state).map_err(anyhow::Error::from)
+        }
+        Command::Info(StateDir { state }) => link::block_on(info::run(&state)),
+        Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
+        Command::Explain(explain) => link::block_on(explain::run(&explain)),
+        Command::Image(image) => link::block_on(image::run(&image)),
+        Command::CrashPoints => {
+            for point in crate::crash::POINTS {
+                println!("{point}");
+            }
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("quiltd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! `quiltd serve`
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+
+use crate::config::{Config, DEFAULT_PATH};
+use crate::daemon;
+
+#[derive(clap::Args)]
+pub(super) struct Serve {
+    /// Configuration file (TOML). At the default place it may be missing.
+    #[arg(long, default_value = DEFAULT_PATH)]
+    config: PathBuf,
+    /// What outlives a reboot: database, images, writable layers.
+    #[arg(long, default_value = "/var/lib/quilt")]
+    root: PathBuf,
+    /// What does not: sockets, namespaces, FIFOs.
+    #[arg(long, default_value = super::DEFAULT_STATE)]
+    state: PathBuf,
+    /// Where CRI is answered.
+    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    listen: String,
+}
+
+pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
+    let config = Config::load(&serve.config)?;
+    config.log.start().map_err(anyhow::Error::msg).context("cannot start logging")?;
+    let options = daemon::Options {
+        config,
+        root: serve.root,
+        state: serve.state,
+        listen: serve.listen.parse()?,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(256)
+        .build()
+        .context("cannot start the runtime's threads")?;
+    let result = runtime.block_on(daemon::run(options));
+    // What still waits on the kernel must not hold the end back.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
+}

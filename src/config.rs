@@ -1,0 +1,172 @@
+//! The configuration file: TOML, one section a module, every key optional. An unknown key or an
+//! impossible value is an error that says where.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::cgroup::CgroupPath;
+use crate::image::ImageConfig;
+use crate::network::NetworkConfig;
+use crate::telemetry::LogConfig;
+
+/// Where the file is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/quilt/config.toml";
+
+/// Everything that can be configured.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where containers go among the cgroups.
+    pub cgroup: CgroupConfig,
+    /// Calls.
+    pub cri: CriConfig,
+    /// Registries and layers.
+    pub image: ImageConfig,
+    /// What is logged, and how.
+    pub log: LogConfig,
+    /// The pod network.
+    pub network: NetworkConfig,
+}
+
+/// `[cgroup]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CgroupConfig {
+    /// Parent of the containers of sandboxes that name none.
+    pub root: String,
+}
+
+impl Default for CgroupConfig {
+    fn default() -> Self {
+        Self { root: "/quilt".into() }
+    }
+}
+
+/// `[cri]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CriConfig {
+    /// Longest wait, in seconds, of a call whose client names no deadline.
+    pub default_deadline_s: u64,
+}
+
+impl Default for CriConfig {
+    fn default() -> Self {
+        // Kubelet names a deadline everywhere but with PullImage and ExecSync hooks.
+        Self { default_deadline_s: 3600 }
+    }
+}
+
+impl CriConfig {
+    /// The same as a duration.
+    #[must_use]
+    pub fn default_deadline(&self) -> Duration {
+        Duration::from_secs(self.default_deadline_s)
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or holds an unknown key or a value of another kind; the text has the line.
+    #[error("configuration {}: {text}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong.
+        text: String,
+    },
+    /// A value that cannot be.
+    #[error("configuration {}: {key}: {why}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks the file. One at the default place may be missing.
+    ///
+    /// # Errors
+    /// When it cannot be read, parsed or used.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound
+                    && path == Path::new(DEFAULT_PATH) =>
+            {
+                String::new()
+            }
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        Self::parse(path, &text)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let path = path.to_owned();
+        let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
+            path: path.clone(),
+            text: error.to_string().trim_end().to_owned(),
+        })?;
+        let value = |key, why: String| ConfigError::Value { path: path.clone(), key, why };
+        if let Err(error) = config.network.validate() {
+            return Err(value("network", error.to_string()));
+        }
+        match CgroupPath::parse(&config.cgroup.root) {
+            Err(error) => return Err(value("cgroup.root", error.to_string())),
+            Ok(root) if root.is_root() => {
+                let why = "must not be the root of the hierarchy".to_owned();
+                return Err(value("cgroup.root", why));
+            }
+            Ok(_) => {}
+        }
+        if config.cri.default_deadline_s == 0 {
+            return Err(value("cri.default_deadline_s", "must not be 0".into()));
+        }
+        config.log.filter().map_err(|why| value("log.level", why))?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Config::parse(Path::new("c.toml"), text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn nothing_at_all_is_a_configuration() {
+        assert_eq!(Config::parse(Path::new("c"), "").expect("defaults").cgroup.root, "/quilt");
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let text = error("[network]\nbrigde = \"b\"\n");
+        assert!(text.contains("brigde") && text.contains("line 2"), "{text}");
+    }
+
+    #[test]
+    fn an_impossible_value_is_named_with_its_key() {
+        assert!(error("[cgroup]\nroot = \"../up\"\n").contains("cgroup.root"));
+        assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
+        assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
+        assert!(error("[network]\nmtu = 1\n").contains("mtu"));
+    }
+}
