@@ -1,3 +1,6 @@
 //! Quilt, a Kubernetes node runtime.
+
+pub mod network;
 pub mod proto;
 pub mod runtime;
+pub mod sys;
