@@ -20,7 +20,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statfs, statx};
+use rustix::fs::{AtFlags, CWD, FsWord, StatxAttributes, StatxFlags, statfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
 
@@ -31,7 +31,7 @@ use super::sysctl::{Sysctl, SysctlScope};
 use crate::sys::mountinfo;
 
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system that namespace files are on.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+const NSFS_MAGIC: FsWord = 0x6e73_6673;
 
 /// Longest host name in bytes (`__NEW_UTS_LEN`).
 pub const MAX_HOSTNAME_BYTES: usize = 64;
@@ -181,7 +181,7 @@ pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
 /// Whether a namespace is pinned at `path`.
 #[must_use]
 pub fn is_pinned(path: &Path) -> bool {
-    statfs(path).is_ok_and(|found| i64::from(found.f_type) == NSFS_MAGIC)
+    statfs(path).is_ok_and(|found| found.f_type == NSFS_MAGIC)
 }
 
 /// Lets go of all pins in `dir`, and removes their files and the directory if nothing else is in
