@@ -19,7 +19,8 @@ const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "hugetlb", "
 
 impl Cgroups {
     /// Creates a cgroup and those above it, in every hierarchy that containers join, and sets its
-    /// limits. What exists is kept; limits are set again. Limits that are not given stay as they are.
+    /// limits. What exists is kept; limits are set again. Limits that are not given stay as they
+    /// are.
     ///
     /// # Errors
     ///
@@ -147,29 +148,24 @@ fn create_dir(dir: &Path) -> Result<bool, CgroupError> {
     }
 }
 
-fn inherit_cpuset(mount_point: &Path, path: &CgroupPath) -> Result<(), CgroupError> {
-    // From the cgroup up to the first one that has CPUs, and back down.
-    let mut empty: Vec<CgroupPath> = Vec::new();
-    let mut level = Some(path.clone());
-    while let Some(current) = level.filter(|current| !current.is_root()) {
-        let dir = current.below(mount_point);
-        let filled = |name| file::read(&dir, name).map(|text| !text.is_empty());
-        if filled("cpuset.cpus")? && filled("cpuset.mems")? {
-            break;
-        }
-        level = current.parent();
-        empty.push(current);
-    }
-    for level in empty.into_iter().rev() {
-        let dir = level.below(mount_point);
-        let Some(parent) = dir.parent() else { continue };
-        for name in ["cpuset.cpus", "cpuset.mems"] {
-            if file::read(&dir, name)?.is_empty() {
-                file::write(&dir, name, &file::read(parent, name)?)?;
-            }
+/// Gives a cgroup its parent's CPUs and memory nodes where it has none, from the first one that has
+/// some downwards. Returns what it has then.
+fn inherit_cpuset(mount_point: &Path, path: &CgroupPath) -> Result<[String; 2], CgroupError> {
+    const NAMES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+    let dir = path.below(mount_point);
+    let mut values = [file::read(&dir, NAMES[0])?, file::read(&dir, NAMES[1])?];
+    let Some(parent) = path.parent().filter(|_| values.iter().any(String::is_empty)) else {
+        return Ok(values);
+    };
+    // As deep as a path can be, which is bounded.
+    let inherited = inherit_cpuset(mount_point, &parent)?;
+    for ((value, inherited), name) in values.iter_mut().zip(inherited).zip(NAMES) {
+        if value.is_empty() {
+            file::write(&dir, name, &inherited)?;
+            *value = inherited;
         }
     }
-    Ok(())
+    Ok(values)
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use super::error::CgroupError;
 use super::path::CgroupPath;
 use crate::sys::mountinfo::{self, MountEntry};
 
-/// The v1 controllers that containers join. The others (`net_cls`, `net_prio`, `perf_event`, `rdma`,
-/// `misc`) bring us nothing, and each one joined costs every start.
+/// The v1 controllers that containers join. The others (`net_cls`, `net_prio`, `perf_event`,
+/// `rdma`, `misc`) bring us nothing, and each one joined costs every start.
 const V1_CONTROLLERS: [&str; 9] = [
     "cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids", "hugetlb",
 ];
@@ -50,8 +50,8 @@ impl Cgroups {
     ///
     /// # Errors
     ///
-    /// [`CgroupError::NotMounted`] when that is nothing; [`CgroupError::File`] when the mount table or
-    /// the list of controllers cannot be read.
+    /// [`CgroupError::NotMounted`] when that is nothing; [`CgroupError::File`] when the mount table
+    /// or the list of controllers cannot be read.
     pub fn probe(cgroup_mount: &Path) -> Result<Self, CgroupError> {
         let table = mountinfo::read().map_err(CgroupError::file(
             "read",

@@ -1,8 +1,8 @@
 //! Limits, from the OCI runtime spec to the files of either cgroup version.
 //!
-//! Sets CPU, cpuset, memory, pids, huge page, device (v1) and unified (v2) limits. Block I/O, network
-//! and RDMA limits have no field in CRI and are not read. On v2, devices are a BPF program's
-//! business and are not limited here.
+//! Sets CPU, cpuset, memory, pids, huge page, device (v1) and unified (v2) limits. Block I/O,
+//! network and RDMA limits have no field in CRI and are not read. On v2, devices are a BPF
+//! program's business and are not limited here.
 
 use std::path::Path;
 
@@ -274,9 +274,10 @@ fn cpu_max(current: &str, quota: Option<i64>, period: Option<u64>) -> String {
     format!("{quota} {period}")
 }
 
-/// v1 shares (2 to 262144, 1024 normal) as a v2 weight (1 to 10000, 100 normal), by the formula that
-/// runc since 1.3.2 and crun since 1.23 use: 10^((l² + 125 l) / 612 − 7 / 34) with l = log2 of the
-/// shares, rounded up. Unlike the straight line before it, it takes the normal value to the normal one.
+/// v1 shares (2 to 262144, 1024 normal) as a v2 weight (1 to 10000, 100 normal), by the formula
+/// that runc since 1.3.2 and crun since 1.23 use: 10^((l² + 125 l) / 612 − 7 / 34) with l = log2 of
+/// the shares, rounded up. Unlike the straight line before it, it takes the normal value to the
+/// normal one.
 #[must_use]
 pub fn weight_from_shares(shares: u64) -> u64 {
     if shares <= 2 {

@@ -1,8 +1,8 @@
 //! Which address a new pod gets: the next free one after the last given out.
 //!
 //! Pure: what is in use is the caller's to know. Going round instead of taking the lowest keeps an
-//! address out of use for as long as possible after its pod has gone, so that late packets and stale
-//! neighbour entries meet nobody.
+//! address out of use for as long as possible after its pod has gone, so that late packets and
+//! stale neighbour entries meet nobody.
 
 use std::net::Ipv4Addr;
 

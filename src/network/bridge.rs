@@ -36,8 +36,8 @@ pub struct BridgeSpec<'a> {
 ///
 /// # Errors
 ///
-/// [`NetworkError::NotOurs`], [`NetworkError::BridgeAddress`] and [`NetworkError::SubnetInUse`] when
-/// the name or the subnet is somebody else's; then nothing has been changed.
+/// [`NetworkError::NotOurs`], [`NetworkError::BridgeAddress`] and [`NetworkError::SubnetInUse`]
+/// when the name or the subnet is somebody else's; then nothing has been changed.
 pub fn ensure_bridge(spec: &BridgeSpec<'_>) -> Result<(), NetworkError> {
     link::validate_name("bridge", spec.name)?;
     link::validate_alias(spec.alias)?;

@@ -100,7 +100,8 @@ pub fn choose_node_resolv_conf<'a>(etc: &'a str, upstream: Option<&'a str>) -> &
 }
 
 /// Reads what a pod without a DNS configuration gets as its resolv.conf: the node's own, by
-/// [`choose_node_resolv_conf`]. `root` is the node's root directory. No file at all is an empty one.
+/// [`choose_node_resolv_conf`]. `root` is the node's root directory. No file at all is an empty
+/// one.
 ///
 /// # Errors
 ///
@@ -128,8 +129,9 @@ fn read_bounded(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Renders the hosts file (hosts(5)) of a pod with its own network: the loopback names, and its host
-/// name at each of its addresses. A pod in the node's network gets a copy of the node's file instead.
+/// Renders the hosts file (hosts(5)) of a pod with its own network: the loopback names, and its
+/// host name at each of its addresses. A pod in the node's network gets a copy of the node's file
+/// instead.
 ///
 /// # Errors
 ///

@@ -1,15 +1,15 @@
 //! The network driver: pods' namespaces, their links to the node's bridge, and the files by which
 //! they find names.
 //!
-//! Idempotent pairs: `ensure_x` completes what is missing, `remove_x` takes absence for success. All
-//! of it blocks (a few milliseconds at most) and belongs on a thread that may. It knows no database
-//! and no CRI, and decides no address: which one a pod gets is the caller's to remember, and
-//! [`next_free`] only computes it. The node's forwarding, firewall and other interfaces are never
-//! touched.
+//! Idempotent pairs: `ensure_x` completes what is missing, `remove_x` takes absence for success.
+//! All of it blocks (a few milliseconds at most) and belongs on a thread that may. It knows no
+//! database and no CRI, and decides no address: which one a pod gets is the caller's to remember,
+//! and [`next_free`] only computes it. The node's forwarding, firewall and other interfaces are
+//! never touched.
 //!
 //! Every interface is marked by its alias, so that what exists without a row can be found
-//! ([`list_links`]), and what is not ours is left alone. Addresses are IPv4; the second family joins
-//! in `address` and the specification structs.
+//! ([`list_links`]), and what is not ours is left alone. Addresses are IPv4; the second family
+//! joins in `address` and the specification structs.
 
 mod address;
 mod allocate;

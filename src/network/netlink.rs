@@ -1,9 +1,10 @@
 //! A small synchronous route netlink socket (rtnetlink(7)): requests in batches, answers in order.
 //!
-//! The kernel works through a whole batch inside one `sendmsg`, so a batch costs one system call and
-//! is not torn apart when this process is killed. Requests are built with `netlink-packet-route`;
-//! answers are handed out as bytes, because whoever reads them wants three attributes of sixty, and
-//! an attribute that a newer kernel adds must not make the rest unreadable.
+//! The kernel works through a whole batch inside one `sendmsg`, so a batch costs one system call
+//! and is not torn apart when this process is killed. Requests are built with
+//! `netlink-packet-route`; answers are handed out as bytes, because whoever reads them wants three
+//! attributes of sixty, and an attribute that a newer kernel adds must not make the rest
+//! unreadable.
 
 use std::io;
 use std::time::Duration;
