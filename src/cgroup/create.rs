@@ -154,7 +154,10 @@ fn inherit_cpuset(mount_point: &Path, path: &CgroupPath) -> Result<[String; 2], 
     const NAMES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
     let dir = path.below(mount_point);
     let mut values = [file::read(&dir, NAMES[0])?, file::read(&dir, NAMES[1])?];
-    let Some(parent) = path.parent().filter(|_| values.iter().any(String::is_empty)) else {
+    let Some(parent) = path
+        .parent()
+        .filter(|_| values.iter().any(String::is_empty))
+    else {
         return Ok(values);
     };
     // As deep as a path can be, which is bounded.

@@ -77,7 +77,11 @@ impl Cgroups {
             .filter(|entry| entry.mount_point.starts_with(cgroup_mount))
         {
             match entry.fs_type.as_str() {
-                "cgroup2" => found.unified = Some(entry.mount_point.clone()),
+                "cgroup2" => {
+                    found
+                        .unified
+                        .get_or_insert_with(|| entry.mount_point.clone());
+                }
                 "cgroup" => found.add_v1(entry),
                 _ => {}
             }

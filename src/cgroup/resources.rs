@@ -312,20 +312,20 @@ fn apply_memory_v1(dir: &Path, memory: &LinuxMemory) -> Result<(), CgroupError> 
     const SUM: &str = "memory.memsw.limit_in_bytes";
     let limit = memory.limit().filter(|limit| *limit != 0);
     let mut sum = memory.swap().filter(|sum| *sum != 0);
-    if limit == Some(UNLIMITED) && sum.is_none() {
-        // No limit on memory is none on the sum, or the kernel would refuse.
-        sum = Some(UNLIMITED);
-    }
     // Absent where the kernel does not count swap; then memory alone is limited.
     let present = file::read_number(dir, SUM)?;
-    let write_sum = || match sum.filter(|_| present.is_some()) {
-        Some(sum) => file::write(dir, SUM, &sum.to_string()),
-        None => Ok(()),
-    };
     let grows = match (limit, present) {
         (Some(UNLIMITED), _) => true,
         (Some(limit), Some(present)) => limit.unsigned_abs() > present,
         _ => false,
+    };
+    if grows {
+        // A greater limit with nothing said of swap: the sum follows, and no swap is gained.
+        sum = sum.or(limit);
+    }
+    let write_sum = || match sum.filter(|_| present.is_some()) {
+        Some(sum) => file::write(dir, SUM, &sum.to_string()),
+        None => Ok(()),
     };
     if grows {
         write_sum()?;

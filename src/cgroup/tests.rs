@@ -174,6 +174,16 @@ fn memory_limits_grow_and_shrink() {
             assert_eq!(found, (megabytes << 20).to_string());
         }
     }
+    // More memory, and not a word of swap.
+    let memory = LinuxMemoryBuilder::default()
+        .limit(1i64 << 30)
+        .build()
+        .unwrap();
+    let more = LinuxResourcesBuilder::default()
+        .memory(memory)
+        .build()
+        .unwrap();
+    scratch.cgroups.update(&leaf, &more).unwrap();
     scratch.cgroups.update(&leaf, &limits(-1, -1)).unwrap();
     let stats = scratch.cgroups.stats(&leaf).unwrap();
     assert_eq!(

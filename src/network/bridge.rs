@@ -18,6 +18,7 @@ use super::error::NetworkError;
 use super::link::{self, Link};
 use super::netlink::Socket;
 use super::pod::mac_address;
+use super::sysctl::refuse_router_advertisements;
 
 /// A bridge, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,8 @@ pub fn ensure_bridge(spec: &BridgeSpec<'_>) -> Result<(), NetworkError> {
         create(&mut socket, spec)?;
     }
     let bridge = link::find(&mut socket, spec.name)?.ok_or_else(|| vanished(spec.name))?;
+    // Before it is up, and so before a pod can say anything to the node.
+    refuse_router_advertisements(spec.name)?;
     let mut message = link::indexed(bridge.index);
     if bridge.mtu != spec.mtu {
         message.attributes.push(LinkAttribute::Mtu(spec.mtu));

@@ -27,7 +27,7 @@ use super::error::NetworkError;
 use super::link::{self, Link};
 use super::namespace::is_pinned;
 use super::netlink::Socket;
-use super::sysctl::{Sysctl, SysctlScope};
+use super::sysctl::{Sysctl, SysctlScope, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -270,7 +270,8 @@ fn describe_host_end(message: &mut LinkMessage, bridge: &Link, spec: &PodLinkSpe
 }
 
 /// Sets the pod's end up with its address and route, and then the node's end. In this order both
-/// ends have a carrier the moment the bridge sees its port come up.
+/// ends have a carrier the moment the bridge sees its port come up. The calling thread is in the
+/// pod's network namespace.
 fn configure(
     host: &mut Socket,
     pod: &mut Socket,
@@ -280,6 +281,7 @@ fn configure(
         name: spec.pod_name.to_owned(),
         place: "in the pod",
     })?;
+    refuse_router_advertisements(spec.pod_name)?;
     let mut message = link::indexed(pod_end.index);
     let mac = mac_address(spec.address.addr());
     if pod_end.address != mac {

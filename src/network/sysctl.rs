@@ -8,6 +8,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::error::NetworkError;
+use super::link::ipv6_exists;
 
 /// Longest value in bytes that makes sense: one page, which is what the kernel reads at most.
 const MAX_VALUE_BYTES: usize = 4096;
@@ -83,6 +84,23 @@ impl Sysctl {
             source,
         })
     }
+}
+
+/// Makes an interface of the calling thread's network namespace deaf to IPv6 router advertisements.
+/// Any pod on the bridge can send them, and whoever believes one sends its traffic there
+/// (CVE-2020-10749, CVE-2020-13401). Our interfaces are configured by us, so none is ever wanted.
+pub(super) fn refuse_router_advertisements(interface: &str) -> Result<(), NetworkError> {
+    if !ipv6_exists() {
+        return Ok(());
+    }
+    let path = Path::new("/proc/sys/net/ipv6/conf")
+        .join(interface)
+        .join("accept_ra");
+    std::fs::write(path, "0").map_err(|source| NetworkError::Sysctl {
+        name: format!("net/ipv6/conf/{interface}/accept_ra"),
+        value: "0".to_owned(),
+        source,
+    })
 }
 
 /// The parts of a name, or `None` when it could lead anywhere but to a file below `/proc/sys`.

@@ -29,6 +29,21 @@ fn pods_reach_each_other_and_the_node_without_losing_a_packet() {
 }
 
 #[test]
+fn no_pod_can_make_itself_a_router_for_others_or_the_node() {
+    on_a_node(|dir| {
+        ensure_bridge(&bridge()).unwrap();
+        let netns = pin(dir, "pod");
+        ensure_pod_link(&pod_link(&netns, "qlt-n1", 2)).unwrap();
+        let heeds =
+            |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{name}/accept_ra"));
+        if super::super::link::ipv6_exists() {
+            assert_eq!(inside(&netns, || heeds("eth0").unwrap()), "0\n");
+            assert_eq!(heeds("qlt-nbr").unwrap(), "0\n");
+        }
+    });
+}
+
+#[test]
 fn ensuring_twice_changes_nothing() {
     on_a_node(|dir| {
         ensure_bridge(&bridge()).unwrap();
