@@ -11,6 +11,7 @@ mod devices;
 mod error;
 mod file;
 mod layout;
+mod memory;
 mod oom;
 mod path;
 mod processes;
