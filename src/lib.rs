@@ -1,17 +1,34 @@
 //! Quilt, a Kubernetes node runtime. The modules in the order data flows; ARCHITECTURE.md tells
 //! the story.
 
+// What joins the parts.
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod telemetry;
+
 // Front: what clients ask.
+pub mod admin;
+pub mod cri;
 
 // Middle: rules and rows.
 pub mod lifecycle;
 pub mod state;
 
 // Back: what is done about it.
+pub mod cgroup;
+pub mod image;
+pub mod network;
+pub mod reconcile;
+pub mod snapshot;
 
 // Node side.
 pub mod runtime;
+pub mod shim;
 
 // Ground.
+pub mod crash;
+pub mod engine;
 pub mod id;
 pub mod proto;
+pub mod sys;

@@ -1,0 +1,140 @@
+//! The network part of the configuration file.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::error::NetworkError;
+use super::link;
+
+/// Where pods get their addresses from and how they are connected.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NetworkConfig {
+    /// The bridge that pods are attached to, at most 15 bytes. It is created when absent.
+    pub bridge: String,
+    /// The pods' addresses. The first one is the bridge's own, and the pods' gateway.
+    pub subnet: Ipv4Net,
+    /// Largest packet in bytes on the bridge and the pods' interfaces.
+    pub mtu: u32,
+}
+
+impl Default for NetworkConfig {
+    fn default() -> Self {
+        Self {
+            bridge: "quilt0".to_owned(),
+            subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 88, 0, 0), 16),
+            mtu: 1500,
+        }
+    }
+}
+
+impl NetworkConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    ///
+    /// [`NetworkError::Invalid`], which names the key as it is in the file.
+    pub fn validate(&self) -> Result<(), NetworkError> {
+        link::validate_name("network.bridge", &self.bridge)?;
+        validate_subnet(self.subnet)?;
+        validate_mtu("network.mtu", self.mtu)
+    }
+
+    /// The bridge's address: the first one of the subnet.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Net {
+        let first = u32::from(self.subnet.network()).saturating_add(1);
+        Ipv4Net::new(Ipv4Addr::from(first), self.subnet.prefix_len()).unwrap_or(self.subnet)
+    }
+}
+
+fn validate_subnet(subnet: Ipv4Net) -> Result<(), NetworkError> {
+    let network = subnet.network();
+    let reason = if subnet.addr() != network {
+        "bits are set beyond the prefix length"
+    } else if !(8..=29).contains(&subnet.prefix_len()) {
+        "the prefix length must be between 8 and 29"
+    } else if network.is_loopback() || network.is_multicast() || network.octets()[0] == 0 {
+        "pods cannot have such addresses"
+    } else {
+        return Ok(());
+    };
+    let field = "network.subnet";
+    Err(NetworkError::Invalid {
+        field,
+        value: subnet.to_string(),
+        reason,
+    })
+}
+
+/// 1280 is the least that IPv6 works with (RFC 8200 §5); 65535 the most a veth takes.
+pub(super) fn validate_mtu(field: &'static str, mtu: u32) -> Result<(), NetworkError> {
+    let reason = "must be between 1280 and 65535";
+    (1280..=65535)
+        .contains(&mtu)
+        .then_some(())
+        .ok_or(NetworkError::Invalid {
+            field,
+            value: mtu.to_string(),
+            reason,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_valid_and_its_gateway_is_the_first_address() {
+        let config = NetworkConfig::default();
+        config.validate().unwrap();
+        assert_eq!(config.gateway().to_string(), "10.88.0.1/16");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        assert!(toml::from_str::<NetworkConfig>("brigde = 'x'").is_err());
+        let config: NetworkConfig = toml::from_str("subnet = '10.9.0.0/24'").unwrap();
+        assert_eq!(
+            (config.gateway().to_string().as_str(), config.mtu),
+            ("10.9.0.1/24", 1500)
+        );
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused() {
+        for subnet in [
+            "10.88.0.1/16",
+            "10.0.0.0/30",
+            "0.0.0.0/8",
+            "127.0.0.0/8",
+            "224.0.0.0/8",
+            "0.0.0.0/0",
+        ] {
+            let config = NetworkConfig {
+                subnet: subnet.parse().unwrap(),
+                ..NetworkConfig::default()
+            };
+            assert!(config.validate().is_err(), "{subnet}");
+        }
+        assert!(
+            NetworkConfig {
+                mtu: 500,
+                ..NetworkConfig::default()
+            }
+            .validate()
+            .is_err()
+        );
+        let bridge = "far-too-long-a-name".to_owned();
+        assert!(
+            NetworkConfig {
+                bridge,
+                ..NetworkConfig::default()
+            }
+            .validate()
+            .is_err()
+        );
+    }
+}

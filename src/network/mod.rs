@@ -1,0 +1,46 @@
+//! The network driver: pods' namespaces, their links to the node's bridge, and the files by which
+//! they find names.
+//!
+//! Idempotent pairs: `ensure_x` completes what is missing, `remove_x` takes absence for success.
+//! All of it blocks (a few milliseconds at most) and belongs on a thread that may. It knows no
+//! database and no CRI, and decides no address: which one a pod gets is the caller's to remember,
+//! and [`next_free`] only computes it. The node's forwarding, firewall and other interfaces are
+//! never touched.
+//!
+//! Every interface is marked by its alias, so that what exists without a row can be found
+//! ([`list_links`]), and what is not ours is left alone. Addresses are IPv4; the second family
+//! joins in `address` and the specification structs.
+
+mod address;
+mod allocate;
+mod bridge;
+mod config;
+mod dns;
+mod error;
+mod inspect;
+mod link;
+mod namespace;
+mod netlink;
+mod pod;
+mod sysctl;
+
+pub use allocate::next_free;
+pub use bridge::{BridgeSpec, ensure_bridge, remove_bridge};
+pub use config::NetworkConfig;
+pub use dns::{
+    choose_node_resolv_conf, read_node_resolv_conf, render_hostname, render_hosts,
+    render_resolv_conf,
+};
+pub use error::NetworkError;
+pub use inspect::{MarkedLink, Problem, check_pod_link, list_links};
+pub use link::{MAX_ALIAS_BYTES, MAX_NAME_BYTES};
+pub use namespace::{
+    MAX_HOSTNAME_BYTES, NamespaceSpec, ensure_namespaces, ensure_pin_directory, is_pinned,
+    remove_namespaces, remove_pin_directory,
+};
+pub use netlink::NetlinkError;
+pub use pod::{PodLinkSpec, ensure_pod_link, mac_address, remove_pod_link};
+pub use sysctl::{Sysctl, SysctlScope};
+
+#[cfg(test)]
+mod tests;

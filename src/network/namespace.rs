@@ -1,0 +1,330 @@
+//! A pod's namespaces, which live without a process: made by a thread that ends at once, and held
+//! by bind mounts of their `/proc` files ("pins", namespaces(7)).
+//!
+//! ```text
+//! absent ──thread: unshare, host name, lo, sysctls──► made ──bind mount──► pinned
+//! ```
+//!
+//! The pin is the last step, so what is pinned is complete, and what is not pinned ended with its
+//! thread: a crash leaves nothing half made.
+//!
+//! A pin must stay where it is. A copy in another mount namespace would keep the pod's network
+//! alive after its end, so the directory of the pins has to be in a mount that does not share
+//! ([`ensure_pin_directory`]), and each pin is unbindable: a container that mounts the node's root
+//! recursively gets none. Mount namespaces that are cloned do get copies, and let go of them when
+//! they detach the old root; that costs a clone about 4 µs for each pod.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{AtFlags, CWD, FsWord, StatxAttributes, StatxFlags, statfs, statx};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+
+use super::error::NetworkError;
+use super::link;
+use super::netlink::Socket;
+use super::sysctl::{Sysctl, SysctlScope};
+use crate::sys::mountinfo;
+
+/// `NSFS_MAGIC` of `linux/magic.h`: the file system that namespace files are on.
+const NSFS_MAGIC: FsWord = 0x6e73_6673;
+
+/// Longest host name in bytes (`__NEW_UTS_LEN`).
+pub const MAX_HOSTNAME_BYTES: usize = 64;
+
+/// The namespaces that a pod has of its own, and what is set in them.
+#[derive(Debug, Clone, Copy)]
+pub struct NamespaceSpec<'a> {
+    /// Where the files `net`, `ipc` and `uts` are made. It is created when absent; its parent
+    /// must have gone through [`ensure_pin_directory`].
+    pub dir: &'a Path,
+    /// A network namespace of its own, with the loopback interface up.
+    pub net: bool,
+    /// An IPC namespace of its own.
+    pub ipc: bool,
+    /// A UTS namespace of its own with this host name, at most 64 bytes.
+    pub hostname: Option<&'a str>,
+    /// Names and values. Those of an interface are left to
+    /// [`ensure_pod_link`](super::ensure_pod_link).
+    pub sysctls: &'a [(String, String)],
+}
+
+/// One of the namespaces that can be pinned here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pin {
+    Net,
+    Ipc,
+    Uts,
+}
+
+impl Pin {
+    const ALL: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+
+    /// The name of the file in `/proc/*/ns`, and of the pin.
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Net => "net",
+            Self::Ipc => "ipc",
+            Self::Uts => "uts",
+        }
+    }
+
+    fn clone_flag(self) -> CloneFlags {
+        match self {
+            Self::Net => CloneFlags::CLONE_NEWNET,
+            Self::Ipc => CloneFlags::CLONE_NEWIPC,
+            Self::Uts => CloneFlags::CLONE_NEWUTS,
+        }
+    }
+
+    fn is_wanted(self, spec: &NamespaceSpec<'_>) -> bool {
+        match self {
+            Self::Net => spec.net,
+            Self::Ipc => spec.ipc,
+            Self::Uts => spec.hostname.is_some(),
+        }
+    }
+}
+
+/// Makes sure that mounts made below `dir` stay in this mount namespace. Where they do already
+/// (the mount that `dir` is on is not shared), nothing is mounted; otherwise `dir` becomes a
+/// private mount of itself. To be called once, before the first pin.
+///
+/// # Errors
+///
+/// When the directory cannot be made or mounted.
+pub fn ensure_pin_directory(dir: &Path) -> Result<(), NetworkError> {
+    std::fs::create_dir_all(dir).map_err(NetworkError::file("create", dir))?;
+    let place = MountPlace::of(dir)?;
+    if !place.is_shared()? {
+        return Ok(());
+    }
+    if !place.is_mount_point {
+        mount_bind(dir, dir).map_err(|e| NetworkError::file("bind", dir)(e.into()))?;
+    }
+    mount_change(dir, MountPropagationFlags::PRIVATE)
+        .map_err(|e| NetworkError::file("make private", dir)(e.into()))
+}
+
+/// Undoes [`ensure_pin_directory`]: lets go of the mount, if one was made. The directory stays.
+///
+/// # Errors
+///
+/// When it cannot be unmounted, such as while pins are in it.
+pub fn remove_pin_directory(dir: &Path) -> Result<(), NetworkError> {
+    if !dir.exists() || !MountPlace::of(dir)?.is_mount_point {
+        return Ok(());
+    }
+    unmount(dir, UnmountFlags::NOFOLLOW).map_err(|e| NetworkError::file("unmount", dir)(e.into()))
+}
+
+/// The mount that a directory is on.
+struct MountPlace {
+    id: u64,
+    is_mount_point: bool,
+}
+
+impl MountPlace {
+    fn of(dir: &Path) -> Result<Self, NetworkError> {
+        let found = statx(CWD, dir, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::MNT_ID)
+            .map_err(|errno| NetworkError::file("examine", dir)(errno.into()))?;
+        let is_mount_point = found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
+        Ok(Self {
+            id: found.stx_mnt_id,
+            is_mount_point,
+        })
+    }
+
+    fn is_shared(&self) -> Result<bool, NetworkError> {
+        let table =
+            mountinfo::read().map_err(NetworkError::file("read", "/proc/thread-self/mountinfo"))?;
+        Ok(table
+            .iter()
+            .any(|entry| entry.id == self.id && entry.shared))
+    }
+}
+
+/// Creates and pins the namespaces of `spec` that are not pinned yet. What is pinned is kept as it
+/// is, and its host name and sysctls are not set again.
+///
+/// # Errors
+///
+/// [`NetworkError::Invalid`] for a bad host name or sysctl, before anything is touched; otherwise
+/// the step that failed. A namespace that could not be pinned is gone.
+pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
+    let sysctls = validate(spec)?;
+    let missing: Vec<Pin> = Pin::ALL
+        .into_iter()
+        .filter(|pin| pin.is_wanted(spec) && !is_pinned(&spec.dir.join(pin.file_name())))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(spec.dir).map_err(NetworkError::file("create", spec.dir))?;
+    for pin in &missing {
+        create_mount_target(&spec.dir.join(pin.file_name()))?;
+    }
+    // A thread of its own, because unshare(2) changes whoever calls it, and a pool's thread
+    // would carry the pod's namespaces into its next task.
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| make_and_pin(spec, &missing, &sysctls))
+            .join()
+            .map_err(|_| NetworkError::ThreadPanicked("makes the pod's namespaces"))?
+    })
+}
+
+/// Whether a namespace is pinned at `path`.
+#[must_use]
+pub fn is_pinned(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.f_type == NSFS_MAGIC)
+}
+
+/// Lets go of all pins in `dir`, and removes their files and the directory if nothing else is in
+/// it. The namespaces end with the last process in them. Absence is success, and one failure does
+/// not stop the rest.
+///
+/// # Errors
+///
+/// [`NetworkError::Several`] with everything that failed.
+pub fn remove_namespaces(dir: &Path) -> Result<(), NetworkError> {
+    let mut errors: Vec<NetworkError> = Pin::ALL
+        .into_iter()
+        .filter_map(|pin| remove_pin(&dir.join(pin.file_name())).err())
+        .collect();
+    match std::fs::remove_dir(dir) {
+        Err(error)
+            if error.kind() != io::ErrorKind::NotFound
+                && error.kind() != io::ErrorKind::DirectoryNotEmpty =>
+        {
+            errors.push(NetworkError::file("remove", dir)(error));
+        }
+        _ => {}
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(NetworkError::Several(errors))
+    }
+}
+
+fn remove_pin(path: &Path) -> Result<(), NetworkError> {
+    // More than one mount can lie on the file when a crash fell between mounting and a second
+    // attempt; the bound is against a mount that does not go away.
+    for _ in 0..8 {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => break,
+            Err(errno) => return Err(NetworkError::file("unmount", path)(errno.into())),
+        }
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(NetworkError::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn validate(spec: &NamespaceSpec<'_>) -> Result<Vec<Sysctl>, NetworkError> {
+    if let Some(name) = spec.hostname {
+        validate_hostname(name)?;
+    }
+    let mut sysctls = Vec::with_capacity(spec.sysctls.len());
+    for (name, value) in spec.sysctls {
+        let sysctl = Sysctl::parse(name, value)?;
+        let of_the_node = match sysctl.scope() {
+            SysctlScope::Network | SysctlScope::Interface(_) => !spec.net,
+            SysctlScope::Ipc => !spec.ipc,
+        };
+        if of_the_node {
+            return Err(NetworkError::Invalid {
+                field: "sysctl",
+                value: name.clone(),
+                reason: "the pod shares that namespace with the node",
+            });
+        }
+        sysctls.push(sysctl);
+    }
+    Ok(sysctls)
+}
+
+fn validate_hostname(name: &str) -> Result<(), NetworkError> {
+    let sound = (1..=MAX_HOSTNAME_BYTES).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_graphic());
+    let reason = "a host name is 1 to 64 printable ASCII characters";
+    let invalid = NetworkError::Invalid {
+        field: "hostname",
+        value: name.to_owned(),
+        reason,
+    };
+    sound.then_some(()).ok_or(invalid)
+}
+
+fn create_mount_target(path: &Path) -> Result<(), NetworkError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+        .map(drop)
+        .map_err(NetworkError::file("create", path))
+}
+
+/// Runs in a thread of its own, which ends with it.
+fn make_and_pin(
+    spec: &NamespaceSpec<'_>,
+    missing: &[Pin],
+    sysctls: &[Sysctl],
+) -> Result<(), NetworkError> {
+    // 1. All namespaces in one call.
+    let flags = missing.iter().map(|pin| pin.clone_flag()).collect();
+    unshare(flags).map_err(|errno| NetworkError::System {
+        action: "unshare the pod's namespaces",
+        source: errno.into(),
+    })?;
+    // 2. What is in them. Only the new ones are touched: this thread is in the node's own
+    //    namespace of every kind that was pinned before.
+    if let (true, Some(name)) = (missing.contains(&Pin::Uts), spec.hostname) {
+        rustix::system::sethostname(name.as_bytes()).map_err(|errno| NetworkError::System {
+            action: "set the pod's host name",
+            source: errno.into(),
+        })?;
+    }
+    if missing.contains(&Pin::Net) {
+        set_loopback_up()?;
+    }
+    for sysctl in sysctls {
+        let new = match sysctl.scope() {
+            SysctlScope::Network => missing.contains(&Pin::Net),
+            SysctlScope::Ipc => missing.contains(&Pin::Ipc),
+            SysctlScope::Interface(_) => false,
+        };
+        if new {
+            sysctl.apply()?;
+        }
+    }
+    // 3. Pin them, now that they are complete.
+    for pin in missing {
+        let file = Path::new("/proc/thread-self/ns").join(pin.file_name());
+        let path = spec.dir.join(pin.file_name());
+        mount_bind(&file, &path).map_err(|e| NetworkError::file("pin", &path)(e.into()))?;
+        mount_change(&path, MountPropagationFlags::UNBINDABLE)
+            .map_err(|e| NetworkError::file("make unbindable", &path)(e.into()))?;
+    }
+    Ok(())
+}
+
+fn set_loopback_up() -> Result<(), NetworkError> {
+    let failed = NetworkError::netlink("set up", "lo");
+    let mut message = link::named("lo");
+    link::set_up(&mut message);
+    let outcome = Socket::open().and_then(|mut socket| socket.one(link::change(message)));
+    outcome.map(drop).map_err(failed)
+}
