@@ -1,3 +1,5 @@
 //! Quilt, a Kubernetes node runtime.
 pub mod proto;
 pub mod runtime;
+pub mod shim;
+pub mod sys;
