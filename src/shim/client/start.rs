@@ -122,15 +122,15 @@ async fn start(state: &Path, exe: &Path) -> Result<(), ShimClientError> {
     let started = async {
         child.wait().await?;
         if let Some(stdout) = stdout {
-            stdout.take(READY.len() as u64).read_to_end(&mut said).await?;
+            stdout.take(COMPLAINT_MAX_BYTES).read_to_end(&mut said).await?;
         }
-        if let (Some(stderr), true) = (stderr, said != READY) {
+        if let (Some(stderr), false) = (stderr, said.ends_with(READY)) {
             stderr.take(COMPLAINT_MAX_BYTES).read_to_end(&mut complaint).await?;
         }
         Ok::<(), io::Error>(())
     };
     match timeout(START_TIMEOUT, started).await {
-        Ok(Ok(())) if said == READY => Ok(()),
+        Ok(Ok(())) if said.ends_with(READY) => Ok(()),
         Ok(Ok(())) => {
             let complaint = String::from_utf8_lossy(&complaint);
             Err(failed(exe, format!("it did not say ready, but: {}", complaint.trim())))
