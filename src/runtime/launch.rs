@@ -63,11 +63,22 @@ fn spawn(args: &[String], streams: Option<ProcessStreams>) -> Result<Started, La
     })?;
     let pid = rustix::process::Pid::from_child(&child);
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    Ok(Started { pid: pid.as_raw_nonzero().get(), pidfd, terminal: None })
+    Ok(Started {
+        pid: pid.as_raw_nonzero().get(),
+        pidfd,
+        terminal: None,
+    })
 }
 
 pub fn launch(plan: &LaunchPlan, streams: Option<ProcessStreams>) -> Result<Started, LaunchError> {
-    let args = plan.spec.process().as_ref().unwrap().args().as_ref().unwrap();
+    let args = plan
+        .spec
+        .process()
+        .as_ref()
+        .unwrap()
+        .args()
+        .as_ref()
+        .unwrap();
     spawn(args, streams)
 }
 
@@ -82,5 +93,8 @@ pub fn exec(
 }
 
 pub fn pod_init(_plan: &PodInitPlan) -> Result<Started, LaunchError> {
-    spawn(&["/bin/busybox".into(), "sleep".into(), "1000".into()], None)
+    spawn(
+        &["/bin/busybox".into(), "sleep".into(), "1000".into()],
+        None,
+    )
 }

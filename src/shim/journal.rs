@@ -72,11 +72,19 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] when the file can be neither read nor written. A damaged one is no error.
     pub fn load(path: &Path) -> Result<Journal, JournalError> {
-        let fail = |doing| move |source| JournalError { doing, path: path.to_owned(), source };
+        let fail = |doing| {
+            move |source| JournalError {
+                doing,
+                path: path.to_owned(),
+                source,
+            }
+        };
         let mut text = Vec::new();
         match File::open(path) {
             Ok(file) => {
-                file.take(FILE_MAX_BYTES).read_to_end(&mut text).map_err(fail("read"))?;
+                file.take(FILE_MAX_BYTES)
+                    .read_to_end(&mut text)
+                    .map_err(fail("read"))?;
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(fail("open")(error)),
@@ -85,7 +93,15 @@ impl Journal {
         let (file, length) = rewrite(path, next, &waiting).map_err(fail("write"))?;
         let kind = fstatfs(&file).map_or(0, |status| status.f_type as u64);
         let sync = !matches!(kind, TMPFS_MAGIC | RAMFS_MAGIC);
-        Ok(Journal { path: path.to_owned(), file, length, sync, behind: false, next, waiting })
+        Ok(Journal {
+            path: path.to_owned(),
+            file,
+            length,
+            sync,
+            behind: false,
+            next,
+            waiting,
+        })
     }
 
     /// Gives an exit its number and writes it down. When the file cannot be written the record is
@@ -100,12 +116,29 @@ impl Journal {
         kind: ProcessKind,
         status: ExitStatus,
     ) -> (ExitRecord, Result<(), JournalError>) {
-        let ExitStatus { code, signal, lost, at_ns } = status;
+        let ExitStatus {
+            code,
+            signal,
+            lost,
+            at_ns,
+        } = status;
         let id = id.clone();
-        let record = ExitRecord { sequence: self.next, id, kind, code, signal, lost, at_ns };
+        let record = ExitRecord {
+            sequence: self.next,
+            id,
+            kind,
+            code,
+            signal,
+            lost,
+            at_ns,
+        };
         self.next += 1;
         self.waiting.insert(record.sequence, record.clone());
-        let written = if self.behind { self.rewrite() } else { self.write_line(&record) };
+        let written = if self.behind {
+            self.rewrite()
+        } else {
+            self.write_line(&record)
+        };
         (record, written)
     }
 
@@ -114,14 +147,22 @@ impl Journal {
         let written = match self.file.write(&line) {
             Ok(length) if length == line.len() => {
                 self.length += line.len() as u64;
-                if self.sync { self.file.sync_data() } else { Ok(()) }
+                if self.sync {
+                    self.file.sync_data()
+                } else {
+                    Ok(())
+                }
             }
             Ok(_) => Err(io::ErrorKind::WriteZero.into()),
             Err(error) => Err(error),
         };
         written.map_err(|source| {
             self.behind = true;
-            JournalError { doing: "append to", path: self.path.clone(), source }
+            JournalError {
+                doing: "append to",
+                path: self.path.clone(),
+                source,
+            }
         })
     }
 
@@ -133,9 +174,13 @@ impl Journal {
         if self.waiting.remove(&sequence).is_none() {
             return Ok(());
         }
-        let mostly_done = self.length > REWRITE_BYTES
-            && self.waiting.len() as u64 * 1024 < self.length;
-        if self.waiting.is_empty() || mostly_done { self.rewrite() } else { Ok(()) }
+        let mostly_done =
+            self.length > REWRITE_BYTES && self.waiting.len() as u64 * 1024 < self.length;
+        if self.waiting.is_empty() || mostly_done {
+            self.rewrite()
+        } else {
+            Ok(())
+        }
     }
 
     /// Records that nobody has acknowledged, from `sequence` on, in order.
@@ -169,7 +214,11 @@ impl Journal {
         };
         written.map_err(|source| {
             self.behind = true;
-            JournalError { doing: "rewrite", path: self.path.clone(), source }
+            JournalError {
+                doing: "rewrite",
+                path: self.path.clone(),
+                source,
+            }
         })
     }
 }
@@ -183,18 +232,19 @@ fn cut_to(file: &File, head: &[u8]) -> io::Result<()> {
     file.seek(SeekFrom::End(0)).map(drop)
 }
 
-fn rewrite(
-    path: &Path,
-    next: u64,
-    waiting: &BTreeMap<u64, ExitRecord>,
-) -> io::Result<(File, u64)> {
+fn rewrite(path: &Path, next: u64, waiting: &BTreeMap<u64, ExitRecord>) -> io::Result<(File, u64)> {
     let mut text = head_line(next);
     for record in waiting.values() {
         text.extend_from_slice(&exit_line(record));
     }
     let new = path.with_extension("new");
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(&text)?;
     file.sync_data()?;
     fs::rename(&new, path)?;
@@ -207,7 +257,10 @@ fn head_line(next: u64) -> Vec<u8> {
 
 fn exit_line(record: &ExitRecord) -> Vec<u8> {
     // Numbers, short strings and booleans always have a JSON form.
-    seal(format!("exit {}", serde_json::to_string(record).unwrap_or_default()))
+    seal(format!(
+        "exit {}",
+        serde_json::to_string(record).unwrap_or_default()
+    ))
 }
 
 fn seal(text: String) -> Vec<u8> {
@@ -260,7 +313,12 @@ mod tests {
     use super::*;
 
     fn status(code: i32) -> ExitStatus {
-        ExitStatus { code, signal: None, lost: false, at_ns: 1 }
+        ExitStatus {
+            code,
+            signal: None,
+            lost: false,
+            at_ns: 1,
+        }
     }
 
     fn id(number: u64) -> ProcessId {
@@ -268,7 +326,10 @@ mod tests {
     }
 
     fn codes(journal: &Journal) -> Vec<(u64, i32)> {
-        journal.waiting_from(0).map(|record| (record.sequence, record.code)).collect()
+        journal
+            .waiting_from(0)
+            .map(|record| (record.sequence, record.code))
+            .collect()
     }
 
     #[test]
@@ -290,7 +351,11 @@ mod tests {
         journal.acknowledge(77).unwrap();
         assert_eq!(codes(&journal), [(1, 0), (3, 2)]);
         let mut journal = Journal::load(&path).unwrap();
-        assert_eq!(codes(&journal), [(1, 0), (2, 1), (3, 2)], "2 may come twice, never not at all");
+        assert_eq!(
+            codes(&journal),
+            [(1, 0), (2, 1), (3, 2)],
+            "2 may come twice, never not at all"
+        );
         for sequence in 1..4 {
             journal.acknowledge(sequence).unwrap();
         }
@@ -298,7 +363,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap().lines().count(), 1);
         let mut journal = Journal::load(&path).unwrap();
         assert!(journal.is_settled());
-        assert_eq!(journal.append(&id(2), ProcessKind::Container, status(9)).0.sequence, 4);
+        assert_eq!(
+            journal
+                .append(&id(2), ProcessKind::Container, status(9))
+                .0
+                .sequence,
+            4
+        );
         assert_eq!(codes(&Journal::load(&path).unwrap()), [(4, 9)]);
     }
 
@@ -308,7 +379,10 @@ mod tests {
         let path = dir.path().join("exits");
         let mut journal = Journal::load(&path).unwrap();
         for number in 0..1000 {
-            journal.append(&id(number), ProcessKind::Container, status(0)).1.unwrap();
+            journal
+                .append(&id(number), ProcessKind::Container, status(0))
+                .1
+                .unwrap();
         }
         for sequence in 2..=1000 {
             journal.acknowledge(sequence).unwrap();

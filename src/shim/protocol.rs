@@ -158,6 +158,12 @@ pub enum Request {
         /// The container.
         container_id: ProcessId,
     },
+    /// The descriptors of a process that runs, for a daemon that has none because it is new. Answer:
+    /// [`Reply::Launched`].
+    Handles {
+        /// Container, sandbox or exec.
+        id: ProcessId,
+    },
     /// What the shim holds, in the order of ids. Answer: [`Reply::Listed`].
     List {
         /// The last id of the page before.
@@ -241,7 +247,8 @@ pub enum FromShim {
 pub enum Reply {
     /// It is done.
     Done,
-    /// A process runs. Descriptors: its pidfd, then its terminal, where announced.
+    /// A process runs. Descriptors: its pidfd; then its terminal where announced, else what the
+    /// shim reads its output from, as far as it is open.
     Launched {
         /// Its id in the shim's PID namespace.
         pid: i32,
@@ -380,7 +387,8 @@ mod tests {
         assert!(ProcessId::try_from("a".repeat(64)).is_ok());
         for bad in ["", "../x", "A", "a/b", "a b", "\u{e9}", &"a".repeat(129)] {
             assert!(ProcessId::try_from(bad).is_err(), "{bad}");
-            let text = format!(r#"{{"request":{{"number":1,"request":{{"forget":{{"id":"{bad}"}}}}}}}}"#);
+            let text =
+                format!(r#"{{"request":{{"number":1,"request":{{"forget":{{"id":"{bad}"}}}}}}}}"#);
             assert!(decode::<ToShim>(text.as_bytes()).is_err(), "{bad}");
         }
     }
@@ -406,8 +414,15 @@ mod tests {
             lost_log_lines: u64::MAX,
             lost_log_bytes: u64::MAX,
         };
-        let reply = Reply::Listed { processes: vec![held; LIST_PAGE], more: true };
-        encode(&FromShim::Answer { number: u64::MAX, result: Ok(reply) }).unwrap();
+        let reply = Reply::Listed {
+            processes: vec![held; LIST_PAGE],
+            more: true,
+        };
+        encode(&FromShim::Answer {
+            number: u64::MAX,
+            result: Ok(reply),
+        })
+        .unwrap();
     }
 
     proptest! {

@@ -91,7 +91,9 @@ struct Directory<'a> {
 
 impl Directory<'_> {
     fn open(path: &Path) -> Result<Directory<'_>, StdioError> {
-        let upwards = path.components().any(|part| part == std::path::Component::ParentDir);
+        let upwards = path
+            .components()
+            .any(|part| part == std::path::Component::ParentDir);
         if !path.is_absolute() || upwards {
             return Err(StdioError::BadDirectory(path.to_owned()));
         }
@@ -129,11 +131,18 @@ impl Directory<'_> {
         };
         let stdin_keeper = if stdio.stdin {
             self.make("stdin")?;
-            stdio.stdin_once.then(|| self.fifo("stdin", OFlags::RDWR)).transpose()?
+            stdio
+                .stdin_once
+                .then(|| self.fifo("stdin", OFlags::RDWR))
+                .transpose()?
         } else {
             None
         };
-        Ok(ShimEnds { stdout: read_end("stdout")?, stderr: read_end("stderr")?, stdin_keeper })
+        Ok(ShimEnds {
+            stdout: read_end("stdout")?,
+            stderr: read_end("stderr")?,
+            stdin_keeper,
+        })
     }
 
     fn container_stdin(&self, stdio: &Stdio) -> Result<OwnedFd, StdioError> {
@@ -157,7 +166,11 @@ pub fn pipe_capacity(fd: impl AsFd) -> usize {
 }
 
 fn call(doing: &'static str, path: PathBuf, source: Errno) -> StdioError {
-    StdioError::Call { doing, path, source: source.into() }
+    StdioError::Call {
+        doing,
+        path,
+        source: source.into(),
+    }
 }
 
 #[cfg(test)]
@@ -185,7 +198,10 @@ mod tests {
         let ends = reopen(&stdio).unwrap();
         let mut buffer = [0; 16];
         assert_eq!(rustix::io::read(&ends.stdout, &mut buffer).unwrap(), 5);
-        assert_eq!(rustix::io::read(&ends.stderr, &mut buffer), Err(Errno::AGAIN));
+        assert_eq!(
+            rustix::io::read(&ends.stderr, &mut buffer),
+            Err(Errno::AGAIN)
+        );
         drop(streams);
         assert_eq!(rustix::io::read(&ends.stdout, &mut buffer), Ok(0));
     }
@@ -195,7 +211,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (ends, streams) = prepare(&stdio(dir.path())).unwrap();
         rustix::io::ioctl_fionbio(&streams.stdin, true).unwrap();
-        assert_eq!(rustix::io::read(&streams.stdin, &mut [0; 1]), Err(Errno::AGAIN));
+        assert_eq!(
+            rustix::io::read(&streams.stdin, &mut [0; 1]),
+            Err(Errno::AGAIN)
+        );
         drop(ends);
         assert_eq!(rustix::io::read(&streams.stdin, &mut [0; 1]), Ok(0));
     }
@@ -205,8 +224,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = prepare(&stdio(&dir.path().join("none")));
         assert!(matches!(missing, Err(StdioError::Call { .. })));
-        assert!(matches!(prepare(&stdio(Path::new("a"))), Err(StdioError::BadDirectory(_))));
+        assert!(matches!(
+            prepare(&stdio(Path::new("a"))),
+            Err(StdioError::BadDirectory(_))
+        ));
         std::fs::write(dir.path().join("stdout"), "").unwrap();
-        assert!(matches!(prepare(&stdio(dir.path())), Err(StdioError::NotAFifo(_))));
+        assert!(matches!(
+            prepare(&stdio(dir.path())),
+            Err(StdioError::NotAFifo(_))
+        ));
     }
 }

@@ -38,13 +38,20 @@ pub enum PidfdExit {
 /// [`PidfdExit::Unknown`].
 pub fn exit_status(pidfd: BorrowedFd<'_>) -> io::Result<PidfdExit> {
     let wanted = u64::from(libc::PIDFD_INFO_EXIT);
-    let mut info = PidfdInfo { mask: wanted, ..PidfdInfo::default() };
+    let mut info = PidfdInfo {
+        mask: wanted,
+        ..PidfdInfo::default()
+    };
     // SAFETY: the descriptor is open for the call, and `info` is a writable structure of exactly
     // the size that the request number encodes.
     let result = unsafe { libc::ioctl(pidfd.as_raw_fd(), libc::PIDFD_GET_INFO, &raw mut info) };
     if result == 0 {
         let known = info.mask & wanted != 0;
-        return Ok(if known { PidfdExit::Status(info.exit_code) } else { PidfdExit::NotYet });
+        return Ok(if known {
+            PidfdExit::Status(info.exit_code)
+        } else {
+            PidfdExit::NotYet
+        });
     }
     let error = io::Error::last_os_error();
     match error.raw_os_error() {
@@ -79,15 +86,24 @@ mod tests {
     #[test]
     fn a_reaped_child_leaves_its_code_in_its_pidfd() {
         assert_eq!(std::mem::size_of::<PidfdInfo>(), 64);
-        let mut child = Command::new("/bin/busybox").args(["sh", "-c", "exit 7"]).spawn().unwrap();
+        let mut child = Command::new("/bin/busybox")
+            .args(["sh", "-c", "exit 7"])
+            .spawn()
+            .unwrap();
         let pid = Pid::from_child(&child);
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).unwrap();
         assert_eq!(pid_of(pidfd.as_fd()).unwrap(), pid.as_raw_nonzero().get());
-        assert_ne!(exit_status(pidfd.as_fd()).unwrap(), PidfdExit::Status(7 << 8));
+        assert_ne!(
+            exit_status(pidfd.as_fd()).unwrap(),
+            PidfdExit::Status(7 << 8)
+        );
         child.wait().unwrap();
         assert!(pid_of(pidfd.as_fd()).is_err());
         // A kernel before 6.15 does not know; a newer one must.
         let told = exit_status(pidfd.as_fd()).unwrap();
-        assert!(matches!(told, PidfdExit::Unknown | PidfdExit::Status(0x700)), "{told:?}");
+        assert!(
+            matches!(told, PidfdExit::Unknown | PidfdExit::Status(0x700)),
+            "{told:?}"
+        );
     }
 }

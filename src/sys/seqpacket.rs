@@ -29,7 +29,12 @@ pub struct Received {
 
 fn socket() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    Ok(net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?)
+    Ok(net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        flags,
+        None,
+    )?)
 }
 
 /// Makes a listening socket at `path`, which must not exist, for its owner alone.
@@ -74,7 +79,10 @@ pub fn connect(path: &Path) -> io::Result<OwnedFd> {
 /// What getsockopt(2) returned.
 pub fn peer(socket: BorrowedFd<'_>) -> io::Result<(u32, i32)> {
     let credentials = net::sockopt::socket_peercred(socket)?;
-    Ok((credentials.uid.as_raw(), credentials.pid.as_raw_nonzero().get()))
+    Ok((
+        credentials.uid.as_raw(),
+        credentials.pid.as_raw_nonzero().get(),
+    ))
 }
 
 /// Sends one whole message with its descriptors, or nothing.
@@ -95,7 +103,12 @@ pub fn send(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> io::Result
     if !fds.is_empty() {
         control.push(SendAncillaryMessage::ScmRights(&borrowed[..fds.len()]));
     }
-    net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
+    net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -114,8 +127,14 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Received
             fds.extend(rights);
         }
     }
-    let truncated = message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
-    Ok(Received { len: message.bytes, fds, truncated })
+    let truncated = message
+        .flags
+        .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+    Ok(Received {
+        len: message.bytes,
+        fds,
+        truncated,
+    })
 }
 
 #[cfg(test)]
@@ -140,10 +159,15 @@ mod tests {
         send(client.as_fd(), b"second", &[]).unwrap();
         let mut buffer = [0; 16];
         let mut first = receive(server.as_fd(), &mut buffer).unwrap();
-        assert_eq!((&buffer[..first.len], first.fds.len()), (b"first".as_slice(), 2));
+        assert_eq!(
+            (&buffer[..first.len], first.fds.len()),
+            (b"first".as_slice(), 2)
+        );
         File::from(first.fds.remove(1)).write_all(b"x").unwrap();
         let mut text = String::new();
-        File::from(first.fds.remove(0)).read_to_string(&mut text).unwrap();
+        File::from(first.fds.remove(0))
+            .read_to_string(&mut text)
+            .unwrap();
         assert_eq!(text, "x");
         assert_eq!(receive(server.as_fd(), &mut buffer).unwrap().len, 6);
         let nothing = receive(server.as_fd(), &mut buffer).unwrap_err();

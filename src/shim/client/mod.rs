@@ -106,6 +106,9 @@ pub struct Launched {
     pub pidfd: OwnedFd,
     /// The master side of its terminal.
     pub terminal: Option<OwnedFd>,
+    /// Where the shim reads its output. Not to be read: as long as they are open, what it wrote is
+    /// there for the next shim, even if it ends while there is none.
+    pub outputs: Vec<OwnedFd>,
 }
 
 /// What is needed to adopt a process.
@@ -193,19 +196,35 @@ impl ShimClient {
         exe: &Path,
     ) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ShimClientError> {
         let (socket, shim_pid) = start::connect_or_start(state, exe).await?;
-        let shared = Arc::new(Shared { socket, waiting: Mutex::default() });
+        let shared = Arc::new(Shared {
+            socket,
+            waiting: Mutex::default(),
+        });
         // Wider than the shim's window: the reader never waits for whoever handles events, who
         // may himself be waiting for an answer that the reader has yet to read.
         let (events, receiver) = mpsc::channel(EVENT_WINDOW * 2);
         let reader = tokio::spawn(read(Arc::clone(&shared), events)).abort_handle();
-        let inner = Arc::new(Inner { shared, reader, shim_pid });
-        Ok((ShimClient { inner, timeout: REQUEST_TIMEOUT }, receiver))
+        let inner = Arc::new(Inner {
+            shared,
+            reader,
+            shim_pid,
+        });
+        Ok((
+            ShimClient {
+                inner,
+                timeout: REQUEST_TIMEOUT,
+            },
+            receiver,
+        ))
     }
 
     /// The same connection with another bound on requests.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> ShimClient {
-        ShimClient { inner: Arc::clone(&self.inner), timeout }
+        ShimClient {
+            inner: Arc::clone(&self.inner),
+            timeout,
+        }
     }
 
     /// The shim's process, for the cgroup it should be in.
@@ -222,7 +241,14 @@ impl ShimClient {
     pub async fn launch(&self, id: &str, plan_path: &Path) -> Result<Launched, ShimClientError> {
         let container_id = ProcessId::try_from(id)?;
         let plan_path = plan_path.to_owned();
-        self.start(Request::Launch { container_id, plan_path }, Vec::new()).await
+        self.start(
+            Request::Launch {
+                container_id,
+                plan_path,
+            },
+            Vec::new(),
+        )
+        .await
     }
 
     /// Starts the init of a pod with a shared PID namespace. Idempotent as [`ShimClient::launch`].
@@ -231,7 +257,8 @@ impl ShimClient {
     /// As [`ShimClient::launch`].
     pub async fn pod_init(&self, id: &str, plan: PodInitPlan) -> Result<Launched, ShimClientError> {
         let sandbox_id = ProcessId::try_from(id)?;
-        self.start(Request::PodInit { sandbox_id, plan }, Vec::new()).await
+        self.start(Request::PodInit { sandbox_id, plan }, Vec::new())
+            .await
     }
 
     /// Starts a process in a container: `streams` are its standard input, output and error; with
@@ -259,7 +286,30 @@ impl ShimClient {
             ExecSource::Attached
         };
         fds.extend(streams.into_iter().flatten());
-        self.start(Request::Exec { exec_id, container_id, plan, terminal }, fds).await
+        self.start(
+            Request::Exec {
+                exec_id,
+                container_id,
+                plan,
+                terminal,
+            },
+            fds,
+        )
+        .await
+    }
+
+    /// The descriptors of a process that runs, for a daemon that has none because it is new.
+    ///
+    /// # Errors
+    /// `Refused(NotFound)`, `Refused(Exited)`, or any other.
+    pub async fn handles(&self, id: &str) -> Result<Launched, ShimClientError> {
+        self.start(
+            Request::Handles {
+                id: ProcessId::try_from(id)?,
+            },
+            Vec::new(),
+        )
+        .await
     }
 
     /// The container's log file has been renamed: goes on in a new one.
@@ -313,7 +363,10 @@ impl ShimClient {
     /// # Errors
     /// `Refused(Running)`, or any other.
     pub async fn forget(&self, id: &str) -> Result<(), ShimClientError> {
-        self.done(Request::Forget { id: ProcessId::try_from(id)? }).await
+        self.done(Request::Forget {
+            id: ProcessId::try_from(id)?,
+        })
+        .await
     }
 
     /// Hands over a process that a former shim started. `true`: its exit comes as an event when it
@@ -322,7 +375,15 @@ impl ShimClient {
     /// # Errors
     /// `Refused(InUse)` when the id is another process's, or any other.
     pub async fn adopt(&self, orphan: Orphan<'_>) -> Result<bool, ShimClientError> {
-        let Orphan { id, kind, plan_path, pid, start_time, pidfd, terminal } = orphan;
+        let Orphan {
+            id,
+            kind,
+            plan_path,
+            pid,
+            start_time,
+            pidfd,
+            terminal,
+        } = orphan;
         let request = Request::Adopt(Adopt {
             id: ProcessId::try_from(id)?,
             kind,
@@ -332,7 +393,10 @@ impl ShimClient {
             pidfd_attached: pidfd.is_some(),
             terminal_attached: terminal.is_some(),
         });
-        match self.request(request, pidfd.into_iter().chain(terminal).collect()).await? {
+        match self
+            .request(request, pidfd.into_iter().chain(terminal).collect())
+            .await?
+        {
             (Reply::Adopted { running }, _) => Ok(running),
             _ => Err(ShimClientError::Unexpected),
         }
@@ -353,18 +417,33 @@ impl ShimClient {
         }
     }
 
-    async fn start(&self, request: Request, fds: Vec<OwnedFd>) -> Result<Launched, ShimClientError> {
+    async fn start(
+        &self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Launched, ShimClientError> {
         let (reply, fds) = self.request(request, fds).await?;
-        let Reply::Launched { pid, start_time, terminal: has_terminal } = reply else {
+        let Reply::Launched {
+            pid,
+            start_time,
+            terminal: has_terminal,
+        } = reply
+        else {
             return Err(ShimClientError::Unexpected);
         };
         let mut fds = fds.into_iter();
         let pidfd = fds.next().ok_or(ShimClientError::Unexpected)?;
-        let terminal = fds.next();
+        let terminal = if has_terminal { fds.next() } else { None };
         if terminal.is_some() != has_terminal {
             return Err(ShimClientError::Unexpected);
         }
-        Ok(Launched { pid, start_time, pidfd, terminal })
+        Ok(Launched {
+            pid,
+            start_time,
+            pidfd,
+            terminal,
+            outputs: fds.collect(),
+        })
     }
 
     async fn request(
@@ -390,7 +469,11 @@ impl ShimClient {
         let _registered = Registered { shared, number };
         let bytes = encode(&ToShim::Request { number, request })?;
         let exchange = async {
-            shared.socket.send(&bytes, &fds).await.map_err(|_| ShimClientError::Disconnected)?;
+            shared
+                .socket
+                .send(&bytes, &fds)
+                .await
+                .map_err(|_| ShimClientError::Disconnected)?;
             drop(fds);
             answer.await.map_err(|_| ShimClientError::Disconnected)
         };
@@ -399,7 +482,9 @@ impl ShimClient {
             Ok(Ok((Err(Refusal::Launch(error)), _))) => Err(ShimClientError::Launch(error)),
             Ok(Ok((Err(refusal), _))) => Err(ShimClientError::Refused(refusal)),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(ShimClientError::Timeout { after: self.timeout }),
+            Err(_) => Err(ShimClientError::Timeout {
+                after: self.timeout,
+            }),
         }
     }
 }

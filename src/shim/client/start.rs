@@ -58,10 +58,16 @@ pub(super) async fn connect_or_start(
 /// Of several starters one goes on at a time.
 async fn lock(dir: &Path) -> Result<File, ShimClientError> {
     let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(0o700).create(dir).map_err(io_error("make the shim directory"))?;
+    builder
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(io_error("make the shim directory"))?;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(false).mode(0o600);
-    let file = options.open(dir.join("start.lock")).map_err(io_error("open the starters' lock"))?;
+    let file = options
+        .open(dir.join("start.lock"))
+        .map_err(io_error("open the starters' lock"))?;
     let locked = async {
         loop {
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -73,7 +79,9 @@ async fn lock(dir: &Path) -> Result<File, ShimClientError> {
     };
     timeout(LOCK_TIMEOUT, locked)
         .await
-        .map_err(|_| ShimClientError::Timeout { after: LOCK_TIMEOUT })?
+        .map_err(|_| ShimClientError::Timeout {
+            after: LOCK_TIMEOUT,
+        })?
         .map_err(io_error("take the starters' lock"))?;
     Ok(file)
 }
@@ -96,10 +104,15 @@ async fn greet(path: &Path) -> Result<Option<(Socket, i32)>, ShimClientError> {
         socket.send(&hello, &[]).await?;
         socket.receive(&mut buffer).await
     };
-    let answered = timeout(HELLO_TIMEOUT, exchange)
-        .await
-        .map_err(|_| ShimClientError::Timeout { after: HELLO_TIMEOUT })?;
-    let Ok((length, _)) = answered else { return Ok(None) };
+    let answered =
+        timeout(HELLO_TIMEOUT, exchange)
+            .await
+            .map_err(|_| ShimClientError::Timeout {
+                after: HELLO_TIMEOUT,
+            })?;
+    let Ok((length, _)) = answered else {
+        return Ok(None);
+    };
     match decode(&buffer[..length])? {
         FromShim::Welcome { pid } => Ok(Some((socket, pid))),
         FromShim::Incompatible { version } => Err(ShimClientError::Incompatible { version }),
@@ -113,19 +126,32 @@ async fn start(state: &Path, exe: &Path) -> Result<(), ShimClientError> {
     let mut command = Command::new(exe);
     command.arg("shim").arg("--state").arg(state);
     // Nothing of the daemon's environment (NOTIFY_SOCKET, LISTEN_FDS, proxies) is the shim's.
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| failed(exe, error.to_string()))?;
+    command
+        .env_clear()
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| failed(exe, error.to_string()))?;
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let mut said = Vec::new();
     let mut complaint = Vec::new();
     let started = async {
         child.wait().await?;
         if let Some(stdout) = stdout {
-            stdout.take(COMPLAINT_MAX_BYTES).read_to_end(&mut said).await?;
+            stdout
+                .take(COMPLAINT_MAX_BYTES)
+                .read_to_end(&mut said)
+                .await?;
         }
         if let (Some(stderr), false) = (stderr, said.ends_with(READY)) {
-            stderr.take(COMPLAINT_MAX_BYTES).read_to_end(&mut complaint).await?;
+            stderr
+                .take(COMPLAINT_MAX_BYTES)
+                .read_to_end(&mut complaint)
+                .await?;
         }
         Ok::<(), io::Error>(())
     };
@@ -133,13 +159,22 @@ async fn start(state: &Path, exe: &Path) -> Result<(), ShimClientError> {
         Ok(Ok(())) if said.ends_with(READY) => Ok(()),
         Ok(Ok(())) => {
             let complaint = String::from_utf8_lossy(&complaint);
-            Err(failed(exe, format!("it did not say ready, but: {}", complaint.trim())))
+            Err(failed(
+                exe,
+                format!("it did not say ready, but: {}", complaint.trim()),
+            ))
         }
         Ok(Err(error)) => Err(failed(exe, error.to_string())),
-        Err(_) => Err(failed(exe, format!("it was not ready within {START_TIMEOUT:?}"))),
+        Err(_) => Err(failed(
+            exe,
+            format!("it was not ready within {START_TIMEOUT:?}"),
+        )),
     }
 }
 
 fn failed(exe: &Path, reason: String) -> ShimClientError {
-    ShimClientError::Start { exe: exe.to_owned(), reason }
+    ShimClientError::Start {
+        exe: exe.to_owned(),
+        reason,
+    }
 }

@@ -62,7 +62,12 @@ impl LogFile {
     /// directory could point it anywhere) nor anything but a regular file.
     pub fn open(path: &Path) -> Result<LogFile, LogError> {
         let file = open(path)?;
-        Ok(LogFile { path: path.to_owned(), file, torn: false, loss: Loss::default() })
+        Ok(LogFile {
+            path: path.to_owned(),
+            file,
+            torn: false,
+            loss: Loss::default(),
+        })
     }
 
     /// Opens the path anew and goes on there: the old file has been renamed. On an error the old
@@ -108,20 +113,28 @@ impl LogFile {
         self.loss.lines += memchr::memchr_iter(b'\n', lost).count() as u64;
         self.loss.bytes += lost.len() as u64;
         if fragment > 0 {
-            let cut = self.file.metadata().and_then(|metadata| {
-                self.file.set_len(metadata.len().saturating_sub(fragment))
-            });
+            let cut = self
+                .file
+                .metadata()
+                .and_then(|metadata| self.file.set_len(metadata.len().saturating_sub(fragment)));
             self.torn |= cut.is_err();
         }
     }
 }
 
 fn open(path: &Path) -> Result<File, LogError> {
-    let fail = |source| LogError::Open { path: path.to_owned(), source };
+    let fail = |source| LogError::Open {
+        path: path.to_owned(),
+        source,
+    };
     // O_NONBLOCK: a FIFO of that name must not make the node's only shim wait.
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o640).custom_flags(flags);
+    options
+        .append(true)
+        .create(true)
+        .mode(0o640)
+        .custom_flags(flags);
     let file = match options.open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let parent = path.parent().unwrap_or(Path::new("/"));
@@ -129,13 +142,18 @@ fn open(path: &Path) -> Result<File, LogError> {
                 .recursive(true)
                 .mode(0o755)
                 .create(parent)
-                .map_err(|source| LogError::Directory { path: path.to_owned(), source })?;
+                .map_err(|source| LogError::Directory {
+                    path: path.to_owned(),
+                    source,
+                })?;
             options.open(path).map_err(fail)?
         }
         other => other.map_err(fail)?,
     };
     if !file.metadata().map_err(fail)?.is_file() {
-        return Err(LogError::NotAFile { path: path.to_owned() });
+        return Err(LogError::NotAFile {
+            path: path.to_owned(),
+        });
     }
     Ok(file)
 }
@@ -208,12 +226,23 @@ mod tests {
             log.append(&entry.repeat(10));
             let lost = log.loss();
             let full = fs::read(&path).unwrap();
-            OpenOptions::new().write(true).open(&path).unwrap().set_len(0).unwrap();
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_len(0)
+                .unwrap();
             log.append(&entry);
             (lost, full, fs::read(&path).unwrap() == entry)
         });
         let (lost, full, goes_on) = full.join().unwrap();
-        assert_eq!(lost, Loss { lines: 6, bytes: 6000 });
+        assert_eq!(
+            lost,
+            Loss {
+                lines: 6,
+                bytes: 6000
+            }
+        );
         assert_eq!(full.len(), 4000);
         assert!(full.ends_with(b"\n") && goes_on);
     }

@@ -181,7 +181,10 @@ mod tests {
 
     #[test]
     fn an_entry_is_the_format_of_cri_to_the_byte() {
-        let log = cut_all(&mut LineCutter::default(), &[b"content\n\nbin\0\xff\r\nleft"]);
+        let log = cut_all(
+            &mut LineCutter::default(),
+            &[b"content\n\nbin\0\xff\r\nleft"],
+        );
         let stamp = std::str::from_utf8(STAMP).unwrap();
         let mut wanted = format!("{stamp} stdout F content\n{stamp} stdout F \n").into_bytes();
         wanted.extend_from_slice(stamp.as_bytes());
@@ -192,11 +195,21 @@ mod tests {
 
     #[test]
     fn a_line_of_exactly_one_piece_is_full_and_one_byte_more_is_split() {
-        for (length, entries) in [(16_383, 1), (16_384, 1), (16_385, 2), (32_768, 2), (32_769, 3)] {
+        for (length, entries) in [
+            (16_383, 1),
+            (16_384, 1),
+            (16_385, 2),
+            (32_768, 2),
+            (32_769, 3),
+        ] {
             let mut stream = vec![b'x'; length];
             stream.push(b'\n');
             let log = cut_all(&mut LineCutter::default(), &[&stream]);
-            assert_eq!(memchr::memchr_iter(b'\n', &log).count(), entries, "{length}");
+            assert_eq!(
+                memchr::memchr_iter(b'\n', &log).count(),
+                entries,
+                "{length}"
+            );
             assert_eq!(log, expected(&stream));
         }
     }

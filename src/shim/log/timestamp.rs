@@ -23,7 +23,11 @@ pub struct LogClock {
 
 impl Default for LogClock {
     fn default() -> LogClock {
-        LogClock { last_ns: 0, second: -1, text: *b"1970-01-01T00:00:00.000000000Z" }
+        LogClock {
+            last_ns: 0,
+            second: -1,
+            text: *b"1970-01-01T00:00:00.000000000Z",
+        }
     }
 }
 
@@ -45,7 +49,9 @@ impl LogClock {
 /// Nanoseconds since 1970, UTC, now.
 #[must_use]
 pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -79,7 +85,11 @@ fn civil_from_days(days: i64) -> (i64, i64, i64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let month = if from_march < 10 {
+        from_march + 3
+    } else {
+        from_march - 9
+    };
     (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
 
@@ -95,11 +105,23 @@ mod tests {
 
     #[test]
     fn known_moments_have_their_known_texts() {
-        assert_eq!(text(1_475_713_029_669_794_202), "2016-10-06T00:17:09.669794202Z");
+        assert_eq!(
+            text(1_475_713_029_669_794_202),
+            "2016-10-06T00:17:09.669794202Z"
+        );
         assert_eq!(text(0), "1970-01-01T00:00:00.000000000Z");
-        assert_eq!(text(951_782_400_000_000_001), "2000-02-29T00:00:00.000000001Z");
-        assert_eq!(text(1_709_251_199_999_999_999), "2024-02-29T23:59:59.999999999Z");
-        assert_eq!(text(4_107_542_400_000_000_000), "2100-03-01T00:00:00.000000000Z");
+        assert_eq!(
+            text(951_782_400_000_000_001),
+            "2000-02-29T00:00:00.000000001Z"
+        );
+        assert_eq!(
+            text(1_709_251_199_999_999_999),
+            "2024-02-29T23:59:59.999999999Z"
+        );
+        assert_eq!(
+            text(4_107_542_400_000_000_000),
+            "2100-03-01T00:00:00.000000000Z"
+        );
     }
 
     #[test]

@@ -21,21 +21,45 @@ impl Shim {
     pub(super) fn adopt(&mut self, adopt: Adopt, fds: Vec<OwnedFd>) -> Answer {
         let wanted = usize::from(adopt.pidfd_attached) + usize::from(adopt.terminal_attached);
         if fds.len() != wanted {
-            let text = format!("adopt came with {} descriptors instead of {wanted}", fds.len());
+            let text = format!(
+                "adopt came with {} descriptors instead of {wanted}",
+                fds.len()
+            );
             return Err(Refusal::Descriptors(text));
         }
         if let Some(process) = self.processes.get(&adopt.id) {
             let same = (process.pid, process.start_time) == (adopt.pid, adopt.start_time);
             let running = process.is_running();
             let answer = Ok((Reply::Adopted { running }, Vec::new()));
-            return if same { answer } else { Err(Refusal::InUse(adopt.id)) };
+            return if same {
+                answer
+            } else {
+                Err(Refusal::InUse(adopt.id))
+            };
         }
         let mut fds = fds.into_iter();
-        let pidfd = if adopt.pidfd_attached { fds.next() } else { None };
+        let pidfd = if adopt.pidfd_attached {
+            fds.next()
+        } else {
+            None
+        };
         let pidfd = find(&adopt, pidfd);
         let output = self.adopted_output(&adopt, fds.next());
-        let Adopt { id, kind, pid, start_time, .. } = adopt;
-        let process = Process { kind, pid, start_time, pidfd, exit: None, output };
+        let Adopt {
+            id,
+            kind,
+            pid,
+            start_time,
+            ..
+        } = adopt;
+        let process = Process {
+            kind,
+            pid,
+            start_time,
+            pidfd,
+            exit: None,
+            output,
+        };
         let watched = self.watch_end(&id, &process);
         self.processes.insert(id.clone(), process);
         if !watched {
@@ -46,7 +70,9 @@ impl Shim {
 
     /// Its exit is wanted even when its output cannot be had any more.
     fn adopted_output(&mut self, adopt: &Adopt, terminal: Option<OwnedFd>) -> Output {
-        let Some(path) = &adopt.plan_path else { return Output::default() };
+        let Some(path) = &adopt.plan_path else {
+            return Output::default();
+        };
         let output = read_plan_file(path)
             .and_then(|plan: LaunchPlan| self.reopen_output(&adopt.id, &plan.stdio, terminal));
         output.unwrap_or_else(|refusal| {
@@ -58,7 +84,9 @@ impl Shim {
     /// A dead process is "running" here as well, as long as it has a pidfd: that is readable at once,
     /// and tells how it ended.
     fn watch_end(&mut self, id: &ProcessId, process: &Process) -> bool {
-        let Some(pidfd) = &process.pidfd else { return false };
+        let Some(pidfd) = &process.pidfd else {
+            return false;
+        };
         let token = self.new_token();
         let data = EventData::new_u64(token);
         match epoll::add(&self.poll, pidfd, data, EventFlags::IN) {

@@ -24,7 +24,11 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(socket: Polled) -> Connection {
-        Connection { socket, next_event: 0, outbox: VecDeque::new() }
+        Connection {
+            socket,
+            next_event: 0,
+            outbox: VecDeque::new(),
+        }
     }
 
     /// What epoll says of it.
@@ -61,7 +65,10 @@ impl Connection {
             (Ok(bytes), _) => Ok(bytes),
             (Err(error), FromShim::Answer { number, .. }) => {
                 let result = Err(Refusal::Prepare(error.to_string()));
-                encode(&FromShim::Answer { number: *number, result })
+                encode(&FromShim::Answer {
+                    number: *number,
+                    result,
+                })
             }
             (Err(error), _) => Err(error),
         };

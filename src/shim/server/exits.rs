@@ -27,7 +27,9 @@ impl Shim {
     pub(super) fn reap_children(&mut self) {
         self.reap_again = false;
         for _ in 0..REAPED_PER_ROUND {
-            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else { return };
+            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else {
+                return;
+            };
             if let Some(id) = self.children.remove(&pid.as_raw_nonzero().get()) {
                 self.process_has_ended(&id, status_of(status.as_raw()));
             }
@@ -37,7 +39,11 @@ impl Shim {
 
     /// The pidfd of an adopted process has become readable: it is dead, perhaps not yet reaped.
     pub(super) fn adopted_has_ended(&mut self, id: ProcessId) {
-        if let Some(pidfd) = self.processes.get(&id).and_then(|process| process.pidfd.as_ref()) {
+        if let Some(pidfd) = self
+            .processes
+            .get(&id)
+            .and_then(|process| process.pidfd.as_ref())
+        {
             // It stays readable: from here on time is asked, not epoll.
             let _ = rustix::event::epoll::delete(&self.poll, pidfd);
         }
@@ -46,10 +52,17 @@ impl Shim {
 
     pub(super) fn check_awaited_ends(&mut self) {
         for (id, give_up_at) in std::mem::take(&mut self.awaited_ends) {
-            let Some(process) = self.processes.get(&id).filter(|process| process.is_running()) else {
+            let Some(process) = self
+                .processes
+                .get(&id)
+                .filter(|process| process.is_running())
+            else {
                 continue;
             };
-            let told = process.pidfd.as_ref().map(|pidfd| exit_status(pidfd.as_fd()));
+            let told = process
+                .pidfd
+                .as_ref()
+                .map(|pidfd| exit_status(pidfd.as_fd()));
             match told {
                 Some(Ok(PidfdExit::Status(status))) => {
                     self.process_has_ended(&id, status_of(status));
@@ -64,7 +77,9 @@ impl Shim {
 
     /// The last lines first, then the journal, then (by the loop) the daemon.
     pub(super) fn process_has_ended(&mut self, id: &ProcessId, status: ExitStatus) {
-        let Some(process) = self.processes.get_mut(id) else { return };
+        let Some(process) = self.processes.get_mut(id) else {
+            return;
+        };
         process.output.drain(&mut self.scratch);
         let (record, written) = self.journal.append(id, process.kind, status);
         process.exit = Some(record);
@@ -83,7 +98,10 @@ impl Shim {
             self.note(&format!("{error}: {}", source_of(&error)));
         }
         let Some(id) = exec else { return };
-        let held = self.processes.get(&id).and_then(|process| process.exit.as_ref());
+        let held = self
+            .processes
+            .get(&id)
+            .and_then(|process| process.exit.as_ref());
         if held.is_some_and(|exit| exit.sequence == sequence) {
             self.processes.remove(&id);
         }
@@ -92,14 +110,24 @@ impl Shim {
 
 /// Nobody knows how it ended.
 pub(super) fn lost() -> ExitStatus {
-    ExitStatus { code: LOST_EXIT_CODE, signal: None, lost: true, at_ns: now_ns() }
+    ExitStatus {
+        code: LOST_EXIT_CODE,
+        signal: None,
+        lost: true,
+        at_ns: now_ns(),
+    }
 }
 
 /// From a wait status as in wait(2).
 fn status_of(status: i32) -> ExitStatus {
     let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
     let code = signal.map_or_else(|| libc::WEXITSTATUS(status), |signal| 128 + signal);
-    ExitStatus { code, signal, lost: false, at_ns: now_ns() }
+    ExitStatus {
+        code,
+        signal,
+        lost: false,
+        at_ns: now_ns(),
+    }
 }
 
 fn source_of(error: &dyn std::error::Error) -> String {

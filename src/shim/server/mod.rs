@@ -141,7 +141,11 @@ struct Shim {
 
 impl Shim {
     fn new(listener: OwnedFd, signals: SignalFd, journal: Journal) -> Result<Shim, ShimError> {
-        let create = || epoll::create(CreateFlags::CLOEXEC).map(Rc::new).map_err(poll_error);
+        let create = || {
+            epoll::create(CreateFlags::CLOEXEC)
+                .map(Rc::new)
+                .map_err(poll_error)
+        };
         let (poll, outputs_poll) = (create()?, create()?);
         let watch = |fd: &dyn AsFd, token| {
             epoll::add(&poll, fd.as_fd(), EventData::new_u64(token), EventFlags::IN)
@@ -205,7 +209,8 @@ impl Shim {
         } else if !self.awaited_ends.is_empty() {
             Some(END_POLL)
         } else {
-            self.first_daemon_by.map(|by| by.saturating_duration_since(Instant::now()))
+            self.first_daemon_by
+                .map(|by| by.saturating_duration_since(Instant::now()))
         };
         wait_on(&self.poll, events, timeout)
     }
@@ -256,11 +261,19 @@ impl Shim {
     }
 
     fn control_event(&mut self, token: u64) {
-        if self.daemon.as_ref().is_some_and(|daemon| daemon.token() == token) {
+        if self
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.token() == token)
+        {
             if self.serve_daemon().is_err() {
                 self.daemon = None;
             }
-        } else if self.newcomer.as_ref().is_some_and(|newcomer| newcomer.token() == token) {
+        } else if self
+            .newcomer
+            .as_ref()
+            .is_some_and(|newcomer| newcomer.token() == token)
+        {
             if let Some(newcomer) = self.newcomer.take() {
                 self.greet(newcomer);
             }
@@ -299,7 +312,9 @@ impl Shim {
 
     fn serve_daemon(&mut self) -> Result<(), ()> {
         for _ in 0..REQUESTS_PER_ROUND {
-            let Some(daemon) = self.daemon.as_mut().filter(|daemon| daemon.has_room()) else { break };
+            let Some(daemon) = self.daemon.as_mut().filter(|daemon| daemon.has_room()) else {
+                break;
+            };
             let received = match daemon.receive(&mut self.message) {
                 Ok(received) if received.len == 0 => return Err(()),
                 Ok(received) => received,
@@ -332,10 +347,14 @@ impl Shim {
 
     /// Sends answers that waited, then exits that wait, as far as socket and window allow.
     fn tell_daemon(&mut self) {
-        let Some(daemon) = &mut self.daemon else { return };
+        let Some(daemon) = &mut self.daemon else {
+            return;
+        };
         let mut sent = daemon.flush();
         while sent.is_ok() && !daemon.is_clogged() {
-            let Some(record) = self.journal.waiting_from(daemon.next_event).next() else { break };
+            let Some(record) = self.journal.waiting_from(daemon.next_event).next() else {
+                break;
+            };
             if self.journal.waiting_before(daemon.next_event) >= EVENT_WINDOW {
                 break;
             }
@@ -353,7 +372,9 @@ impl Shim {
         wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
         for event in events {
             let token = event.data.u64();
-            let Some(Watched::Output(id, name)) = self.watched.get(&token) else { continue };
+            let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
+                continue;
+            };
             let ended = match self.processes.get_mut(id) {
                 Some(process) => process.output.pump(*name, &mut self.scratch) == Turn::Ended,
                 None => true,
@@ -388,7 +409,11 @@ fn wait_on(
         tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: wait.subsec_nanos().into(),
     });
-    match epoll::wait(poll, rustix::buffer::spare_capacity(events), timeout.as_ref()) {
+    match epoll::wait(
+        poll,
+        rustix::buffer::spare_capacity(events),
+        timeout.as_ref(),
+    ) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(poll_error(errno)),
     }

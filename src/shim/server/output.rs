@@ -27,7 +27,10 @@ pub(super) struct Scratch {
 impl Default for Scratch {
     fn default() -> Scratch {
         let input = vec![0; READ_BYTES].into_boxed_slice();
-        Scratch { input, entries: Vec::with_capacity(BATCH_MAX_BYTES) }
+        Scratch {
+            input,
+            entries: Vec::with_capacity(BATCH_MAX_BYTES),
+        }
     }
 }
 
@@ -64,13 +67,19 @@ pub(super) enum Turn {
 impl Output {
     /// Nothing open yet, going to `log`; without one, what is read is thrown away.
     pub(super) fn new(log: Option<LogFile>) -> Output {
-        Output { log, ..Output::default() }
+        Output {
+            log,
+            ..Output::default()
+        }
     }
 
     /// Reads this stream from now on; `fd` is non-blocking.
     pub(super) fn attach(&mut self, name: StreamName, fd: Polled) {
         self.tokens.push(fd.token());
-        *self.slot(name) = Some(Source { fd, cutter: LineCutter::default() });
+        *self.slot(name) = Some(Source {
+            fd,
+            cutter: LineCutter::default(),
+        });
     }
 
     /// Reads a terminal from now on; `master` is non-blocking.
@@ -83,18 +92,17 @@ impl Output {
         self.stdin_keeper = keeper;
     }
 
-    /// The stream's descriptor, while it is open.
-    fn fd(&self, name: StreamName) -> Option<&Polled> {
-        let source = match name {
-            StreamName::Stdout => &self.stdout,
-            StreamName::Stderr => &self.stderr,
-        };
-        source.as_ref().map(|source| &source.fd)
+    /// What is open: a terminal's master side, or the reading ends of FIFOs.
+    pub(super) fn streams(&self) -> impl Iterator<Item = &Polled> {
+        [&self.stdout, &self.stderr]
+            .into_iter()
+            .flatten()
+            .map(|source| &source.fd)
     }
 
-    /// The master side of the terminal, while it is open.
-    pub(super) fn terminal(&self) -> Option<&Polled> {
-        self.fd(StreamName::Stdout).filter(|_| self.terminal)
+    /// Whether its one stream is a terminal, and open.
+    pub(super) fn has_terminal(&self) -> bool {
+        self.terminal && self.stdout.is_some()
     }
 
     /// The tokens of all streams, of closed ones as well.
@@ -127,8 +135,14 @@ impl Output {
     pub(super) fn drain(&mut self, scratch: &mut Scratch) {
         for name in [StreamName::Stdout, StreamName::Stderr] {
             let terminal = self.terminal;
-            let Some(source) = self.slot(name) else { continue };
-            let limit = if terminal { TERMINAL_BYTES } else { pipe_capacity(&source.fd) };
+            let Some(source) = self.slot(name) else {
+                continue;
+            };
+            let limit = if terminal {
+                TERMINAL_BYTES
+            } else {
+                pipe_capacity(&source.fd)
+            };
             if self.transfer(name, scratch, limit, false) == Turn::Open {
                 self.finish(name, scratch);
             }
@@ -146,7 +160,9 @@ impl Output {
     ) -> Turn {
         let mut moved = 0;
         while moved < limit {
-            let Some(source) = self.slot(name) else { return Turn::Ended };
+            let Some(source) = self.slot(name) else {
+                return Turn::Ended;
+            };
             match rustix::io::read(&source.fd, &mut scratch.input[..]) {
                 // EIO: nobody has the terminal open any more.
                 Ok(0) | Err(Errno::IO) => {
@@ -174,7 +190,9 @@ impl Output {
             StreamName::Stdout => &mut self.stdout,
             StreamName::Stderr => &mut self.stderr,
         };
-        let (Some(log), Some(source)) = (&mut self.log, source) else { return };
+        let (Some(log), Some(source)) = (&mut self.log, source) else {
+            return;
+        };
         let mut done = 0;
         while done < length {
             let rest = &scratch.input[done..length];
@@ -225,13 +243,21 @@ mod tests {
         let mut scratch = Scratch::default();
         rustix::io::write(&writer, b"half").unwrap();
         output.drain(&mut scratch);
-        assert!(fs::read_to_string(&path).unwrap().ends_with(" stdout P half\n"));
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .ends_with(" stdout P half\n")
+        );
         rustix::io::write(&writer, b" line\n").unwrap();
         assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Open);
-        assert!(fs::read_to_string(&path).unwrap().ends_with(" stdout F  line\n"));
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .ends_with(" stdout F  line\n")
+        );
         drop(writer);
         assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Ended);
-        assert!(output.fd(StreamName::Stdout).is_none());
+        assert_eq!(output.streams().count(), 0);
     }
 
     #[test]
@@ -240,9 +266,12 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
         let written = rustix::io::write(&writer, &vec![b'x'; 1 << 20]).unwrap();
         assert!(written > 2 * TURN_BYTES);
-        assert_eq!(output.pump(StreamName::Stdout, &mut Scratch::default()), Turn::Open);
+        assert_eq!(
+            output.pump(StreamName::Stdout, &mut Scratch::default()),
+            Turn::Open
+        );
         let mut left = vec![0; 1 << 20];
-        let left = rustix::io::read(output.fd(StreamName::Stdout).unwrap(), &mut left).unwrap();
+        let left = rustix::io::read(output.streams().next().unwrap(), &mut left).unwrap();
         assert_eq!(left, written - TURN_BYTES);
     }
 
@@ -256,7 +285,7 @@ mod tests {
             let path = dir.path().join(format!("log-{writes}"));
             let (mut output, writer) = output(Some(&path));
             rustix::io::ioctl_fionbio(&writer, false).unwrap();
-            rustix::io::ioctl_fionbio(output.fd(StreamName::Stdout).unwrap(), false).unwrap();
+            rustix::io::ioctl_fionbio(output.streams().next().unwrap(), false).unwrap();
             let _ = rustix::pipe::fcntl_setpipe_size(&writer, 256 * 1024);
             let chunk: Vec<u8> = (0..1_310_720 / 2)
                 .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
@@ -279,7 +308,10 @@ mod tests {
             thread.join().unwrap();
             let size = fs::metadata(&path).unwrap().len();
             assert_eq!(size % 141, 0);
-            println!("{writes} B a write: {:.2} M lines/s", lines as f64 / seconds / 1e6);
+            println!(
+                "{writes} B a write: {:.2} M lines/s",
+                lines as f64 / seconds / 1e6
+            );
             fs::remove_file(&path).unwrap();
         }
     }

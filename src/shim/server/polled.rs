@@ -21,7 +21,12 @@ impl Polled {
     pub(super) fn new(poll: &Rc<OwnedFd>, fd: OwnedFd, token: u64) -> io::Result<Polled> {
         let flags = EventFlags::IN;
         epoll::add(poll, &fd, EventData::new_u64(token), flags)?;
-        Ok(Polled { fd, poll: Rc::clone(poll), token, flags })
+        Ok(Polled {
+            fd,
+            poll: Rc::clone(poll),
+            token,
+            flags,
+        })
     }
 
     pub(super) fn token(&self) -> u64 {

@@ -48,7 +48,10 @@ pub(super) fn start_time(pid: i32) -> io::Result<u64> {
     // The command name may contain anything, ')' as well; the last one ends it. It is field 2.
     let name_end = memchr::memrchr(b')', &stat).ok_or_else(malformed)?;
     let rest = std::str::from_utf8(&stat[name_end + 1..]).map_err(|_| malformed())?;
-    rest.split_ascii_whitespace().nth(19).and_then(|text| text.parse().ok()).ok_or_else(malformed)
+    rest.split_ascii_whitespace()
+        .nth(19)
+        .and_then(|text| text.parse().ok())
+        .ok_or_else(malformed)
 }
 
 #[cfg(test)]

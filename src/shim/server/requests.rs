@@ -12,7 +12,9 @@ use serde::de::DeserializeOwned;
 use super::Shim;
 use super::output::Output;
 use super::process::{Process, start_time};
-use crate::runtime::launch::{PodInitPlan, ProcessStreams, Started, Target, exec, launch, pod_init};
+use crate::runtime::launch::{
+    PodInitPlan, ProcessStreams, Started, Target, exec, launch, pod_init,
+};
 use crate::runtime::plan::{ExecPlan, LaunchPlan};
 use crate::shim::protocol::{
     ExecSource, HeldProcess, LIST_PAGE, PLAN_MAX_BYTES, ProcessId, ProcessKind, Refusal, Reply,
@@ -27,9 +29,17 @@ const DONE: Answer = Ok((Reply::Done, Vec::new()));
 impl Shim {
     pub(super) fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
-            Request::Launch { container_id, plan_path } => self.launch(container_id, &plan_path),
+            Request::Launch {
+                container_id,
+                plan_path,
+            } => self.launch(container_id, &plan_path),
             Request::PodInit { sandbox_id, plan } => self.pod_init(sandbox_id, &plan),
-            Request::Exec { exec_id, container_id, plan, terminal } => {
+            Request::Exec {
+                exec_id,
+                container_id,
+                plan,
+                terminal,
+            } => {
                 let (plan, streams) = exec_input(plan, terminal, fds)?;
                 self.exec(exec_id, &container_id, &plan, streams)
             }
@@ -38,6 +48,10 @@ impl Shim {
                 self.held_mut(&container_id)?.output.hold_stdin(None);
                 DONE
             }
+            Request::Handles { id } => match self.held_mut(&id)? {
+                process if process.is_running() => launched(process),
+                _ => Err(Refusal::Exited(id)),
+            },
             Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())),
             Request::Acknowledge { sequence } => {
                 self.acknowledge(sequence);
@@ -50,7 +64,9 @@ impl Shim {
     }
 
     fn held_mut(&mut self, id: &ProcessId) -> Result<&mut Process, Refusal> {
-        self.processes.get_mut(id).ok_or_else(|| Refusal::NotFound(id.clone()))
+        self.processes
+            .get_mut(id)
+            .ok_or_else(|| Refusal::NotFound(id.clone()))
     }
 
     /// The answer for an id that is already held: the same as the first time, while it runs.
@@ -104,7 +120,10 @@ impl Shim {
             Some(pidfd) if container.is_running() => pidfd.try_clone().map_err(descriptors)?,
             _ => return Err(Refusal::Exited(container_id.clone())),
         };
-        let target = Target { pid: container.pid, pidfd };
+        let target = Target {
+            pid: container.pid,
+            pidfd,
+        };
         let with_terminal = streams.is_none();
         let mut started = exec(&target, plan, streams, with_terminal).map_err(Refusal::Launch)?;
         // Its terminal is the daemon's alone: nothing of an exec is logged.
@@ -126,7 +145,11 @@ impl Shim {
         started: Started,
         mut output: Output,
     ) -> &Process {
-        let Started { pid, pidfd, terminal } = started;
+        let Started {
+            pid,
+            pidfd,
+            terminal,
+        } = started;
         if let Some(master) = terminal {
             self.attach_terminal(&id, &mut output, master);
         }
@@ -134,23 +157,36 @@ impl Shim {
         let start_time = start_time(pid).unwrap_or_default();
         self.children.insert(pid, id.clone());
         let pidfd = Some(pidfd);
-        let process = Process { kind, pid, start_time, pidfd, exit: None, output };
+        let process = Process {
+            kind,
+            pid,
+            start_time,
+            pidfd,
+            exit: None,
+            output,
+        };
         self.processes.entry(id).insert_entry(process).into_mut()
     }
 
     fn reopen_log(&mut self, id: &ProcessId) -> Answer {
         let log = self.held_mut(id)?.output.log_mut();
         let log = log.ok_or_else(|| Refusal::Log(format!("process {id} has no log")))?;
-        log.reopen().map_err(|error| Refusal::Log(with_source(&error)))?;
+        log.reopen()
+            .map_err(|error| Refusal::Log(with_source(&error)))?;
         DONE
     }
 
     fn list(&self, after: Option<&ProcessId>) -> Reply {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut rest = self.processes.range::<ProcessId, _>((from, Bound::Unbounded));
+        let mut rest = self
+            .processes
+            .range::<ProcessId, _>((from, Bound::Unbounded));
         let page = rest.by_ref().take(LIST_PAGE);
         let processes: Vec<HeldProcess> = page.map(|(id, process)| process.describe(id)).collect();
-        Reply::Listed { processes, more: rest.next().is_some() }
+        Reply::Listed {
+            processes,
+            more: rest.next().is_some(),
+        }
     }
 
     fn forget(&mut self, id: &ProcessId) -> Answer {
@@ -166,16 +202,27 @@ impl Shim {
 
 /// What a launch is answered with: descriptors of its own for the daemon.
 fn launched(process: &Process) -> Answer {
-    let mut fds = Vec::new();
-    let terminal = process.output.terminal();
-    if let Some(pidfd) = &process.pidfd {
-        fds.push(pidfd.try_clone().map_err(descriptors)?);
+    let Process {
+        pid,
+        start_time,
+        pidfd,
+        output,
+        ..
+    } = process;
+    let pidfd = pidfd.as_ref().ok_or_else(|| missing("a dead process"))?;
+    let mut fds = vec![pidfd.try_clone().map_err(descriptors)?];
+    for stream in output.streams() {
+        fds.push(stream.try_clone().map_err(descriptors)?);
     }
-    if let Some(master) = terminal {
-        fds.push(master.try_clone().map_err(descriptors)?);
-    }
-    let Process { pid, start_time, .. } = *process;
-    Ok((Reply::Launched { pid, start_time, terminal: terminal.is_some() }, fds))
+    let terminal = output.has_terminal();
+    Ok((
+        Reply::Launched {
+            pid: *pid,
+            start_time: *start_time,
+            terminal,
+        },
+        fds,
+    ))
 }
 
 fn exec_input(
@@ -185,14 +232,20 @@ fn exec_input(
 ) -> Result<(ExecPlan, Option<ProcessStreams>), Refusal> {
     let wanted = usize::from(matches!(source, ExecSource::Attached)) + if terminal { 0 } else { 3 };
     if fds.len() != wanted {
-        let text = format!("exec came with {} descriptors instead of {wanted}", fds.len());
+        let text = format!(
+            "exec came with {} descriptors instead of {wanted}",
+            fds.len()
+        );
         return Err(Refusal::Descriptors(text));
     }
     let mut fds = fds.into_iter();
     let plan = match source {
         ExecSource::Inline(plan) => *plan,
         ExecSource::Attached => {
-            let file = fds.next().map(File::from).ok_or_else(|| missing("the plan"))?;
+            let file = fds
+                .next()
+                .map(File::from)
+                .ok_or_else(|| missing("the plan"))?;
             read_plan(file).map_err(|error| Refusal::Prepare(format!("read exec plan: {error}")))?
         }
     };
@@ -201,7 +254,14 @@ fn exec_input(
     }
     let mut next = |name| fds.next().ok_or_else(|| missing(name));
     let (stdin, stdout, stderr) = (next("stdin")?, next("stdout")?, next("stderr")?);
-    Ok((plan, Some(ProcessStreams { stdin, stdout, stderr })))
+    Ok((
+        plan,
+        Some(ProcessStreams {
+            stdin,
+            stdout,
+            stderr,
+        }),
+    ))
 }
 
 /// Reads a launch plan.

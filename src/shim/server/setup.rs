@@ -46,7 +46,11 @@ pub(super) struct Ready {
 pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     let call = |doing, path: &Path| {
         let path = path.to_owned();
-        move |source: io::Error| ShimError::Call { doing, path, source }
+        move |source: io::Error| ShimError::Call {
+            doing,
+            path,
+            source,
+        }
     };
     let state_dir =
         std::path::absolute(state_dir).map_err(call("resolve state directory", state_dir))?;
@@ -78,7 +82,8 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     raise_open_files();
 
     // 5. Signals become events. Blocked ones reach nobody else in this single thread.
-    let signals = block_signals().map_err(|errno| call("block signals in", &own_dir)(errno.into()))?;
+    let signals =
+        block_signals().map_err(|errno| call("block signals in", &own_dir)(errno.into()))?;
 
     // 6. Exits that a former shim wrote down, then the door.
     let journal = Journal::load(&own_dir.join("exits"))?;
@@ -95,12 +100,23 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     // 7. Say so, and let go of what the starter gave.
     let log_path = own_dir.join("shim.log");
     leave_streams(&log_path).map_err(call("open", &log_path))?;
-    Ok(Ready { lock, listener, socket_path, signals, journal })
+    Ok(Ready {
+        lock,
+        listener,
+        socket_path,
+        signals,
+        journal,
+    })
 }
 
 fn lock(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+    let mut file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)?;
     let end = Instant::now() + LOCK_WAIT;
     loop {
         match fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -118,7 +134,10 @@ fn lock(path: &Path) -> io::Result<File> {
 /// containers whose plan sets none.
 fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     // A lower limit than hoped for shows as an error when it is reached.
     let _ = rustix::process::setrlimit(Resource::Nofile, raised);
 }
@@ -143,10 +162,17 @@ fn block_signals() -> nix::Result<SignalFd> {
 
 fn leave_streams(log_path: &Path) -> io::Result<()> {
     let mut options = OpenOptions::new();
-    options.append(true).create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW);
     let log = options.open(log_path)?;
     log.set_len(0)?;
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     let mut stdout = io::stdout();
     // A starter that is gone does not need to know.
     let _ = stdout.write_all(READY).and_then(|()| stdout.flush());

@@ -49,8 +49,17 @@ impl Shim {
         Ok(output)
     }
 
-    fn attach(&mut self, id: &ProcessId, output: &mut Output, ends: ShimEnds) -> Result<(), Refusal> {
-        let ShimEnds { stdout, stderr, stdin_keeper } = ends;
+    fn attach(
+        &mut self,
+        id: &ProcessId,
+        output: &mut Output,
+        ends: ShimEnds,
+    ) -> Result<(), Refusal> {
+        let ShimEnds {
+            stdout,
+            stderr,
+            stdin_keeper,
+        } = ends;
         output.hold_stdin(stdin_keeper);
         for (name, fd) in [(StreamName::Stdout, stdout), (StreamName::Stderr, stderr)] {
             let polled = self.watch_output(id, name, fd);
@@ -68,8 +77,7 @@ impl Shim {
     /// Without it the container would still run; its output would be lost, and is said to be.
     pub(super) fn attach_terminal(&mut self, id: &ProcessId, output: &mut Output, master: OwnedFd) {
         let nonblocking = rustix::io::ioctl_fionbio(&master, true).map_err(std::io::Error::from);
-        let polled = nonblocking
-            .and_then(|()| self.watch_output(id, StreamName::Stdout, master));
+        let polled = nonblocking.and_then(|()| self.watch_output(id, StreamName::Stdout, master));
         match polled {
             Ok(polled) => output.attach_terminal(polled),
             Err(error) => self.note(&format!("watch the terminal of {id}: {error}")),
@@ -84,7 +92,8 @@ impl Shim {
     ) -> std::io::Result<Polled> {
         let token = self.new_token();
         let polled = Polled::new(&self.outputs_poll, fd, token)?;
-        self.watched.insert(token, Watched::Output(id.clone(), name));
+        self.watched
+            .insert(token, Watched::Output(id.clone(), name));
         Ok(polled)
     }
 
@@ -98,7 +107,9 @@ impl Shim {
 
 fn open_log(plan: &Stdio) -> Result<Output, Refusal> {
     let log = plan.log_path.as_deref().map(LogFile::open).transpose();
-    Ok(Output::new(log.map_err(|error| Refusal::Log(with_source(&error)))?))
+    Ok(Output::new(
+        log.map_err(|error| Refusal::Log(with_source(&error)))?,
+    ))
 }
 
 fn prepare(error: stdio::StdioError) -> Refusal {

@@ -39,7 +39,10 @@ struct Node {
 
 impl Node {
     fn new() -> Node {
-        let dir = tempfile::Builder::new().prefix("qlt-shim-").tempdir().unwrap();
+        let dir = tempfile::Builder::new()
+            .prefix("qlt-shim-")
+            .tempdir()
+            .unwrap();
         let exe = dir.path().join("exe");
         let test = std::env::current_exe().unwrap();
         let name = "shim::server::tests::become_the_shim";
@@ -58,7 +61,9 @@ impl Node {
     }
 
     async fn connect(&self) -> (ShimClient, Receiver<ShimEvent>) {
-        ShimClient::connect_or_start(&self.state(), &self.exe).await.unwrap()
+        ShimClient::connect_or_start(&self.state(), &self.exe)
+            .await
+            .unwrap()
     }
 
     fn log(&self, id: &str) -> PathBuf {
@@ -84,7 +89,12 @@ impl Node {
         let snapshot = self.dir.path().join("snapshots").join(id);
         let containers = self.state().join("containers").join(id);
         let mount_point = self.state().join("rootfs");
-        for path in [&snapshot.join("upper"), &snapshot.join("work"), &containers, &mount_point] {
+        for path in [
+            &snapshot.join("upper"),
+            &snapshot.join("work"),
+            &containers,
+            &mount_point,
+        ] {
             fs::create_dir_all(path).unwrap();
         }
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
@@ -127,7 +137,10 @@ impl Node {
 
     /// Waits until the shim is gone, as it is to be when it has nothing to do.
     async fn shim_ends(&self, pid: i32) {
-        until("the shim has ended", || !Path::new(&format!("/proc/{pid}")).exists()).await;
+        until("the shim has ended", || {
+            !Path::new(&format!("/proc/{pid}")).exists()
+        })
+        .await;
         assert!(!self.state().join(SOCKET_NAME).exists());
     }
 }
@@ -136,7 +149,9 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         let lock = fs::read_to_string(self.state().join("shim/lock")).unwrap_or_default();
-        let Some(pid) = lock.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        let Some(pid) = lock.trim().parse().ok().and_then(Pid::from_raw) else {
+            return;
+        };
         let state = self.state();
         let environment = fs::read(format!("/proc/{pid}/environ", pid = pid.as_raw_nonzero()));
         let state = state.as_os_str().as_encoded_bytes();
@@ -187,7 +202,9 @@ fn pipe() -> (OwnedFd, OwnedFd) {
 
 fn exec_plan(script: &str) -> ExecPlan {
     ExecPlan {
-        args: ["/bin/busybox", "sh", "-c", script].map(String::from).to_vec(),
+        args: ["/bin/busybox", "sh", "-c", script]
+            .map(String::from)
+            .to_vec(),
         env: Vec::new(),
         cwd: "/".to_owned(),
         user: PlanUser::default(),
@@ -215,7 +232,10 @@ async fn exits_arrive_with_codes_and_signals_after_their_last_line() {
         assert_eq!((exit.code, exit.signal, exit.lost), (code, killed, false));
         if id == "a0" {
             let content = node.content(id);
-            assert!(content == "out\nerr\n" || content == "err\nout\n", "{content}");
+            assert!(
+                content == "out\nerr\n" || content == "err\nout\n",
+                "{content}"
+            );
         }
         shim.acknowledge(exit.sequence).await.unwrap();
         shim.forget(id).await.unwrap();
@@ -230,8 +250,14 @@ async fn exits_arrive_with_codes_and_signals_after_their_last_line() {
 async fn a_launch_asked_twice_is_one_launch_and_a_finished_one_is_not_repeated() {
     let node = Node::new();
     let (shim, mut events) = node.connect().await;
-    let first = node.run(&shim, "twice", "exec /bin/busybox sleep 100").await;
-    let again = shim.launch("twice", &node.plan("twice", "true")).await.unwrap();
+    let first = node
+        .run(&shim, "twice", "exec /bin/busybox sleep 100")
+        .await;
+    let again = shim
+        .launch("twice", &node.plan("twice", "true"))
+        .await
+        .unwrap();
+    assert_eq!(shim.handles("twice").await.unwrap().outputs.len(), 2);
     assert_eq!((first.pid, first.start_time), (again.pid, again.start_time));
     assert!(matches!(
         shim.forget("twice").await,
@@ -240,7 +266,10 @@ async fn a_launch_asked_twice_is_one_launch_and_a_finished_one_is_not_repeated()
     signal(&again, Signal::KILL);
     let exit = next_exit(&mut events).await;
     let refused = shim.launch("twice", &node.plan("twice", "true")).await;
-    assert!(matches!(refused, Err(ShimClientError::Refused(Refusal::Exited(_)))));
+    assert!(matches!(
+        refused,
+        Err(ShimClientError::Refused(Refusal::Exited(_)))
+    ));
     let held = shim.list().await.unwrap();
     assert_eq!(held[0].exit.as_ref(), Some(&exit));
     shim.forget("twice").await.unwrap();
@@ -260,9 +289,14 @@ async fn a_command_that_does_not_exist_is_a_launch_error_and_leaves_nothing() {
         other => panic!("{other:?}"),
     }
     let missing = shim.launch("none", Path::new("/no/plan.json")).await;
-    assert!(matches!(missing, Err(ShimClientError::Refused(Refusal::Prepare(_)))));
+    assert!(matches!(
+        missing,
+        Err(ShimClientError::Refused(Refusal::Prepare(_)))
+    ));
     assert!(shim.list().await.unwrap().is_empty());
-    let held = fs::read_dir(format!("/proc/{}/fd", shim.shim_pid())).unwrap().count();
+    let held = fs::read_dir(format!("/proc/{}/fd", shim.shim_pid()))
+        .unwrap()
+        .count();
     assert!(held <= 12, "{held} descriptors");
     let pid = shim.shim_pid();
     drop((shim, events));
@@ -273,7 +307,9 @@ async fn a_command_that_does_not_exist_is_a_launch_error_and_leaves_nothing() {
 async fn an_exit_that_nobody_heard_is_told_to_the_next_daemon_until_acknowledged() {
     let node = Node::new();
     let (shim, events) = node.connect().await;
-    let launched = node.run(&shim, "orphan", "exec /bin/busybox sleep 100").await;
+    let launched = node
+        .run(&shim, "orphan", "exec /bin/busybox sleep 100")
+        .await;
     let shim_pid = shim.shim_pid();
     drop((shim, events));
     signal(&launched, Signal::KILL);
@@ -284,7 +320,11 @@ async fn an_exit_that_nobody_heard_is_told_to_the_next_daemon_until_acknowledged
     .await;
     for _ in 0..2 {
         let (shim, mut events) = node.connect().await;
-        assert_eq!(shim.shim_pid(), shim_pid, "it holds an exit and must not end");
+        assert_eq!(
+            shim.shim_pid(),
+            shim_pid,
+            "it holds an exit and must not end"
+        );
         assert_eq!(next_exit(&mut events).await.code, 137);
     }
     let (shim, mut events) = node.connect().await;
@@ -300,14 +340,23 @@ async fn a_new_daemon_replaces_the_old_one_and_waiting_requests_fail_at_once() {
     let node = Node::new();
     let (old, mut old_events) = node.connect().await;
     let (new, _events) = node.connect().await;
-    assert_eq!(timeout(BOUND, old_events.recv()).await.unwrap(), Some(ShimEvent::Disconnected));
-    assert!(matches!(old.ping().await, Err(ShimClientError::Disconnected)));
+    assert_eq!(
+        timeout(BOUND, old_events.recv()).await.unwrap(),
+        Some(ShimEvent::Disconnected)
+    );
+    assert!(matches!(
+        old.ping().await,
+        Err(ShimClientError::Disconnected)
+    ));
     new.ping().await.unwrap();
 
     // A stopped shim answers nobody; a killed one ends every wait.
     kill_process(pid(new.shim_pid()), Signal::STOP).unwrap();
     let hasty = new.with_timeout(Duration::from_millis(50));
-    assert!(matches!(hasty.ping().await, Err(ShimClientError::Timeout { .. })));
+    assert!(matches!(
+        hasty.ping().await,
+        Err(ShimClientError::Timeout { .. })
+    ));
     let waiting = tokio::spawn({
         let new = new.clone();
         async move { new.ping().await }
@@ -335,12 +384,14 @@ async fn nonsense_closes_its_own_connection_and_nothing_else() {
         seqpacket::send(socket.as_fd(), nonsense, &[stdin, stdout]).unwrap();
         let mut buffer = [0; 1000];
         let mut answer = Vec::new();
-        until("the connection is closed", || match seqpacket::receive(socket.as_fd(), &mut buffer) {
-            Ok(received) => {
-                answer.extend_from_slice(&buffer[..received.len]);
-                received.len == 0
+        until("the connection is closed", || {
+            match seqpacket::receive(socket.as_fd(), &mut buffer) {
+                Ok(received) => {
+                    answer.extend_from_slice(&buffer[..received.len]);
+                    received.len == 0
+                }
+                Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
             }
-            Err(error) => error.kind() != std::io::ErrorKind::WouldBlock,
         })
         .await;
         let incompatible = memchr::memmem::find(&answer, b"incompatible").is_some();
@@ -362,24 +413,43 @@ async fn an_exec_has_the_daemons_pipes_and_its_own_exit() {
     ] {
         let (input_reader, input) = pipe();
         let (output, output_writer) = pipe();
-        let streams = [input_reader, output_writer.try_clone().unwrap(), output_writer];
-        shim.exec(id, "host", &exec_plan(&script), Some(streams)).await.unwrap();
+        let streams = [
+            input_reader,
+            output_writer.try_clone().unwrap(),
+            output_writer,
+        ];
+        shim.exec(id, "host", &exec_plan(&script), Some(streams))
+            .await
+            .unwrap();
         rustix::io::write(&input, b"through").unwrap();
         drop(input);
         let exit = next_exit(&mut events).await;
-        assert_eq!((exit.id.as_str(), exit.kind, exit.code), (id, ProcessKind::Exec, 3));
+        assert_eq!(
+            (exit.id.as_str(), exit.kind, exit.code),
+            (id, ProcessKind::Exec, 3)
+        );
         let mut buffer = [0; 16];
         assert_eq!(rustix::io::read(&output, &mut buffer).unwrap(), 7);
         assert_eq!(shim.list().await.unwrap().len(), 2);
         shim.acknowledge(exit.sequence).await.unwrap();
-        assert_eq!(shim.list().await.unwrap().len(), 1, "an exec goes with its acknowledgement");
+        assert_eq!(
+            shim.list().await.unwrap().len(),
+            1,
+            "an exec goes with its acknowledgement"
+        );
     }
     let nobody = shim.exec("e3", "nobody", &exec_plan("true"), None).await;
-    assert!(matches!(nobody, Err(ShimClientError::Refused(Refusal::NotFound(_)))));
+    assert!(matches!(
+        nobody,
+        Err(ShimClientError::Refused(Refusal::NotFound(_)))
+    ));
     signal(&container, Signal::KILL);
     let exit = next_exit(&mut events).await;
     let dead = shim.exec("e4", "host", &exec_plan("true"), None).await;
-    assert!(matches!(dead, Err(ShimClientError::Refused(Refusal::Exited(_)))));
+    assert!(matches!(
+        dead,
+        Err(ShimClientError::Refused(Refusal::Exited(_)))
+    ));
     shim.acknowledge(exit.sequence).await.unwrap();
 }
 
@@ -387,11 +457,15 @@ async fn an_exec_has_the_daemons_pipes_and_its_own_exit() {
 async fn an_unterminated_last_line_is_in_the_log_when_the_exit_arrives() {
     let node = Node::new();
     let (shim, mut events) = node.connect().await;
-    node.run(&shim, "tail", "printf 'one\\ntwo'; printf three >&2").await;
+    node.run(&shim, "tail", "printf 'one\\ntwo'; printf three >&2")
+        .await;
     let exit = next_exit(&mut events).await;
     let log = fs::read_to_string(node.log("tail")).unwrap();
     assert!(log.contains(" stdout F one\n"), "{log}");
-    assert!(log.contains(" stdout P two\n") && log.contains(" stderr P three\n"), "{log}");
+    assert!(
+        log.contains(" stdout P two\n") && log.contains(" stderr P three\n"),
+        "{log}"
+    );
     shim.acknowledge(exit.sequence).await.unwrap();
 }
 
@@ -400,7 +474,11 @@ async fn rotation_under_load_loses_and_repeats_no_line() {
     let node = Node::new();
     let (shim, mut events) = node.connect().await;
     const LINES: usize = 200_000;
-    let plan = node.plan_with("busy", &["/bin/busybox", "seq", "1", &LINES.to_string()], |_| ());
+    let plan = node.plan_with(
+        "busy",
+        &["/bin/busybox", "seq", "1", &LINES.to_string()],
+        |_| (),
+    );
     shim.launch("busy", &plan).await.unwrap();
     let log = node.log("busy");
     let mut rotated = Vec::new();
@@ -424,7 +502,10 @@ async fn rotation_under_load_loses_and_repeats_no_line() {
     // It has exited and may still be reopened; what is not there cannot.
     shim.reopen_log("busy").await.unwrap();
     let missing = shim.reopen_log("nobody").await;
-    assert!(matches!(missing, Err(ShimClientError::Refused(Refusal::NotFound(_)))));
+    assert!(matches!(
+        missing,
+        Err(ShimClientError::Refused(Refusal::NotFound(_)))
+    ));
     shim.acknowledge(exit.sequence).await.unwrap();
 }
 
@@ -451,19 +532,33 @@ async fn a_noisy_container_delays_neither_requests_nor_exits() {
 
 #[tokio::test]
 async fn a_container_outlives_its_shim_and_the_next_one_logs_on_and_learns_its_code() {
+    for lines in [1000, 100_000] {
+        outlive(lines).await;
+    }
+}
+
+async fn outlive(lines: usize) {
     let node = Node::new();
     let (shim, events) = node.connect().await;
-    let script = "echo before; read gate; echo alone; /bin/busybox seq 1 20000; exit 9";
-    let args = ["/bin/busybox", "sh", "-c", script];
+    let script = format!("echo before; read gate; echo alone; /bin/busybox seq {lines}; exit 9");
+    let args = ["/bin/busybox", "sh", "-c", &script];
     let plan = node.plan_with("c", &args, |plan| plan.stdio.stdin = true);
     let launched = shim.launch("c", &plan).await.unwrap();
-    until("the first line is logged", || node.content("c") == "before\n").await;
+    until("the first line is logged", || {
+        node.content("c") == "before\n"
+    })
+    .await;
     let dead = shim.shim_pid();
     kill_process(pid(dead), Signal::KILL).unwrap();
     drop((shim, events));
-    // It writes more than the FIFO holds, with nobody to read, and must wait. Its input is its own.
+    // It writes with nobody to read, and may be done before anybody does: nothing of it is lost.
     let stdin = plan.with_file_name("stdin");
-    fs::OpenOptions::new().write(true).open(stdin).unwrap().write_all(b"go\n").unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(stdin)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
 
     let (shim, mut events) = node.connect().await;
     assert_ne!(shim.shim_pid(), dead);
@@ -478,15 +573,23 @@ async fn a_container_outlives_its_shim_and_the_next_one_logs_on_and_learns_its_c
         terminal: None,
     };
     assert!(shim.adopt(orphan()).await.unwrap());
-    assert!(shim.adopt(orphan()).await.is_ok(), "asked again, it is the same");
+    assert!(
+        shim.adopt(orphan()).await.is_ok(),
+        "asked again, it is the same"
+    );
     let exit = next_exit(&mut events).await;
     if exit.lost {
         assert_eq!(exit.code, LOST_EXIT_CODE, "a kernel before 6.15");
     } else {
         assert_eq!((exit.code, exit.signal), (9, None));
     }
-    let numbers: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
-    assert_eq!(node.content("c"), format!("before\nalone\n{numbers}"));
+    let numbers: String = (1..=lines).map(|number| format!("{number}\n")).collect();
+    let content = node.content("c");
+    assert!(
+        content == format!("before\nalone\n{numbers}"),
+        "{} bytes",
+        content.len()
+    );
     shim.acknowledge(exit.sequence).await.unwrap();
 }
 
@@ -494,16 +597,25 @@ async fn a_container_outlives_its_shim_and_the_next_one_logs_on_and_learns_its_c
 async fn a_container_that_ended_while_no_shim_lived_is_told_by_its_pidfd_or_lost() {
     let node = Node::new();
     let (shim, events) = node.connect().await;
-    let known = node.run(&shim, "known", "exec /bin/busybox sleep 100").await;
-    let unknown = node.run(&shim, "unknown", "exec /bin/busybox sleep 100").await;
-    let imposter = node.run(&shim, "imposter", "exec /bin/busybox sleep 100").await;
+    let known = node
+        .run(&shim, "known", "exec /bin/busybox sleep 100")
+        .await;
+    let unknown = node
+        .run(&shim, "unknown", "exec /bin/busybox sleep 100")
+        .await;
+    let imposter = node
+        .run(&shim, "imposter", "exec /bin/busybox sleep 100")
+        .await;
     kill_process(pid(shim.shim_pid()), Signal::KILL).unwrap();
     drop((shim, events));
     signal(&known, Signal::TERM);
     signal(&known, Signal::KILL);
     signal(&unknown, Signal::KILL);
     let gone = |pid: i32| !Path::new(&format!("/proc/{pid}")).exists();
-    until("both are reaped by init", || gone(known.pid) && gone(unknown.pid)).await;
+    until("both are reaped by init", || {
+        gone(known.pid) && gone(unknown.pid)
+    })
+    .await;
 
     let (shim, mut events) = node.connect().await;
     let orphan = |id, launched: &Launched, pidfd: bool, start_time| Orphan {
@@ -515,12 +627,17 @@ async fn a_container_that_ended_while_no_shim_lived_is_told_by_its_pidfd_or_lost
         pidfd: pidfd.then(|| launched.pidfd.try_clone().unwrap()),
         terminal: None,
     };
-    shim.adopt(orphan("known", &known, true, known.start_time)).await.unwrap();
+    shim.adopt(orphan("known", &known, true, known.start_time))
+        .await
+        .unwrap();
     let exit = next_exit(&mut events).await;
     assert!(exit.lost || exit.signal.is_some(), "{exit:?}");
     shim.acknowledge(exit.sequence).await.unwrap();
 
-    let there = shim.adopt(orphan("unknown", &unknown, false, unknown.start_time)).await.unwrap();
+    let there = shim
+        .adopt(orphan("unknown", &unknown, false, unknown.start_time))
+        .await
+        .unwrap();
     assert!(!there);
     let exit = next_exit(&mut events).await;
     assert_eq!((exit.code, exit.lost), (LOST_EXIT_CODE, true));
@@ -543,7 +660,11 @@ async fn sequence_numbers_go_on_after_the_shim_has_died() {
     kill_process(pid(shim.shim_pid()), Signal::KILL).unwrap();
     drop((shim, events));
     let (shim, mut events) = node.connect().await;
-    assert_eq!(next_exit(&mut events).await, first, "written down before it was told");
+    assert_eq!(
+        next_exit(&mut events).await,
+        first,
+        "written down before it was told"
+    );
     shim.acknowledge(first.sequence).await.unwrap();
     node.run(&shim, "two", "exit 2").await;
     let second = next_exit(&mut events).await;
@@ -590,7 +711,10 @@ async fn an_input_once_ends_when_it_is_closed() {
     let once = |plan: &mut LaunchPlan| (plan.stdio.stdin, plan.stdio.stdin_once) = (true, true);
     let plan = node.plan_with("cat", &["/bin/busybox", "cat"], once);
     shim.launch("cat", &plan).await.unwrap();
-    let input = fs::OpenOptions::new().write(true).open(plan.with_file_name("stdin")).unwrap();
+    let input = fs::OpenOptions::new()
+        .write(true)
+        .open(plan.with_file_name("stdin"))
+        .unwrap();
     rustix::io::write(&input, b"said\n").unwrap();
     until("the line is logged", || node.content("cat") == "said\n").await;
     drop(input);
