@@ -1,0 +1,427 @@
+//! The shim's own side: one thread, one loop, no waiting but in epoll.
+//!
+//! Two epolls, one inside the other: the outer one has what must be prompt (signals, the daemon,
+//! ends of adopted processes), the inner one every container's output. A round serves all of the
+//! outer one and a bounded piece of the inner one, so no container can delay an exit or a request
+//! by more than a millisecond or two.
+//!
+//! ```text
+//!              ┌────────────── a daemon is connected ◄──────┐
+//! started ─────┤                    │ it goes away          │ another comes
+//!              │                    ▼                       │
+//!              └─► nobody connected, something held ────────┘
+//!                       │ nothing runs, every exit acknowledged
+//!                       ▼
+//!                     ends, and removes its socket
+//! ```
+//!
+//! A malformed message closes its connection. Nothing that a peer or a container does ends the shim.
+
+mod adopt;
+mod connection;
+mod exits;
+mod output;
+mod polled;
+mod process;
+mod requests;
+mod setup;
+mod streams;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signalfd::SignalFd;
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+
+use self::connection::Connection;
+use self::output::{Scratch, Turn};
+use self::polled::Polled;
+use self::process::Process;
+pub use self::setup::READY;
+use crate::shim::journal::{Journal, JournalError};
+use crate::shim::log::line::StreamName;
+use crate::shim::protocol::{
+    EVENT_WINDOW, FromShim, MESSAGE_MAX_BYTES, ProcessId, ToShim, VERSION, decode,
+};
+use crate::sys::seqpacket;
+
+/// A shim to which no daemon comes ends after this.
+const FIRST_DAEMON_WAIT: Duration = Duration::from_secs(30);
+/// How often a reaped-by-others process is asked again how it ended.
+const END_POLL: Duration = Duration::from_millis(10);
+const EVENTS_PER_ROUND: usize = 32;
+const OUTPUTS_PER_ROUND: usize = 16;
+const REQUESTS_PER_ROUND: usize = 16;
+/// All that a shim ever writes to its own log.
+const NOTES_MAX: u32 = 4096;
+
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const OUTPUTS: u64 = 2;
+const FIRST_TOKEN: u64 = 16;
+
+/// Why there is no shim.
+#[derive(Debug, thiserror::Error)]
+pub enum ShimError {
+    /// A step of becoming one failed.
+    #[error("{doing} {path}")]
+    Call {
+        /// The step.
+        doing: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The exit journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The loop cannot go on.
+    #[error("wait for events")]
+    Poll(#[source] io::Error),
+}
+
+/// Becomes the node's shim and returns when it is no longer needed. The process that calls this
+/// forks and exits: it must have no other threads.
+///
+/// # Errors
+/// [`ShimError`]: it could not become one, another one lives, or epoll failed.
+pub fn run(state_dir: &Path) -> Result<(), ShimError> {
+    let ready = setup::become_shim(state_dir)?;
+    let socket_path = ready.socket_path;
+    let _held_until_the_end = ready.lock;
+    let mut shim = Shim::new(ready.listener, ready.signals, ready.journal)?;
+    shim.serve()?;
+    // A daemon that connects between the last look and this finds its connection closed, and starts
+    // another shim.
+    let _ = std::fs::remove_file(&socket_path);
+    Ok(())
+}
+
+/// Whose event it is.
+#[derive(Debug)]
+enum Watched {
+    /// The end of a process that is not our child.
+    AdoptedEnd(ProcessId),
+    /// Output of a process.
+    Output(ProcessId, StreamName),
+}
+
+/// Everything the shim knows.
+#[derive(Debug)]
+struct Shim {
+    poll: Rc<OwnedFd>,
+    outputs_poll: Rc<OwnedFd>,
+    listener: OwnedFd,
+    signals: SignalFd,
+    journal: Journal,
+    next_token: u64,
+    watched: HashMap<u64, Watched>,
+    processes: BTreeMap<ProcessId, Process>,
+    /// Our children that have not been reaped.
+    children: HashMap<i32, ProcessId>,
+    /// Adopted processes that are dead and not reaped by their parent, with the time to give up.
+    awaited_ends: Vec<(ProcessId, Instant)>,
+    /// More children may be dead than one round reaps.
+    reap_again: bool,
+    daemon: Option<Connection>,
+    /// Connected, and has not said hello.
+    newcomer: Option<Connection>,
+    /// Until when the first daemon may come; `None` once one has.
+    first_daemon_by: Option<Instant>,
+    asked_to_end: bool,
+    scratch: Scratch,
+    message: Box<[u8]>,
+    notes: u32,
+}
+
+impl Shim {
+    fn new(listener: OwnedFd, signals: SignalFd, journal: Journal) -> Result<Shim, ShimError> {
+        let create = || {
+            epoll::create(CreateFlags::CLOEXEC)
+                .map(Rc::new)
+                .map_err(poll_error)
+        };
+        let (poll, outputs_poll) = (create()?, create()?);
+        let watch = |fd: &dyn AsFd, token| {
+            epoll::add(&poll, fd.as_fd(), EventData::new_u64(token), EventFlags::IN)
+                .map_err(poll_error)
+        };
+        watch(&listener, LISTENER)?;
+        watch(&signals, SIGNALS)?;
+        watch(&outputs_poll, OUTPUTS)?;
+        Ok(Shim {
+            poll,
+            outputs_poll,
+            listener,
+            signals,
+            journal,
+            next_token: FIRST_TOKEN,
+            watched: HashMap::new(),
+            processes: BTreeMap::new(),
+            children: HashMap::new(),
+            awaited_ends: Vec::new(),
+            reap_again: false,
+            daemon: None,
+            newcomer: None,
+            first_daemon_by: Some(Instant::now() + FIRST_DAEMON_WAIT),
+            asked_to_end: false,
+            scratch: Scratch::default(),
+            message: vec![0; MESSAGE_MAX_BYTES].into_boxed_slice(),
+            notes: 0,
+        })
+    }
+
+    fn serve(&mut self) -> Result<(), ShimError> {
+        let mut events = Vec::with_capacity(EVENTS_PER_ROUND);
+        loop {
+            self.wait(&mut events)?;
+            let mut outputs = false;
+            for event in events.drain(..) {
+                match event.data.u64() {
+                    LISTENER => self.accept(),
+                    SIGNALS => self.take_signals(),
+                    OUTPUTS => outputs = true,
+                    token => self.control_event(token),
+                }
+            }
+            if self.reap_again {
+                self.reap_children();
+            }
+            self.check_awaited_ends();
+            if outputs {
+                self.pump_outputs()?;
+            }
+            self.tell_daemon();
+            if self.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut Vec<Event>) -> Result<(), ShimError> {
+        let timeout = if self.reap_again {
+            Some(Duration::ZERO)
+        } else if !self.awaited_ends.is_empty() {
+            Some(END_POLL)
+        } else {
+            self.first_daemon_by
+                .map(|by| by.saturating_duration_since(Instant::now()))
+        };
+        wait_on(&self.poll, events, timeout)
+    }
+
+    fn is_done(&mut self) -> bool {
+        if self.daemon.is_some() && !self.asked_to_end {
+            return false;
+        }
+        let holds = self.processes.values().any(Process::is_running);
+        let settled = self.asked_to_end || self.journal.is_settled();
+        let early = self.first_daemon_by.is_some_and(|by| Instant::now() < by);
+        if holds || !settled || (early && !self.asked_to_end) {
+            return false;
+        }
+        self.accept();
+        self.newcomer.is_none() || self.asked_to_end
+    }
+
+    fn take_signals(&mut self) {
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            match i32::try_from(signal.ssi_signo) {
+                Ok(libc::SIGCHLD) => self.reap_children(),
+                // Whoever manages services may ask; with live containers the answer is no.
+                Ok(libc::SIGTERM | libc::SIGINT | libc::SIGQUIT) => {
+                    self.asked_to_end = !self.processes.values().any(Process::is_running);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        let accepted = match seqpacket::accept(self.listener.as_fd()) {
+            Ok(Some(socket)) => socket,
+            Ok(None) => return,
+            Err(error) => return self.note(&format!("accept a connection: {error}")),
+        };
+        match seqpacket::peer(accepted.as_fd()) {
+            Ok((0, _)) => {}
+            Ok((uid, pid)) => return self.note(&format!("refuse process {pid} of user {uid}")),
+            Err(error) => return self.note(&format!("ask who connected: {error}")),
+        }
+        let token = self.new_token();
+        match Polled::new(&self.poll, accepted, token) {
+            Ok(socket) => self.newcomer = Some(Connection::new(socket)),
+            Err(error) => self.note(&format!("watch a connection: {error}")),
+        }
+    }
+
+    fn control_event(&mut self, token: u64) {
+        if self
+            .daemon
+            .as_ref()
+            .is_some_and(|daemon| daemon.token() == token)
+        {
+            if self.serve_daemon().is_err() {
+                self.daemon = None;
+            }
+        } else if self
+            .newcomer
+            .as_ref()
+            .is_some_and(|newcomer| newcomer.token() == token)
+        {
+            if let Some(newcomer) = self.newcomer.take() {
+                self.greet(newcomer);
+            }
+        } else if let Some(Watched::AdoptedEnd(id)) = self.watched.remove(&token) {
+            self.adopted_has_ended(id);
+        }
+    }
+
+    /// Reads the hello. From here on nothing that the daemon before may still have asked is done.
+    fn greet(&mut self, mut newcomer: Connection) {
+        let hello = match newcomer.receive(&mut self.message) {
+            Ok(received) if !received.truncated => decode(&self.message[..received.len]),
+            Ok(_) => return,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.newcomer = Some(newcomer);
+                return;
+            }
+            Err(_) => return,
+        };
+        match hello {
+            Ok(ToShim::Hello { version: VERSION }) => {
+                let pid = rustix::process::getpid().as_raw_nonzero().get();
+                newcomer.post(&FromShim::Welcome { pid }, Vec::new());
+                self.daemon = Some(newcomer);
+                self.first_daemon_by = None;
+            }
+            Ok(ToShim::Hello { .. }) => {
+                newcomer.post(&FromShim::Incompatible { version: VERSION }, Vec::new());
+                // It goes into an empty socket buffer, or the peer is gone.
+                let _ = newcomer.flush();
+            }
+            Ok(ToShim::Request { .. }) => self.note("a connection did not begin with a hello"),
+            Err(error) => self.note(&format!("hello: {error}")),
+        }
+    }
+
+    fn serve_daemon(&mut self) -> Result<(), ()> {
+        for _ in 0..REQUESTS_PER_ROUND {
+            let Some(daemon) = self.daemon.as_mut().filter(|daemon| daemon.has_room()) else {
+                break;
+            };
+            let received = match daemon.receive(&mut self.message) {
+                Ok(received) if received.len == 0 => return Err(()),
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return Err(()),
+            };
+            let message = match decode(&self.message[..received.len]) {
+                Ok(ToShim::Request { number, request }) if !received.truncated => (number, request),
+                Ok(_) => {
+                    self.note("close a connection: a message out of place");
+                    return Err(());
+                }
+                Err(error) => {
+                    self.note(&format!("close a connection: {error}"));
+                    return Err(());
+                }
+            };
+            let (number, request) = message;
+            let (result, fds) = match self.answer(request, received.fds) {
+                Ok((reply, fds)) => (Ok(reply), fds),
+                Err(refusal) => (Err(refusal), Vec::new()),
+            };
+            if let Some(daemon) = &mut self.daemon {
+                daemon.post(&FromShim::Answer { number, result }, fds);
+                daemon.flush().map_err(drop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends answers that waited, then exits that wait, as far as socket and window allow.
+    fn tell_daemon(&mut self) {
+        let Some(daemon) = &mut self.daemon else {
+            return;
+        };
+        let mut sent = daemon.flush();
+        while sent.is_ok() && !daemon.is_clogged() {
+            let Some(record) = self.journal.waiting_from(daemon.next_event).next() else {
+                break;
+            };
+            if self.journal.waiting_before(daemon.next_event) >= EVENT_WINDOW {
+                break;
+            }
+            daemon.next_event = record.sequence + 1;
+            daemon.post(&FromShim::Exited(record.clone()), Vec::new());
+            sent = daemon.flush();
+        }
+        if sent.and_then(|()| daemon.watch()).is_err() {
+            self.daemon = None;
+        }
+    }
+
+    fn pump_outputs(&mut self) -> Result<(), ShimError> {
+        let mut events = Vec::with_capacity(OUTPUTS_PER_ROUND);
+        wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
+        for event in events {
+            let token = event.data.u64();
+            let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
+                continue;
+            };
+            let ended = match self.processes.get_mut(id) {
+                Some(process) => process.output.pump(*name, &mut self.scratch) == Turn::Ended,
+                None => true,
+            };
+            if ended {
+                self.watched.remove(&token);
+            }
+        }
+        Ok(())
+    }
+
+    fn new_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    /// A line in the shim's own log, as long as there are few.
+    fn note(&mut self, text: &str) {
+        if self.notes < NOTES_MAX {
+            self.notes += 1;
+            eprintln!("{text}");
+        }
+    }
+}
+
+fn wait_on(
+    poll: &OwnedFd,
+    events: &mut Vec<Event>,
+    timeout: Option<Duration>,
+) -> Result<(), ShimError> {
+    let timeout = timeout.map(|wait| rustix::event::Timespec {
+        tv_sec: i64::try_from(wait.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: wait.subsec_nanos().into(),
+    });
+    match epoll::wait(
+        poll,
+        rustix::buffer::spare_capacity(events),
+        timeout.as_ref(),
+    ) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(poll_error(errno)),
+    }
+}
+
+fn poll_error(errno: rustix::io::Errno) -> ShimError {
+    ShimError::Poll(errno.into())
+}
+
+#[cfg(test)]
+mod tests;

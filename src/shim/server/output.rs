@@ -1,0 +1,318 @@
+//! What one process writes, on its way from a FIFO or terminal into its log.
+
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+
+use super::polled::Polled;
+use crate::shim::log::file::{LogFile, Loss};
+use crate::shim::log::line::{BATCH_MAX_BYTES, LineCutter, Prefix, StreamName};
+use crate::shim::log::timestamp::{LogClock, now_ns};
+use crate::shim::stdio::pipe_capacity;
+
+/// One read takes no more than this.
+const READ_BYTES: usize = 64 * 1024;
+/// One stream is read no further than this before the others have their turn.
+const TURN_BYTES: usize = 128 * 1024;
+/// What a terminal can hold back; the kernel does not say.
+const TERMINAL_BYTES: usize = 128 * 1024;
+
+/// The buffers that all streams share: one is pumped at a time.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    input: Box<[u8]>,
+    entries: Vec<u8>,
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        let input = vec![0; READ_BYTES].into_boxed_slice();
+        Scratch {
+            input,
+            entries: Vec::with_capacity(BATCH_MAX_BYTES),
+        }
+    }
+}
+
+/// One stream that is being read.
+#[derive(Debug)]
+struct Source {
+    fd: Polled,
+    cutter: LineCutter,
+}
+
+/// The streams of one process and the log they go to.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    log: Option<LogFile>,
+    clock: LogClock,
+    stdout: Option<Source>,
+    stderr: Option<Source>,
+    /// Whether `stdout` is a terminal's master side.
+    terminal: bool,
+    stdin_keeper: Option<OwnedFd>,
+    /// Of streams that are or were attached.
+    tokens: Vec<u64>,
+}
+
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// The stream may have more, now or later.
+    Open,
+    /// The stream has ended and been closed.
+    Ended,
+}
+
+impl Output {
+    /// Nothing open yet, going to `log`; without one, what is read is thrown away.
+    pub(super) fn new(log: Option<LogFile>) -> Output {
+        Output {
+            log,
+            ..Output::default()
+        }
+    }
+
+    /// Reads this stream from now on; `fd` is non-blocking.
+    pub(super) fn attach(&mut self, name: StreamName, fd: Polled) {
+        self.tokens.push(fd.token());
+        *self.slot(name) = Some(Source {
+            fd,
+            cutter: LineCutter::default(),
+        });
+    }
+
+    /// Reads a terminal from now on; `master` is non-blocking.
+    pub(super) fn attach_terminal(&mut self, master: Polled) {
+        self.attach(StreamName::Stdout, master);
+        self.terminal = true;
+    }
+
+    pub(super) fn hold_stdin(&mut self, keeper: Option<OwnedFd>) {
+        self.stdin_keeper = keeper;
+    }
+
+    /// What is open: a terminal's master side, or the reading ends of FIFOs.
+    pub(super) fn streams(&self) -> impl Iterator<Item = &Polled> {
+        [&self.stdout, &self.stderr]
+            .into_iter()
+            .flatten()
+            .map(|source| &source.fd)
+    }
+
+    /// Whether its one stream is a terminal, and open.
+    pub(super) fn has_terminal(&self) -> bool {
+        self.terminal && self.stdout.is_some()
+    }
+
+    /// The tokens of all streams, of closed ones as well.
+    pub(super) fn tokens(&self) -> Vec<u64> {
+        self.tokens.clone()
+    }
+
+    pub(super) fn log_mut(&mut self) -> Option<&mut LogFile> {
+        self.log.as_mut()
+    }
+
+    pub(super) fn loss(&self) -> Loss {
+        self.log.as_ref().map(LogFile::loss).unwrap_or_default()
+    }
+
+    fn slot(&mut self, name: StreamName) -> &mut Option<Source> {
+        match name {
+            StreamName::Stdout => &mut self.stdout,
+            StreamName::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// Moves at most one turn's bytes from the stream to the log.
+    pub(super) fn pump(&mut self, name: StreamName, scratch: &mut Scratch) -> Turn {
+        self.transfer(name, scratch, TURN_BYTES, true)
+    }
+
+    /// The process is dead: moves what it can have left behind, and writes the unterminated rest.
+    /// What others that still hold the stream write goes on being pumped as before.
+    pub(super) fn drain(&mut self, scratch: &mut Scratch) {
+        for name in [StreamName::Stdout, StreamName::Stderr] {
+            let terminal = self.terminal;
+            let Some(source) = self.slot(name) else {
+                continue;
+            };
+            let limit = if terminal {
+                TERMINAL_BYTES
+            } else {
+                pipe_capacity(&source.fd)
+            };
+            if self.transfer(name, scratch, limit, false) == Turn::Open {
+                self.finish(name, scratch);
+            }
+        }
+    }
+
+    /// Reads until `limit`, the end, or nothing more; with `once`, also no further than a read that
+    /// did not fill the buffer, which saves the one that would find nothing.
+    fn transfer(
+        &mut self,
+        name: StreamName,
+        scratch: &mut Scratch,
+        limit: usize,
+        once: bool,
+    ) -> Turn {
+        let mut moved = 0;
+        while moved < limit {
+            let Some(source) = self.slot(name) else {
+                return Turn::Ended;
+            };
+            match rustix::io::read(&source.fd, &mut scratch.input[..]) {
+                // EIO: nobody has the terminal open any more.
+                Ok(0) | Err(Errno::IO) => {
+                    self.finish(name, scratch);
+                    *self.slot(name) = None;
+                    return Turn::Ended;
+                }
+                Ok(length) => {
+                    moved += length;
+                    self.write(name, scratch, length);
+                    if once && length < scratch.input.len() {
+                        return Turn::Open;
+                    }
+                }
+                Err(Errno::INTR) => {}
+                Err(_) => return Turn::Open,
+            }
+        }
+        Turn::Open
+    }
+
+    fn write(&mut self, name: StreamName, scratch: &mut Scratch, length: usize) {
+        let prefix = Prefix::new(self.clock.stamp(now_ns()), name);
+        let source = match name {
+            StreamName::Stdout => &mut self.stdout,
+            StreamName::Stderr => &mut self.stderr,
+        };
+        let (Some(log), Some(source)) = (&mut self.log, source) else {
+            return;
+        };
+        let mut done = 0;
+        while done < length {
+            let rest = &scratch.input[done..length];
+            done += source.cutter.cut(rest, &prefix, &mut scratch.entries);
+            log.append(&scratch.entries);
+            scratch.entries.clear();
+        }
+    }
+
+    fn finish(&mut self, name: StreamName, scratch: &mut Scratch) {
+        let prefix = Prefix::new(self.clock.stamp(now_ns()), name);
+        if let Some(source) = self.slot(name) {
+            source.cutter.finish(&prefix, &mut scratch.entries);
+        }
+        if let Some(log) = &mut self.log {
+            log.append(&scratch.entries);
+        }
+        scratch.entries.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::io::Write;
+    use std::rc::Rc;
+    use std::time::Instant;
+
+    use rustix::event::epoll;
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    fn output(log: Option<&std::path::Path>) -> (Output, OwnedFd) {
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let poll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let reader = Polled::new(&poll, reader, 1).unwrap();
+        let mut output = Output::new(log.map(|path| LogFile::open(path).unwrap()));
+        output.attach(StreamName::Stdout, reader);
+        (output, writer)
+    }
+
+    #[test]
+    fn a_drain_ends_although_somebody_goes_on_writing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let (mut output, writer) = output(Some(&path));
+        let mut scratch = Scratch::default();
+        rustix::io::write(&writer, b"half").unwrap();
+        output.drain(&mut scratch);
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .ends_with(" stdout P half\n")
+        );
+        rustix::io::write(&writer, b" line\n").unwrap();
+        assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Open);
+        assert!(
+            fs::read_to_string(&path)
+                .unwrap()
+                .ends_with(" stdout F  line\n")
+        );
+        drop(writer);
+        assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Ended);
+        assert_eq!(output.streams().count(), 0);
+    }
+
+    #[test]
+    fn one_turn_is_bounded() {
+        let (mut output, writer) = output(None);
+        rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
+        let written = rustix::io::write(&writer, &vec![b'x'; 1 << 20]).unwrap();
+        assert!(written > 2 * TURN_BYTES);
+        assert_eq!(
+            output.pump(StreamName::Stdout, &mut Scratch::default()),
+            Turn::Open
+        );
+        let mut left = vec![0; 1 << 20];
+        let left = rustix::io::read(output.streams().next().unwrap(), &mut left).unwrap();
+        assert_eq!(left, written - TURN_BYTES);
+    }
+
+    /// Run with `cargo test --release --lib -- --ignored --nocapture how_many_lines`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn how_many_lines_a_second() {
+        let lines = 4_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        for writes in [64 * 1024, 100] {
+            let path = dir.path().join(format!("log-{writes}"));
+            let (mut output, writer) = output(Some(&path));
+            rustix::io::ioctl_fionbio(&writer, false).unwrap();
+            rustix::io::ioctl_fionbio(output.streams().next().unwrap(), false).unwrap();
+            let _ = rustix::pipe::fcntl_setpipe_size(&writer, 256 * 1024);
+            let chunk: Vec<u8> = (0..1_310_720 / 2)
+                .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
+                .collect();
+            let start = Instant::now();
+            let thread = std::thread::spawn(move || {
+                let mut file = File::from(writer);
+                let mut left = lines * 100;
+                while left > 0 {
+                    for part in chunk[..chunk.len() / 100 * 100].chunks(writes) {
+                        let part = &part[..part.len().min(left)];
+                        file.write_all(part).unwrap();
+                        left -= part.len();
+                    }
+                }
+            });
+            let mut scratch = Scratch::default();
+            while output.pump(StreamName::Stdout, &mut scratch) == Turn::Open {}
+            let seconds = start.elapsed().as_secs_f64();
+            thread.join().unwrap();
+            let size = fs::metadata(&path).unwrap().len();
+            assert_eq!(size % 141, 0);
+            println!(
+                "{writes} B a write: {:.2} M lines/s",
+                lines as f64 / seconds / 1e6
+            );
+            fs::remove_file(&path).unwrap();
+        }
+    }
+}

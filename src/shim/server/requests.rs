@@ -1,0 +1,300 @@
+//! What the daemon may ask, and how it is done. Each request leaves all or nothing behind.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::ops::Bound;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::Shim;
+use super::output::Output;
+use super::process::{Process, start_time};
+use crate::runtime::launch::{
+    PodInitPlan, ProcessStreams, Started, Target, exec, launch, pod_init,
+};
+use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::shim::protocol::{
+    ExecSource, HeldProcess, LIST_PAGE, PLAN_MAX_BYTES, ProcessId, ProcessKind, Refusal, Reply,
+    Request,
+};
+
+/// A reply with the descriptors that go beside it.
+pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), Refusal>;
+
+const DONE: Answer = Ok((Reply::Done, Vec::new()));
+
+impl Shim {
+    pub(super) fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
+        match request {
+            Request::Launch {
+                container_id,
+                plan_path,
+            } => self.launch(container_id, &plan_path),
+            Request::PodInit { sandbox_id, plan } => self.pod_init(sandbox_id, &plan),
+            Request::Exec {
+                exec_id,
+                container_id,
+                plan,
+                terminal,
+            } => {
+                let (plan, streams) = exec_input(plan, terminal, fds)?;
+                self.exec(exec_id, &container_id, &plan, streams)
+            }
+            Request::ReopenLog { container_id } => self.reopen_log(&container_id),
+            Request::CloseStdin { container_id } => {
+                self.held_mut(&container_id)?.output.hold_stdin(None);
+                DONE
+            }
+            Request::Handles { id } => match self.held_mut(&id)? {
+                process if process.is_running() => launched(process),
+                _ => Err(Refusal::Exited(id)),
+            },
+            Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())),
+            Request::Acknowledge { sequence } => {
+                self.acknowledge(sequence);
+                DONE
+            }
+            Request::Forget { id } => self.forget(&id),
+            Request::Adopt(adopt) => self.adopt(adopt, fds),
+            Request::Ping => DONE,
+        }
+    }
+
+    fn held_mut(&mut self, id: &ProcessId) -> Result<&mut Process, Refusal> {
+        self.processes
+            .get_mut(id)
+            .ok_or_else(|| Refusal::NotFound(id.clone()))
+    }
+
+    /// The answer for an id that is already held: the same as the first time, while it runs.
+    fn already(&self, id: &ProcessId, kind: ProcessKind) -> Option<Answer> {
+        let process = self.processes.get(id)?;
+        Some(match process.kind == kind {
+            false => Err(Refusal::InUse(id.clone())),
+            true if process.is_running() => launched(process),
+            true => Err(Refusal::Exited(id.clone())),
+        })
+    }
+
+    fn launch(&mut self, id: ProcessId, plan_path: &Path) -> Answer {
+        if let Some(answer) = self.already(&id, ProcessKind::Container) {
+            return answer;
+        }
+        let plan: LaunchPlan = read_plan_file(plan_path)?;
+        let (output, streams) = self.open_output(&id, &plan.stdio)?;
+        match launch(&plan, streams) {
+            Ok(started) => launched(self.hold(id, ProcessKind::Container, started, output)),
+            Err(error) => {
+                self.unwatch(&output);
+                Err(Refusal::Launch(error))
+            }
+        }
+    }
+
+    fn pod_init(&mut self, id: ProcessId, plan: &PodInitPlan) -> Answer {
+        if let Some(answer) = self.already(&id, ProcessKind::PodInit) {
+            return answer;
+        }
+        let started = pod_init(plan).map_err(Refusal::Launch)?;
+        launched(self.hold(id, ProcessKind::PodInit, started, Output::default()))
+    }
+
+    fn exec(
+        &mut self,
+        id: ProcessId,
+        container_id: &ProcessId,
+        plan: &ExecPlan,
+        streams: Option<ProcessStreams>,
+    ) -> Answer {
+        if self.processes.contains_key(&id) {
+            return Err(Refusal::InUse(id));
+        }
+        let container = self.held_mut(container_id)?;
+        if container.kind != ProcessKind::Container {
+            return Err(Refusal::NotFound(container_id.clone()));
+        }
+        let pidfd = match &container.pidfd {
+            Some(pidfd) if container.is_running() => pidfd.try_clone().map_err(descriptors)?,
+            _ => return Err(Refusal::Exited(container_id.clone())),
+        };
+        let target = Target {
+            pid: container.pid,
+            pidfd,
+        };
+        let with_terminal = streams.is_none();
+        let mut started = exec(&target, plan, streams, with_terminal).map_err(Refusal::Launch)?;
+        // Its terminal is the daemon's alone: nothing of an exec is logged.
+        let master = started.terminal.take();
+        let process = self.hold(id, ProcessKind::Exec, started, Output::default());
+        let (mut reply, mut fds) = launched(process)?;
+        if let Reply::Launched { terminal, .. } = &mut reply {
+            *terminal = master.is_some();
+        }
+        fds.extend(master);
+        Ok((reply, fds))
+    }
+
+    /// From here on the process is known, and nothing about it fails any more.
+    fn hold(
+        &mut self,
+        id: ProcessId,
+        kind: ProcessKind,
+        started: Started,
+        mut output: Output,
+    ) -> &Process {
+        let Started {
+            pid,
+            pidfd,
+            terminal,
+        } = started;
+        if let Some(master) = terminal {
+            self.attach_terminal(&id, &mut output, master);
+        }
+        // It is our child and not reaped, so it is there; 0 would be without /proc.
+        let start_time = start_time(pid).unwrap_or_default();
+        self.children.insert(pid, id.clone());
+        let pidfd = Some(pidfd);
+        let process = Process {
+            kind,
+            pid,
+            start_time,
+            pidfd,
+            exit: None,
+            output,
+        };
+        self.processes.entry(id).insert_entry(process).into_mut()
+    }
+
+    fn reopen_log(&mut self, id: &ProcessId) -> Answer {
+        let log = self.held_mut(id)?.output.log_mut();
+        let log = log.ok_or_else(|| Refusal::Log(format!("process {id} has no log")))?;
+        log.reopen()
+            .map_err(|error| Refusal::Log(with_source(&error)))?;
+        DONE
+    }
+
+    fn list(&self, after: Option<&ProcessId>) -> Reply {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut rest = self
+            .processes
+            .range::<ProcessId, _>((from, Bound::Unbounded));
+        let page = rest.by_ref().take(LIST_PAGE);
+        let processes: Vec<HeldProcess> = page.map(|(id, process)| process.describe(id)).collect();
+        Reply::Listed {
+            processes,
+            more: rest.next().is_some(),
+        }
+    }
+
+    fn forget(&mut self, id: &ProcessId) -> Answer {
+        if self.processes.get(id).is_some_and(Process::is_running) {
+            return Err(Refusal::Running(id.clone()));
+        }
+        if let Some(process) = self.processes.remove(id) {
+            self.unwatch(&process.output);
+        }
+        DONE
+    }
+}
+
+/// What a launch is answered with: descriptors of its own for the daemon.
+fn launched(process: &Process) -> Answer {
+    let Process {
+        pid,
+        start_time,
+        pidfd,
+        output,
+        ..
+    } = process;
+    let pidfd = pidfd.as_ref().ok_or_else(|| missing("a dead process"))?;
+    let mut fds = vec![pidfd.try_clone().map_err(descriptors)?];
+    for stream in output.streams() {
+        fds.push(stream.try_clone().map_err(descriptors)?);
+    }
+    let terminal = output.has_terminal();
+    Ok((
+        Reply::Launched {
+            pid: *pid,
+            start_time: *start_time,
+            terminal,
+        },
+        fds,
+    ))
+}
+
+fn exec_input(
+    source: ExecSource,
+    terminal: bool,
+    fds: Vec<OwnedFd>,
+) -> Result<(ExecPlan, Option<ProcessStreams>), Refusal> {
+    let wanted = usize::from(matches!(source, ExecSource::Attached)) + if terminal { 0 } else { 3 };
+    if fds.len() != wanted {
+        let text = format!(
+            "exec came with {} descriptors instead of {wanted}",
+            fds.len()
+        );
+        return Err(Refusal::Descriptors(text));
+    }
+    let mut fds = fds.into_iter();
+    let plan = match source {
+        ExecSource::Inline(plan) => *plan,
+        ExecSource::Attached => {
+            let file = fds
+                .next()
+                .map(File::from)
+                .ok_or_else(|| missing("the plan"))?;
+            read_plan(file).map_err(|error| Refusal::Prepare(format!("read exec plan: {error}")))?
+        }
+    };
+    if terminal {
+        return Ok((plan, None));
+    }
+    let mut next = |name| fds.next().ok_or_else(|| missing(name));
+    let (stdin, stdout, stderr) = (next("stdin")?, next("stdout")?, next("stderr")?);
+    Ok((
+        plan,
+        Some(ProcessStreams {
+            stdin,
+            stdout,
+            stderr,
+        }),
+    ))
+}
+
+/// Reads a launch plan.
+pub(super) fn read_plan_file<T: DeserializeOwned>(path: &Path) -> Result<T, Refusal> {
+    // O_NONBLOCK: should it be a FIFO, opening it must not wait.
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    file.and_then(read_plan)
+        .map_err(|error| Refusal::Prepare(format!("read launch plan {}: {error}", path.display())))
+}
+
+fn read_plan<T: DeserializeOwned>(file: File) -> io::Result<T> {
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > PLAN_MAX_BYTES {
+        let text = format!("not a regular file of at most {PLAN_MAX_BYTES} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let mut text = Vec::new();
+    file.take(PLAN_MAX_BYTES).read_to_end(&mut text)?;
+    Ok(serde_json::from_slice(&text)?)
+}
+
+pub(super) fn with_source(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+pub(super) fn descriptors(error: io::Error) -> Refusal {
+    Refusal::Descriptors(format!("duplicate a descriptor: {error}"))
+}
+
+fn missing(what: &str) -> Refusal {
+    Refusal::Descriptors(format!("the descriptor of {what} is missing"))
+}
