@@ -14,7 +14,7 @@ step() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
 # Prints a crictl command as one could type it, then runs it.
 show() {
     printf '%s$ crictl %s%s\n' "$dim" "$*" "$plain"
-    node_crictl "$@" | sed 's/^/  /'
+    node_crictl "$@" | sed '/^$/d; s/^/  /'
 }
 indent() { sed 's/^/  /'; }
 
@@ -42,7 +42,7 @@ container_json() {
 JSON
 }
 
-# Waits until the log of a container has a line; the container writes it when it is up.
+# Waits until the log of a container has a line, which it writes when it is up.
 wait_for_log() {
     local tries
     for ((tries = 0; tries < NODE_BOUND; tries++)); do
@@ -67,11 +67,11 @@ show images
 
 step "A pod"
 pod_json >"$NODE_WORK/pod.json"
-pod=$(node_crictl runp "$NODE_WORK/pod.json")
+pod=$(node_crictl runp "$NODE_WORK/pod.json" 2>"$NODE_WORK/runp.err") || node_fail "$(<"$NODE_WORK/runp.err")"
 echo "  $pod"
 
 step "Two containers in it"
-container_json web "echo serving on port 8080; mkdir -p /srv && echo hello from the pod >/srv/index.html && exec httpd -f -p 8080 -h /srv" \
+container_json web "mkdir -p /srv && echo hello from the pod >/srv/index.html && httpd -p 8080 -h /srv && echo serving on port 8080 && exec sleep 1000000" \
     >"$NODE_WORK/web.json"
 container_json clock "while :; do echo it is \$(date +%T); sleep 1; done" >"$NODE_WORK/clock.json"
 web=$(node_crictl create "$pod" "$NODE_WORK/web.json" "$NODE_WORK/pod.json")

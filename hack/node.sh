@@ -127,8 +127,9 @@ node_cgroups() {
 node_rows() {
     [[ -n $NODE_PID ]] || return 0
     "$NODE_QUILTD" inventory --state "$NODE_DIR/state" | awk '
-        $1 ~ /^(sandboxes|containers|images|snapshots|network_allocations|process_monitors|cleanup_tasks|jobs)$/ &&
-        $2 > 0 { print "row " $2 " in " $1 }'
+        $1 ~ /^(sandboxes|containers|images|snapshots|network_allocations|process_monitors|cleanup_tasks|jobs)$/ {
+            for (i = 1; i <= $2; i++) print "row " $1 " " i
+        }'
 }
 
 # Prints what is there now and was not there when the daemon had just started.

@@ -167,7 +167,8 @@ impl Summary {
         let at = |share: f64| {
             // The smallest sample that at least this share does not exceed.
             let rank = (share * samples.len() as f64).ceil() as usize;
-            samples[rank.clamp(1, samples.len()) - 1].as_secs_f64() * 1000.0
+            let took = samples[rank.clamp(1, samples.len()) - 1];
+            took.as_micros() as f64 / 1000.0
         };
         Self {
             samples: samples.len(),
