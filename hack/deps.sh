@@ -45,8 +45,8 @@ install_packages() {
         trap "rm -f $policy" EXIT
     fi
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    apt-get install -y -qq --no-install-recommends "$@"
+    # Called where errexit does not hold, hence the chain.
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends "$@" || return 1
     for unit in docker-registry nginx; do
         if [[ " $* " == *" $unit"* && -d /run/systemd/system ]]; then
             systemctl disable --quiet "$unit.service"
@@ -54,16 +54,25 @@ install_packages() {
     done
 }
 
-packages() {
-    local need missing=()
+# Sets `missing` to the packages of what is not there.
+look() {
+    local need
+    missing=()
     for need in "${NEEDS[@]}"; do
         present "${need%%:*}" || missing+=("${need##*:}")
     done
+}
+
+packages() {
+    local missing
+    look
     [[ ${#missing[@]} -eq 0 ]] && return
     may_install || fail "as root: apt-get install ${missing[*]}"
     echo "deps: installing ${missing[*]}"
     install_packages "${missing[@]}" </dev/null >"$OUT/apt.log" 2>&1 ||
         fail "apt-get could not install ${missing[*]}: $(tail -n 3 "$OUT/apt.log")"
+    look
+    [[ ${#missing[@]} -eq 0 ]] || fail "installed, and still not there: ${missing[*]}"
 }
 
 # The shell of the package busybox, which looks commands up in PATH, as critest expects. The package
