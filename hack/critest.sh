@@ -38,10 +38,14 @@ focus=()
 case ${1:-} in
 basic) for group in "${GROUPS_BASIC[@]}"; do focus+=(--ginkgo.focus "${group%=*}"); done ;;
 all) ;;
-focus) focus=(--ginkgo.focus "${2:?$(usage)}") ;;
+focus)
+    [[ -n ${2:-} ]] || usage
+    focus=(--ginkgo.focus "$2")
+    ;;
 *) usage ;;
 esac
 
+# shellcheck disable=SC2119 # all images
 node_start
 echo "critest $1: daemon unix://$NODE_SOCKET, images from $NODE_REGISTRY"
 report=$NODE_WORK/report.json
@@ -89,7 +93,7 @@ running=$(node_own_processes)
     printf 'still running:\n%s\n' "$running"
     status=1
 }
-echo "critest: $passed passed, $failed failed, in $((SECONDS - began)) s"
+echo "critest: $passed passed, $failed failed, in $((SECONDS - began)) s, seed $(jq '.[0].SuiteConfig.RandomSeed' "$report")"
 [[ $failed -eq 0 ]] || status=1
 [[ $status -ne 0 ]] && [[ -n ${QUILT_KEEP:-} ]] && echo "the whole output: $NODE_WORK/critest.log"
 exit "$status"

@@ -10,7 +10,9 @@
 
 NODE_QUILTD=${QUILTD:-target/debug/quiltd}
 NODE_CRICTL=hack/critest/bin/crictl
-NODE_DIR=""
+NODE_WORK="" # everything of this run
+NODE_DIR=""  # the node's part of it
+NODE_SOCKET=""
 NODE_PID=""
 NODE_CGROUP=""
 NODE_REGISTRY=""
@@ -48,6 +50,7 @@ node_start() {
     mkdir -p "$NODE_DIR" "$NODE_WORK/registry"
     trap node_end EXIT
     trap 'exit 130' INT TERM
+    # shellcheck disable=SC2034 # used by those who source this
     NODE_REGISTRY=$(hack/registry.sh start "$NODE_WORK/registry" "$@")
     cat >"$NODE_DIR/config.toml" <<TOML
 [cgroup]
