@@ -92,8 +92,9 @@ node_crictl() { "$NODE_CRICTL" --config "$NODE_WORK/crictl.yaml" "$@"; }
 # Everything in the kernel, on disk and in the database that belongs to this node's pods and images.
 node_objects() {
     node_processes | sed 's/^/process /'
-    awk -v dir="$NODE_DIR/" 'index($5, dir) == 1 { print ($0 ~ / - nsfs / ? "namespace " : "mount ") $5 }' \
-        /proc/self/mountinfo
+    # The directory of the namespaces' pins may be a mount of its own, which is the node's and no pod's.
+    awk -v dir="$NODE_DIR/" 'index($5, dir) == 1 && $5 != dir "state/sandboxes" {
+        print ($0 ~ / - nsfs / ? "namespace " : "mount ") $5 }' /proc/self/mountinfo
     [[ -z ${QUILT_OWN_NETWORK:-} ]] ||
         ip -o link | awk '{ sub(/[@:].*/, "", $2); if ($2 != "quilt0") print "link " $2 }'
     node_cgroups | awk -F/ -v root="$NODE_CGROUP" '$NF != root { print "cgroup " $0 }'
@@ -126,11 +127,11 @@ node_cgroups() {
     done
 }
 
-# Rows that stand for something that exists; events and operations are history and stay.
+# Rows that stand for something that exists; events, operations and finished clean-ups are history.
 node_rows() {
     [[ -n $NODE_PID ]] || return 0
     "$NODE_QUILTD" inventory --state "$NODE_DIR/state" | awk '
-        $1 ~ /^(sandboxes|containers|images|snapshots|network_allocations|process_monitors|cleanup_tasks|jobs)$/ {
+        $1 ~ /^(sandboxes|containers|images|image_references|layers|pulls|snapshots|network_allocations|process_monitors|jobs)$/ {
             for (i = 1; i <= $2; i++) print "row " $1 " " i
         }'
 }
