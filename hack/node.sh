@@ -127,11 +127,11 @@ node_cgroups() {
     done
 }
 
-# Rows that stand for something that exists; events, operations and finished clean-ups are history.
+# Rows that stand for something that exists; events, operations and finished pulls and clean-ups are history.
 node_rows() {
     [[ -n $NODE_PID ]] || return 0
     "$NODE_QUILTD" inventory --state "$NODE_DIR/state" | awk '
-        $1 ~ /^(sandboxes|containers|images|image_references|layers|pulls|snapshots|network_allocations|process_monitors|jobs)$/ {
+        $1 ~ /^(sandboxes|containers|images|image_references|layers|snapshots|network_allocations|process_monitors|jobs)$/ {
             for (i = 1; i <= $2; i++) print "row " $1 " " i
         }'
 }
@@ -169,7 +169,7 @@ node_own_processes() {
 # Ends the daemon as systemd would; its shim has nothing to keep and ends with it.
 node_stop() {
     local tries
-    [[ -n $NODE_PID ]] || return 0
+    [[ -n $NODE_PID && -n $NODE_DIR ]] || return 0
     kill "$NODE_PID" 2>/dev/null || true
     for ((tries = 0; tries < NODE_BOUND; tries++)); do
         [[ -n $(node_own_processes) ]] || break
@@ -188,12 +188,16 @@ node_end() {
     local status=$? pid path
     trap - EXIT
     set +e
+    [[ -n $NODE_DIR && -n $NODE_CGROUP ]] || exit "$status"
     if [[ $status -ne 0 && -s $NODE_WORK/daemon.log ]]; then
         echo "--- the end of the daemon's log" >&2
         tail -n "${QUILT_LOG_LINES:-40}" "$NODE_WORK/daemon.log" >&2
     fi
     node_stop
-    { node_own_processes; node_processes; } | while read -r pid _; do kill -9 "$pid"; done 2>/dev/null
+    # A process of another PID namespace shows as 0, which for kill means the whole group.
+    { node_own_processes; node_processes; } | while read -r pid _; do
+        [[ $pid -gt 1 ]] && kill -9 "$pid"
+    done 2>/dev/null
     hack/registry.sh stop "$NODE_WORK/registry"
     awk -v dir="$NODE_DIR/" 'index($5, dir) == 1 { print $5 }' /proc/self/mountinfo | tac |
         while read -r path; do umount --lazy "$path"; done
