@@ -1,1 +1,101 @@
-fn main() {}
+//! Measures a container runtime over its CRI socket: any runtime, ours or a peer's, in the same way.
+//!
+//! It is a plain CRI client that knows nothing of what it measures. It prints JSON on standard
+//! output and a table on standard error, and removes everything it made, also when it fails.
+
+mod client;
+mod memory;
+mod phase;
+mod pod;
+mod report;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+use crate::client::Cri;
+use crate::phase::Plan;
+use crate::pod::Maker;
+use crate::report::Report;
+
+/// Measures a CRI endpoint.
+#[derive(Debug, Parser)]
+#[command(name = "cri")]
+struct Args {
+    /// Socket of the runtime, as unix:///run/containerd/containerd.sock.
+    #[arg(long)]
+    endpoint: String,
+    /// Image with busybox in it; it is pulled first.
+    #[arg(long)]
+    image: String,
+    /// Pods of the sequential part.
+    #[arg(long, default_value_t = 50)]
+    rounds: usize,
+    /// Pods of the parallel part.
+    #[arg(long, default_value_t = 100)]
+    crowd: usize,
+    /// Pods started at a time in the parallel part.
+    #[arg(long, default_value_t = 10)]
+    concurrency: usize,
+    /// Running pods beside which memory is measured.
+    #[arg(long, default_value_t = 50)]
+    memory_pods: usize,
+    /// Further processes of the runtime, by process id.
+    #[arg(long, value_delimiter = ',')]
+    pids: Vec<i32>,
+    /// Further processes of the runtime, by name (containerd-shim-runc-v2, conmon, pause).
+    #[arg(long, value_delimiter = ',')]
+    processes: Vec<String>,
+    /// Ends with an error when a goal is missed.
+    #[arg(long)]
+    check: bool,
+    /// Cargo passes this to every bench.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let args = Args::parse();
+    let socket = PathBuf::from(args.endpoint.trim_start_matches("unix://"));
+    let mut cri = Cri::connect(&socket).await?;
+    let logs = tempfile::tempdir().context("make a log directory")?;
+    let maker = Maker::new(&args.image, logs.path());
+    let plan = Plan {
+        rounds: args.rounds,
+        crowd: args.crowd,
+        concurrency: args.concurrency.max(1),
+        memory_pods: args.memory_pods,
+        runtime: memory::Selection {
+            socket,
+            pids: args.pids,
+            names: args.processes,
+        },
+    };
+    let measured = measure(&mut cri, &maker, &plan).await;
+    let swept = cri.sweep(maker.run()).await;
+    let report = measured?;
+    swept.context("remove what the bench made")?;
+    report.print()?;
+    if args.check {
+        report.check()?;
+    }
+    Ok(())
+}
+
+/// All parts, one after the other, with the image in place and gone afterwards if it was not there.
+async fn measure(cri: &mut Cri, maker: &Maker, plan: &Plan) -> Result<Report> {
+    let version = cri.version().await?;
+    let mut report = Report::new(version.runtime_name, version.runtime_version);
+    let kept = cri.has_image(maker.image()).await?;
+    report.time("PullImage", cri.pull(maker.image()).await?);
+    phase::sequential(cri, maker, plan, &mut report).await?;
+    phase::short_lived(cri, maker, plan, &mut report).await?;
+    phase::memory(cri, maker, plan, &mut report).await?;
+    phase::crowd(cri, maker, plan, &mut report).await?;
+    if !kept {
+        cri.remove_image(maker.image()).await?;
+    }
+    Ok(report)
+}

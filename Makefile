@@ -1,0 +1,99 @@
+# `make help` lists what there is. Everything that starts a daemon must run as root.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+# crictl, for the end-to-end tests.
+export CRICTL := $(CURDIR)/hack/critest/bin/crictl
+# How often `make soak` goes round.
+SOAK_ROUNDS ?= 10
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##  Build and run
+
+.PHONY: deps
+deps: ## Install what is missing (Debian packages, crictl, critest), or say what to install
+	@hack/deps.sh
+
+.PHONY: build
+build: ## Build the daemon for debugging: target/debug/quiltd
+	cargo build --locked
+
+.PHONY: release
+release: ## Build the daemon as it is shipped: target/release/quiltd
+	cargo build --locked --release
+
+.PHONY: run
+run: release ## Start the daemon on the default socket, root and state directories
+	target/release/quiltd serve
+
+.PHONY: demo
+demo: deps build ## A pod from nothing to nothing, with a proof that nothing is left
+	@QUILTD=target/debug/quiltd hack/demo.sh
+
+##  Test
+
+.PHONY: test
+test: deps fmt clippy tidy unit e2e critest-basic ## Everything that must pass before a change goes in
+
+.PHONY: fmt
+fmt: ## Check the format of Rust and Go sources
+	cargo fmt --check
+	@test -z "$$(gofmt -l hack)" || { echo "run gofmt -w on:"; gofmt -l hack; exit 1; }
+
+.PHONY: clippy
+clippy: ## Lint, warnings are errors
+	cargo clippy --locked --all-targets -- -D warnings
+	cd hack/images && go vet ./...
+
+# Built once; unit, e2e and critest share it.
+.PHONY: test-build
+test-build: deps
+	cargo test --locked --no-run
+
+.PHONY: tidy
+tidy: test-build ## Check layering, budgets and names
+	cargo test --locked --test tidy
+
+.PHONY: unit
+unit: test-build ## Run the unit tests
+	cargo test --locked --lib --bins
+	cd hack/images && go test ./...
+
+.PHONY: e2e
+e2e: test-build ## Run the end-to-end tests against real daemons
+	cargo test --locked --test e2e
+
+.PHONY: critest-basic
+critest-basic: test-build ## Run the part of critest that `make test` asks for
+	@QUILTD=target/debug/quiltd hack/critest.sh basic
+
+.PHONY: critest
+critest: deps build ## Run all of critest and print what fails
+	@QUILTD=target/debug/quiltd hack/critest.sh all
+
+.PHONY: soak
+soak: deps build ## The long forms: critest in random order and the demo, SOAK_ROUNDS times, then e2e as often
+	@for round in $$(seq $(SOAK_ROUNDS)); do \
+		echo "round $$round of $(SOAK_ROUNDS)"; \
+		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \
+		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
+		cargo test --locked --test e2e || exit; \
+	done
+
+##  Measure
+
+.PHONY: bench
+bench: deps ## Measure the release build, or any CRI endpoint: ENDPOINT=unix://… IMAGE=…; prints JSON
+	@hack/bench.sh $(BENCH_ARGS)
+
+##  Tidy up
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	cargo clean
+	rm -rf hack/critest/bin

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Measures a CRI endpoint and prints JSON. Without ENDPOINT it measures a release build of our daemon, on
+# a temporary root, with a registry on loopback:
+#
+#   bench.sh [ARGUMENTS OF THE BENCH]
+#   ENDPOINT=unix:///run/containerd/containerd.sock IMAGE=docker.io/library/busybox bench.sh \
+#       --processes containerd-shim-runc-v2,pause
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+
+if [[ -n ${ENDPOINT:-} ]]; then
+    exec cargo bench --quiet --bench cri -- --endpoint "$ENDPOINT" \
+        --image "${IMAGE:?name an image with busybox that this runtime can pull}" "$@"
+fi
+
+# shellcheck source=hack/node.sh
+source hack/node.sh
+# Built outside of the network that has no way out.
+if [[ -z ${QUILT_OWN_NETWORK:-} ]]; then
+    cargo build --quiet --release
+    cargo bench --quiet --bench cri --no-run
+fi
+node_own_network "$@"
+NODE_QUILTD=target/release/quiltd
+node_start quilt-test/busybox
+cargo bench --quiet --bench cri -- --endpoint "unix://$NODE_SOCKET" \
+    --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@"
+left=$(node_wait_clean) || node_fail "left behind: $left"

@@ -1,0 +1,211 @@
+//! A CRI client that times its calls. It checks that calls succeed and interprets nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+use hyper_util::rt::TokioIo;
+use quilt::proto::cri;
+use quilt::proto::cri::image_service_client::ImageServiceClient;
+use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// The label that marks every pod of one run.
+pub(crate) const RUN_LABEL: &str = "quilt.bench/run";
+
+/// What kubelet allows a message to have, in bytes.
+const MESSAGE_LIMIT: usize = 16 * 1024 * 1024;
+
+/// The longest any call may take.
+const CALL_BOUND: Duration = Duration::from_secs(120);
+
+/// One connection to a runtime; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Cri {
+    runtime: RuntimeServiceClient<Channel>,
+    images: ImageServiceClient<Channel>,
+}
+
+/// Times one call and names it in its error.
+macro_rules! timed {
+    ($what:literal, $call:expr) => {{
+        let start = Instant::now();
+        let answer = $call.await.context($what)?.into_inner();
+        (answer, start.elapsed())
+    }};
+}
+
+impl Cri {
+    pub(crate) async fn connect(socket: &Path) -> Result<Self> {
+        let path: PathBuf = socket.to_owned();
+        let channel = Endpoint::from_static("http://localhost")
+            .timeout(CALL_BOUND)
+            .connect_with_connector(tower::service_fn(move |_| {
+                let path = path.clone();
+                async move { UnixStream::connect(path).await.map(TokioIo::new) }
+            }))
+            .await
+            .with_context(|| format!("connect to {}", socket.display()))?;
+        Ok(Self {
+            runtime: RuntimeServiceClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE_LIMIT),
+            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT),
+        })
+    }
+
+    pub(crate) async fn version(&mut self) -> Result<cri::VersionResponse> {
+        let request = cri::VersionRequest::default();
+        Ok(timed!("Version", self.runtime.version(request)).0)
+    }
+
+    pub(crate) async fn has_image(&mut self, image: &str) -> Result<bool> {
+        let request = cri::ImageStatusRequest {
+            image: Some(image_spec(image)),
+            ..Default::default()
+        };
+        let (answer, _) = timed!("ImageStatus", self.images.image_status(request));
+        Ok(answer.image.is_some())
+    }
+
+    pub(crate) async fn pull(&mut self, image: &str) -> Result<Duration> {
+        let request = cri::PullImageRequest {
+            image: Some(image_spec(image)),
+            ..Default::default()
+        };
+        Ok(timed!("PullImage", self.images.pull_image(request)).1)
+    }
+
+    pub(crate) async fn remove_image(&mut self, image: &str) -> Result<()> {
+        let request = cri::RemoveImageRequest {
+            image: Some(image_spec(image)),
+        };
+        timed!("RemoveImage", self.images.remove_image(request));
+        Ok(())
+    }
+
+    pub(crate) async fn run_pod(
+        &mut self,
+        config: cri::PodSandboxConfig,
+    ) -> Result<(String, Duration)> {
+        let request = cri::RunPodSandboxRequest {
+            config: Some(config),
+            ..Default::default()
+        };
+        let (answer, took) = timed!("RunPodSandbox", self.runtime.run_pod_sandbox(request));
+        Ok((answer.pod_sandbox_id, took))
+    }
+
+    pub(crate) async fn stop_pod(&mut self, pod: &str) -> Result<Duration> {
+        let request = cri::StopPodSandboxRequest {
+            pod_sandbox_id: pod.to_owned(),
+        };
+        Ok(timed!("StopPodSandbox", self.runtime.stop_pod_sandbox(request)).1)
+    }
+
+    pub(crate) async fn remove_pod(&mut self, pod: &str) -> Result<Duration> {
+        let request = cri::RemovePodSandboxRequest {
+            pod_sandbox_id: pod.to_owned(),
+        };
+        Ok(timed!("RemovePodSandbox", self.runtime.remove_pod_sandbox(request)).1)
+    }
+
+    pub(crate) async fn create(
+        &mut self,
+        pod: &str,
+        sandbox: cri::PodSandboxConfig,
+        config: cri::ContainerConfig,
+    ) -> Result<(String, Duration)> {
+        let request = cri::CreateContainerRequest {
+            pod_sandbox_id: pod.to_owned(),
+            config: Some(config),
+            sandbox_config: Some(sandbox),
+        };
+        let (answer, took) = timed!("CreateContainer", self.runtime.create_container(request));
+        Ok((answer.container_id, took))
+    }
+
+    pub(crate) async fn start(&mut self, container: &str) -> Result<Duration> {
+        let request = cri::StartContainerRequest {
+            container_id: container.to_owned(),
+        };
+        Ok(timed!("StartContainer", self.runtime.start_container(request)).1)
+    }
+
+    pub(crate) async fn stop(&mut self, container: &str, grace_s: i64) -> Result<Duration> {
+        let request = cri::StopContainerRequest {
+            container_id: container.to_owned(),
+            timeout: grace_s,
+        };
+        Ok(timed!("StopContainer", self.runtime.stop_container(request)).1)
+    }
+
+    pub(crate) async fn remove(&mut self, container: &str) -> Result<Duration> {
+        let request = cri::RemoveContainerRequest {
+            container_id: container.to_owned(),
+        };
+        Ok(timed!("RemoveContainer", self.runtime.remove_container(request)).1)
+    }
+
+    pub(crate) async fn status(
+        &mut self,
+        container: &str,
+    ) -> Result<(cri::ContainerStatus, Duration)> {
+        let request = cri::ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: false,
+        };
+        let (answer, took) = timed!("ContainerStatus", self.runtime.container_status(request));
+        let status = answer
+            .status
+            .ok_or_else(|| anyhow!("ContainerStatus of {container} is empty"))?;
+        Ok((status, took))
+    }
+
+    /// Lists all containers; returns how many there are.
+    pub(crate) async fn list(&mut self) -> Result<(usize, Duration)> {
+        let request = cri::ListContainersRequest::default();
+        let (answer, took) = timed!("ListContainers", self.runtime.list_containers(request));
+        Ok((answer.containers.len(), took))
+    }
+
+    pub(crate) async fn exec_true(&mut self, container: &str) -> Result<Duration> {
+        let request = cri::ExecSyncRequest {
+            container_id: container.to_owned(),
+            cmd: vec!["true".to_owned()],
+            timeout: 30,
+        };
+        let (answer, took) = timed!("ExecSync", self.runtime.exec_sync(request));
+        anyhow::ensure!(
+            answer.exit_code == 0,
+            "`true` ended with {}",
+            answer.exit_code
+        );
+        Ok(took)
+    }
+
+    /// Stops and removes every pod of a run, going on past errors; the last one is returned.
+    pub(crate) async fn sweep(&mut self, run: &str) -> Result<()> {
+        let request = cri::ListPodSandboxRequest {
+            filter: Some(cri::PodSandboxFilter {
+                label_selector: [(RUN_LABEL.to_owned(), run.to_owned())].into(),
+                ..Default::default()
+            }),
+        };
+        let (answer, _) = timed!("ListPodSandbox", self.runtime.list_pod_sandbox(request));
+        let mut last = Ok(());
+        for pod in answer.items {
+            let stopped = self.stop_pod(&pod.id).await.map(drop);
+            let removed = self.remove_pod(&pod.id).await.map(drop);
+            last = last.and(stopped).and(removed);
+        }
+        last
+    }
+}
+
+fn image_spec(image: &str) -> cri::ImageSpec {
+    cri::ImageSpec {
+        image: image.to_owned(),
+        ..Default::default()
+    }
+}

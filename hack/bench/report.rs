@@ -1,0 +1,190 @@
+//! What was measured, as JSON for programs and as a table for people, beside the goals.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::memory::Process;
+
+/// What the project promises on its development machine, image present, one call after the other:
+/// the median in milliseconds.
+const GOALS_MS: [(&str, f64); 6] = [
+    ("RunPodSandbox", 10.0),
+    ("CreateContainer", 3.0),
+    ("StartContainer", 10.0),
+    ("ExecSync true", 8.0),
+    ("ContainerStatus", 1.0),
+    ("ListContainers", 3.0),
+];
+/// The memory of daemon and shim beside 50 running pods, in bytes.
+const GOAL_PSS_BYTES: u64 = 60_000_000;
+
+/// The whole result.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    runtime: String,
+    version: String,
+    kernel: String,
+    cpus: usize,
+    calls: BTreeMap<&'static str, Summary>,
+    crowd: Option<Crowd>,
+    memory: Option<Memory>,
+    #[serde(skip)]
+    samples: BTreeMap<&'static str, Vec<Duration>>,
+}
+
+/// One kind of call, in milliseconds.
+#[derive(Debug, Serialize)]
+struct Summary {
+    samples: usize,
+    min_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goal_p50_ms: Option<f64>,
+}
+
+/// Many pods at once.
+#[derive(Debug, Serialize)]
+pub(crate) struct Crowd {
+    pub(crate) pods: usize,
+    pub(crate) concurrency: usize,
+    pub(crate) up_s: f64,
+    pub(crate) down_s: f64,
+}
+
+/// The runtime's own memory beside running pods.
+#[derive(Debug, Serialize)]
+struct Memory {
+    pods: usize,
+    pss_bytes: u64,
+    goal_pss_bytes: u64,
+    processes: Vec<Process>,
+}
+
+impl Report {
+    pub(crate) fn new(runtime: String, version: String) -> Self {
+        let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self {
+            runtime,
+            version,
+            kernel: kernel.trim_end().to_owned(),
+            cpus: std::thread::available_parallelism().map_or(0, usize::from),
+            calls: BTreeMap::new(),
+            crowd: None,
+            memory: None,
+            samples: BTreeMap::new(),
+        }
+    }
+
+    /// Takes one sample and brings the summary of its kind up to date.
+    pub(crate) fn time(&mut self, what: &'static str, took: Duration) {
+        let samples = self.samples.entry(what).or_default();
+        let place = samples.partition_point(|&earlier| earlier <= took);
+        samples.insert(place, took);
+        self.calls.insert(what, Summary::of(what, samples));
+    }
+
+    pub(crate) fn crowd(&mut self, crowd: Crowd) {
+        self.crowd = Some(crowd);
+    }
+
+    pub(crate) fn memory(&mut self, pods: usize, processes: Vec<Process>) {
+        self.memory = Some(Memory {
+            pods,
+            pss_bytes: processes.iter().map(|process| process.pss_bytes).sum(),
+            goal_pss_bytes: GOAL_PSS_BYTES,
+            processes,
+        });
+    }
+
+    /// JSON to standard output, the table to standard error.
+    pub(crate) fn print(&self) -> Result<()> {
+        eprintln!(
+            "{} {} on {}, {} CPUs",
+            self.runtime, self.version, self.kernel, self.cpus
+        );
+        eprintln!(
+            "{:<28}{:>8}{:>10}{:>10}{:>10}{:>8}",
+            "ms", "samples", "p50", "p99", "max", "goal"
+        );
+        for (what, call) in &self.calls {
+            let goal = call.goal_p50_ms.map(|goal| goal.to_string());
+            eprintln!(
+                "{what:<28}{:>8}{:>10.3}{:>10.3}{:>10.3}{:>8}",
+                call.samples,
+                call.p50_ms,
+                call.p99_ms,
+                call.max_ms,
+                goal.unwrap_or_default()
+            );
+        }
+        if let Some(crowd) = &self.crowd {
+            eprintln!(
+                "{} pods, {} at a time: up {:.2} s, down {:.2} s",
+                crowd.pods, crowd.concurrency, crowd.up_s, crowd.down_s
+            );
+        }
+        if let Some(memory) = &self.memory {
+            eprintln!(
+                "{} processes of the runtime beside {} pods: {:.1} MB (goal {:.0} MB)",
+                memory.processes.len(),
+                memory.pods,
+                megabytes(memory.pss_bytes),
+                megabytes(memory.goal_pss_bytes)
+            );
+        }
+        println!("{}", serde_json::to_string_pretty(self)?);
+        Ok(())
+    }
+
+    /// Fails with every goal that was missed.
+    pub(crate) fn check(&self) -> Result<()> {
+        let mut missed: Vec<String> = self
+            .calls
+            .iter()
+            .filter(|(_, call)| call.goal_p50_ms.is_some_and(|goal| call.p50_ms > goal))
+            .map(|(what, call)| format!("{what} takes {:.3} ms", call.p50_ms))
+            .collect();
+        if let Some(memory) = &self.memory
+            && memory.pss_bytes > memory.goal_pss_bytes
+        {
+            missed.push(format!("{:.1} MB in use", megabytes(memory.pss_bytes)));
+        }
+        if !missed.is_empty() {
+            bail!("goals missed: {}", missed.join(", "));
+        }
+        Ok(())
+    }
+}
+
+impl Summary {
+    /// Of samples in ascending order, of which there is at least one.
+    fn of(what: &str, samples: &[Duration]) -> Self {
+        let at = |share: f64| {
+            // The smallest sample that at least this share does not exceed.
+            let rank = (share * samples.len() as f64).ceil() as usize;
+            let took = samples[rank.clamp(1, samples.len()) - 1];
+            took.as_micros() as f64 / 1000.0
+        };
+        Self {
+            samples: samples.len(),
+            min_ms: at(0.0),
+            p50_ms: at(0.5),
+            p99_ms: at(0.99),
+            max_ms: at(1.0),
+            goal_p50_ms: GOALS_MS
+                .iter()
+                .find(|(goal, _)| *goal == what)
+                .map(|&(_, ms)| ms),
+        }
+    }
+}
+
+/// Bytes as decimal megabytes, as the goals count them.
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}

@@ -1,0 +1,3 @@
+module quilt.dev/hack/images
+
+go 1.22
