@@ -115,8 +115,8 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
     crash::point("container.stopping");
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
-    if let Some(pidfd) = back.processes.get(&container.id) {
-        processes::signal(&pidfd, number)?;
+    if let Some(handle) = back.processes.get(&container.id) {
+        processes::signal(&handle.pidfd, number)?;
     }
     back.observed.container_signalled(container.id.clone(), number).await?;
     crash::point("container.signalled");
@@ -126,14 +126,14 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
 /// Kills everything the container is made of. The exit comes through the monitor.
 async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> {
     let path = cgroup_path(back, container).await?;
-    let pidfd = back.processes.get(&container.id);
+    let handle = back.processes.get(&container.id);
     let back = back.clone();
     blocking(move || {
         if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
             back.cgroups.kill(&path)?;
         }
-        match pidfd {
-            Some(pidfd) => processes::signal(&pidfd, signal::KILL),
+        match handle {
+            Some(handle) => processes::signal(&handle.pidfd, signal::KILL),
             None => Ok(()),
         }
     })

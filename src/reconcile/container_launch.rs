@@ -1,12 +1,13 @@
 //! The launch of a container: cgroup, plan, process; and finding out, after a crash in between,
 //! how far it had come.
 
-use super::{Back, ReconcileError, blocking, container, container_plan, processes, sampler};
+use super::processes::{self, Handle};
+use super::{Back, ReconcileError, blocking, container, container_plan, sampler};
 use crate::crash;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
 use crate::runtime::plan::LaunchPlan;
-use crate::shim::client::{Launched, ShimClient};
+use crate::shim::client::ShimClient;
 use crate::snapshot;
 use crate::state::container::Container;
 use crate::state::container_facts::Exit;
@@ -55,7 +56,7 @@ pub(super) async fn launch(
         stages: stages.finish(),
     };
     match result {
-        Ok((launched, started_at)) => {
+        Ok((process, started_at)) => {
             let process = (launched.pid, launched.start_time);
             let done = done(stages, None);
             back.observed.container_running(id.clone(), process, started_at, done).await?;
@@ -84,7 +85,7 @@ async fn start(
     container: &Container,
     shim: &ShimClient,
     stages: &mut Stages<'_>,
-) -> Result<(Launched, i64), ReconcileError> {
+) -> Result<((i32, u64), i64), ReconcileError> {
     stages.enter("plan");
     let plan = plan(back, container).await?;
     stages.enter("cgroup");
@@ -116,11 +117,12 @@ async fn start(
     let launched = shim.launch(container.id.as_str(), &plan_path).await?;
     let started_at = now_ns();
     crash::point("container.launched");
-    let pidfd = launched.pidfd.try_clone().map_err(ReconcileError::file("copy", "a pidfd"))?;
-    back.processes.put(&container.id, pidfd);
+    let process = (launched.pid, launched.start_time);
+    let handle = Handle { pidfd: launched.pidfd, _outputs: launched.outputs };
+    back.processes.put(&container.id, handle);
     stages.enter("record");
     sampler::sample(back, &container.id, &path);
-    Ok((launched, started_at))
+    Ok((process, started_at))
 }
 
 /// Finds out whether a launch that a dead daemon had begun came to a process.
@@ -130,7 +132,7 @@ async fn resume(
     shim: &ShimClient,
 ) -> Result<bool, ReconcileError> {
     let held = shim.list().await?;
-    let Some(item) = held.into_iter().find(|item| item.id == container.id.as_str()) else {
+    let Some(item) = held.into_iter().find(|item| item.id.as_str() == container.id.as_str()) else {
         return Ok(false);
     };
     let now = now_ns();
@@ -142,7 +144,7 @@ async fn resume(
         error: None,
         stages: vec![("found running", 0)],
     };
-    super::recovery::hold(back, &container.id, item.pid, item.start_time);
+    super::recovery::hold(back, shim, &container.id, item.pid, item.start_time).await;
     let process = (item.pid, item.start_time);
     back.observed.container_running(container.id.clone(), process, now, done).await?;
     Ok(true)

@@ -4,7 +4,7 @@
 //! until we say that it is in the database. A pidfd per container is the second witness: should the
 //! shim be gone, the kernel itself is asked for the exit.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::processes::Watched;
+use super::processes::{Handle, Watched};
 use super::{Back, ReconcileError, container};
 use crate::crash;
 use crate::id::{ContainerId, ObjectKey};
-use crate::lifecycle::container::{State, may_live};
-use crate::shim::client::{ExitRecord, ShimClient};
+use crate::lifecycle::container::may_live;
+use crate::shim::client::ShimClient;
+use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE};
+use crate::sys::pidfd_info::{self, PidfdExit};
 use crate::state::container_facts::Exit;
 use crate::state::now_ns;
 
 /// How long the shim is given to tell of an exit that a pidfd has shown.
 const SHIM_PATIENCE: Duration = Duration::from_secs(5);
-/// Exit code of a process whose end nobody saw.
-const UNKNOWN_CODE: i32 = 255;
 
 /// Watches pidfds until the daemon ends.
 pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
@@ -32,8 +32,8 @@ pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
     loop {
         tokio::select! {
             news = watched.recv() => match news {
-                Some(Watched { id, pidfd }) => {
-                    watching.spawn(watch(back.clone(), id, pidfd));
+                Some(Watched { id, handle }) => {
+                    watching.spawn(watch(back.clone(), id, handle));
                 }
                 None => return,
             },
@@ -43,8 +43,8 @@ pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
 }
 
 /// Waits for one process to end and sees to it that the end is recorded.
-async fn watch(back: Back, id: ContainerId, pidfd: Arc<OwnedFd>) {
-    if let Err(error) = ended(&pidfd).await {
+async fn watch(back: Back, id: ContainerId, handle: Arc<Handle>) {
+    if let Err(error) = ended(&handle.pidfd).await {
         tracing::warn!(container = %id, %error, "cannot watch a process");
         return;
     }
@@ -62,24 +62,41 @@ async fn watch(back: Back, id: ContainerId, pidfd: Arc<OwnedFd>) {
     if tokio::time::timeout(SHIM_PATIENCE, recorded).await.is_ok() {
         return;
     }
-    let status = crate::sys::pidfd::exit_status(&*pidfd).ok().flatten();
-    let (code, reason, error) = match status {
-        Some(code) => (code, reason_of(code, false), None),
-        None => {
-            let why = "the process ended while no shim was there to see how";
-            (UNKNOWN_CODE, "ShimLost", Some(why.to_owned()))
+    let exit = match pidfd_info::exit_status(handle.pidfd.as_fd()) {
+        Ok(PidfdExit::Status(status)) => {
+            let code = code_of(status);
+            Exit { code, at: now_ns(), reason: reason_of(code, false), error: None, ran: true }
         }
+        _ => unseen(),
     };
-    let exit = Exit { code, at: now_ns(), reason, error, ran: true };
     if let Err(error) = back.observed.container_exited(id.clone(), exit).await {
         tracing::error!(container = %id, %error, "cannot record an exit");
     }
 }
 
 /// A pidfd is readable when its process has ended (pidfd_open(2)).
-async fn ended(pidfd: &Arc<OwnedFd>) -> std::io::Result<()> {
+async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
     let registered = AsyncFd::with_interest(pidfd.try_clone()?, tokio::io::Interest::READABLE)?;
     registered.readable().await.map(drop)
+}
+
+/// The exit code of a wait status (wait(2)): 128 + the signal for who was killed.
+fn code_of(status: i32) -> i32 {
+    match status & 0x7f {
+        0 => (status >> 8) & 0xff,
+        signal => 128 + signal,
+    }
+}
+
+/// The exit of a process whose end nobody saw.
+fn unseen() -> Exit {
+    Exit {
+        code: LOST_EXIT_CODE,
+        at: now_ns(),
+        reason: "ShimLost",
+        error: Some("the process ended while no shim was there to see how".into()),
+        ran: true,
+    }
 }
 
 fn reason_of(code: i32, oom_killed: bool) -> &'static str {
@@ -97,7 +114,7 @@ pub(super) async fn exited(
     record: ExitRecord,
 ) -> Result<(), ReconcileError> {
     crash::point("container.exit_seen");
-    if let Ok(id) = ContainerId::try_from(record.id.clone())
+    if let Ok(id) = ContainerId::try_from(String::from(record.id.clone()))
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
     {
@@ -106,13 +123,12 @@ pub(super) async fn exited(
             Some(path) => back.cgroups.oom_kills(&path).is_ok_and(|kills| kills > 0),
             None => false,
         };
-        let code = record.exit_code();
-        let exit = Exit {
-            code,
-            at: record.at_ns,
-            reason: reason_of(code, oom_killed),
-            error: None,
-            ran: true,
+        let code = record.code;
+        let exit = if record.lost {
+            Exit { at: record.at_ns, ..unseen() }
+        } else {
+            let reason = reason_of(code, oom_killed);
+            Exit { code, at: record.at_ns, reason, error: None, ran: true }
         };
         back.observed.container_exited(id.clone(), exit).await?;
         back.processes.remove(&id);
@@ -123,15 +139,7 @@ pub(super) async fn exited(
 }
 
 /// A container whose process is gone, and that no shim has anything to say about.
-pub(super) async fn lost(back: &Back, id: &ContainerId, state: State) -> Result<(), ReconcileError> {
-    debug_assert!(may_live(state));
-    let exit = Exit {
-        code: UNKNOWN_CODE,
-        at: now_ns(),
-        reason: "ShimLost",
-        error: Some("the process ended while no shim was there to see how".into()),
-        ran: true,
-    };
-    back.observed.container_exited(id.clone(), exit).await?;
+pub(super) async fn lost(back: &Back, id: &ContainerId) -> Result<(), ReconcileError> {
+    back.observed.container_exited(id.clone(), unseen()).await?;
     Ok(())
 }

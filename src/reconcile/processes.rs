@@ -16,9 +16,18 @@ use crate::id::ContainerId;
 /// Longest wait for a killed cgroup to become empty, on a thread of its own.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Pidfds by container, and news of each new one for the monitor.
+/// What is held of a container while its process lives.
+pub struct Handle {
+    /// The process.
+    pub pidfd: OwnedFd,
+    /// Reading ends of its output: what it wrote stays readable for the next shim, should this one
+    /// die.
+    pub(super) _outputs: Vec<OwnedFd>,
+}
+
+/// Handles by container, and news of each new one for the monitor.
 pub struct Processes {
-    held: Mutex<HashMap<ContainerId, Arc<OwnedFd>>>,
+    held: Mutex<HashMap<ContainerId, Arc<Handle>>>,
     news: mpsc::UnboundedSender<Watched>,
 }
 
@@ -27,7 +36,7 @@ pub struct Watched {
     /// Whose it is.
     pub id: ContainerId,
     /// Its handle.
-    pub pidfd: Arc<OwnedFd>,
+    pub handle: Arc<Handle>,
 }
 
 impl Processes {
@@ -40,22 +49,22 @@ impl Processes {
     }
 
     /// Holds a container's process, and has it watched.
-    pub fn put(&self, id: &ContainerId, pidfd: OwnedFd) {
-        let pidfd = Arc::new(pidfd);
+    pub fn put(&self, id: &ContainerId, handle: Handle) {
+        let handle = Arc::new(handle);
         let known = self
             .held
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(id.clone(), Arc::clone(&pidfd));
+            .insert(id.clone(), Arc::clone(&handle));
         if known.is_none() {
             // Without a monitor the daemon is going down, and nobody needs to watch.
-            let _ = self.news.send(Watched { id: id.clone(), pidfd });
+            let _ = self.news.send(Watched { id: id.clone(), handle });
         }
     }
 
     /// The handle on a container's process.
     #[must_use]
-    pub fn get(&self, id: &ContainerId) -> Option<Arc<OwnedFd>> {
+    pub fn get(&self, id: &ContainerId) -> Option<Arc<Handle>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
     }
 

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use super::processes::Handle;
 use super::{Back, ReconcileError, monitor, processes};
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
-use crate::shim::client::ShimClient;
+use crate::shim::client::{Orphan, ShimClient};
+use crate::shim::protocol::ProcessKind;
 
 /// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`).
 ///
@@ -45,24 +47,34 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
 /// When the database or the shim fails.
 pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileError> {
     let held: HashMap<String, _> =
-        shim.list().await?.into_iter().map(|item| (item.id.clone(), item)).collect();
+        shim.list().await?.into_iter().map(|item| (item.id.to_string(), item)).collect();
     for container in back.store.all_containers().await? {
         if !may_live(container.state) {
             continue;
         }
         let id = &container.id;
         match (held.get(id.as_str()), container.process) {
-            (Some(item), _) => hold(back, id, item.pid, item.start_time),
+            (Some(item), _) => hold(back, shim, id, item.pid, item.start_time).await,
             (None, Some((pid, start))) if processes::is_alive(pid, start) => {
                 tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
                 let plan = back.paths.container(id).join("plan.json");
-                shim.adopt(id.as_str(), &plan, pid, start).await?;
-                hold(back, id, pid, start);
+                let pidfd = back.processes.get(id).and_then(|held| held.pidfd.try_clone().ok());
+                shim.adopt(Orphan {
+                    id: id.as_str(),
+                    kind: ProcessKind::Container,
+                    plan_path: Some(&plan),
+                    pid,
+                    start_time: start,
+                    pidfd,
+                    terminal: None,
+                })
+                .await?;
+                hold(back, shim, id, pid, start).await;
             }
             // A launch that never came to a process: its job looks after it.
             (None, None) if container.state == State::Starting => {}
             (None, _) if back.processes.get(id).is_none() => {
-                monitor::lost(back, id, container.state).await?;
+                monitor::lost(back, id).await?;
             }
             // The monitor still holds its pidfd and asks the kernel how it ended.
             (None, _) => {}
@@ -71,9 +83,24 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
     Ok(())
 }
 
-/// Takes a handle on a container's process; one that has ended is told of by the shim.
-pub(super) fn hold(back: &Back, id: &ContainerId, pid: i32, start: u64) {
-    if let Some(pidfd) = processes::open(pid, start) {
-        back.processes.put(id, pidfd);
+/// Takes handles on a container's process; one that has ended is told of by the shim.
+pub(super) async fn hold(
+    back: &Back,
+    shim: &ShimClient,
+    id: &ContainerId,
+    pid: i32,
+    start: u64,
+) {
+    // The shim's own descriptors keep output alive, should that shim die.
+    match shim.handles(id.as_str()).await {
+        Ok(launched) => {
+            back.processes.put(id, Handle { pidfd: launched.pidfd, _outputs: launched.outputs });
+        }
+        Err(error) => {
+            tracing::debug!(container = %id, %error, "the shim gives no handles");
+            if let Some(pidfd) = processes::open(pid, start) {
+                back.processes.put(id, Handle { pidfd, _outputs: Vec::new() });
+            }
+        }
     }
 }

@@ -174,7 +174,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         namespaces: pinned(&dir),
         cgroup: CgroupEntry { unified_dir, v1_tasks_files },
     };
-    let launched = shim.pod_init(id.as_str(), &plan).await?;
+    let launched = shim.pod_init(id.as_str(), plan).await?;
     back.observed.sandbox_init(id.clone(), launched.pid, launched.start_time).await?;
     Ok(())
 }

@@ -99,3 +99,22 @@ pub struct ExecPlan {
     /// What the process joins (the container's own cgroup, or a leaf below it).
     pub cgroup: CgroupEntry,
 }
+
+impl LaunchPlan {
+    /// The plan of a further process in this container: it runs as the container's own does.
+    /// `None` when this plan has no process.
+    #[must_use]
+    pub fn exec(&self, args: Vec<String>) -> Option<ExecPlan> {
+        let process = self.spec.process().as_ref()?;
+        let granted = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
+        Some(ExecPlan {
+            args,
+            env: process.env().clone().unwrap_or_default(),
+            cwd: process.cwd().display().to_string(),
+            user: self.user.clone(),
+            capabilities: granted.into_iter().flatten().map(|name| name.to_string()).collect(),
+            no_new_privileges: process.no_new_privileges().unwrap_or(false),
+            cgroup: self.cgroup.clone(),
+        })
+    }
+}

@@ -111,6 +111,30 @@ pub struct Launched {
     pub outputs: Vec<OwnedFd>,
 }
 
+/// The end of a process in a container, to be waited for. Dropping it forgets about it.
+#[derive(Debug)]
+pub struct ExecExit {
+    inner: Arc<Inner>,
+    id: ProcessId,
+    record: oneshot::Receiver<ExitRecord>,
+}
+
+impl ExecExit {
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// [`ShimClientError::Disconnected`] when the shim goes away first.
+    pub async fn wait(&mut self) -> Result<ExitRecord, ShimClientError> {
+        (&mut self.record).await.map_err(|_| ShimClientError::Disconnected)
+    }
+}
+
+impl Drop for ExecExit {
+    fn drop(&mut self) {
+        self.inner.shared.waiting().execs.remove(&self.id);
+    }
+}
+
 /// What is needed to adopt a process.
 #[derive(Debug)]
 pub struct Orphan<'a> {
@@ -164,6 +188,7 @@ struct Waiting {
     next_number: u64,
     gone: bool,
     answers: HashMap<u64, oneshot::Sender<Answered>>,
+    execs: HashMap<ProcessId, oneshot::Sender<ExitRecord>>,
 }
 
 impl Shared {
@@ -262,8 +287,9 @@ impl ShimClient {
     }
 
     /// Starts a process in a container: `streams` are its standard input, output and error; with
-    /// `None` it gets a terminal, whose master side is in the answer. Its exit comes as an event
-    /// under `exec_id`. Not idempotent: an id in use is refused.
+    /// `None` it gets a terminal, whose master side is in the answer. Its exit comes through the
+    /// second part of the answer, and as an event under `exec_id` as well. Not idempotent: an id
+    /// in use is refused.
     ///
     /// # Errors
     /// As [`ShimClient::launch`].
@@ -273,7 +299,7 @@ impl ShimClient {
         container_id: &str,
         plan: &ExecPlan,
         streams: Option<[OwnedFd; 3]>,
-    ) -> Result<Launched, ShimClientError> {
+    ) -> Result<(Launched, ExecExit), ShimClientError> {
         let exec_id = ProcessId::try_from(exec_id)?;
         let container_id = ProcessId::try_from(container_id)?;
         let text = serde_json::to_vec(plan).map_err(MessageError::Malformed)?;
@@ -286,16 +312,12 @@ impl ShimClient {
             ExecSource::Attached
         };
         fds.extend(streams.into_iter().flatten());
-        self.start(
-            Request::Exec {
-                exec_id,
-                container_id,
-                plan,
-                terminal,
-            },
-            fds,
-        )
-        .await
+        // Registered first: the exit of something quick overtakes nothing.
+        let (sender, record) = oneshot::channel();
+        self.inner.shared.waiting().execs.insert(exec_id.clone(), sender);
+        let exit = ExecExit { inner: Arc::clone(&self.inner), id: exec_id.clone(), record };
+        let request = Request::Exec { exec_id, container_id, plan, terminal };
+        Ok((self.start(request, fds).await?, exit))
     }
 
     /// The descriptors of a process that runs, for a daemon that has none because it is new.
@@ -501,19 +523,26 @@ async fn read(shared: Arc<Shared>, events: mpsc::Sender<ShimEvent>) {
                     let _ = sender.send((result, fds));
                 }
             }
-            Ok(FromShim::Exited(record)) => match events.try_send(ShimEvent::Exited(record)) {
-                // Nobody listens: the record stays with the shim.
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-                // More than the shim's window: it does not keep to the protocol.
-                Err(mpsc::error::TrySendError::Full(_)) => break,
-            },
+            Ok(FromShim::Exited(record)) => {
+                let session = shared.waiting().execs.remove(&record.id);
+                if let Some(sender) = session {
+                    // A session that went away does not wait.
+                    let _ = sender.send(record.clone());
+                }
+                match events.try_send(ShimEvent::Exited(record)) {
+                    // Nobody listens: the record stays with the shim.
+                    Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+                    // More than the shim's window: it does not keep to the protocol.
+                    Err(mpsc::error::TrySendError::Full(_)) => break,
+                }
+            }
             Ok(FromShim::Welcome { .. } | FromShim::Incompatible { .. }) | Err(_) => break,
         }
     }
     let abandoned = {
         let mut waiting = shared.waiting();
         waiting.gone = true;
-        std::mem::take(&mut waiting.answers)
+        (std::mem::take(&mut waiting.answers), std::mem::take(&mut waiting.execs))
     };
     drop(abandoned);
     // Here it may wait: nothing more is read. A daemon that has stopped listening ends it.

@@ -1,0 +1,169 @@
+//! ExecSync: a command in a container, its output and its exit code. A session with the shim; no
+//! state changes.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+
+use crate::cri::call::Deadline;
+use crate::cri::{CallError, Front, validate};
+use crate::id::ContainerId;
+use crate::lifecycle::Impossible;
+use crate::lifecycle::container::State;
+use crate::proto::cri as v1;
+use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::shim::client::ShimClientError;
+
+/// What is kept of each stream; the rest is read and thrown away, without an error (CRI, and
+/// CVE-2022-1708).
+const OUTPUT_MAX: usize = 16 * 1024 * 1024;
+/// How long output is read for after the command itself has ended: what it left running may hold
+/// the pipes open for ever.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// Runs a command in a running container.
+pub(in crate::cri) async fn exec_sync(
+    front: Front,
+    request: v1::ExecSyncRequest,
+    deadline: Deadline,
+) -> Result<v1::ExecSyncResponse, CallError> {
+    let args = validate::words("cmd", request.cmd)?;
+    if args.first().is_none_or(String::is_empty) {
+        return Err(CallError::invalid("cmd", "is missing"));
+    }
+    if request.timeout < 0 {
+        return Err(CallError::invalid("timeout", "is negative"));
+    }
+    let id = front.find_container("container_id", request.container_id).await?;
+    tracing::Span::current().record("id", id.as_str());
+    let container = front.store.container(&id).await?;
+    let container =
+        container.ok_or_else(|| CallError::NotFound { noun: "container", id: id.to_string() })?;
+    if container.state != State::Running {
+        return Err(CallError::Impossible(Impossible {
+            noun: "container",
+            from: container.state.as_str(),
+            to: "host of a command",
+            because: "only a running container can execute one",
+        }));
+    }
+    let command = args.join(" ");
+    let plan = exec_plan(&front, &id, args).await?;
+    let patience = match u64::try_from(request.timeout) {
+        Ok(0) | Err(_) => deadline.left(),
+        Ok(seconds) => Duration::from_secs(seconds).min(deadline.left()),
+    };
+    let mut session = Session::start(&front, &id, &plan).await?;
+    match tokio::time::timeout(patience, session.run()).await {
+        Ok(result) => result,
+        Err(_) => {
+            session.kill();
+            Err(CallError::ExecTimeout { command, seconds: request.timeout })
+        }
+    }
+}
+
+/// The command runs as the container's own process does: same user, environment, capabilities and
+/// cgroup. The container's launch plan tells which.
+async fn exec_plan(
+    front: &Front,
+    id: &ContainerId,
+    args: Vec<String>,
+) -> Result<ExecPlan, CallError> {
+    let path = front.info.state_dir.join("containers").join(id.as_str()).join("plan.json");
+    let unreadable = |why: String| {
+        CallError::Failed(format!("cannot read the launch plan {}: {why}", path.display()))
+    };
+    let text = tokio::fs::read(&path).await.map_err(|error| unreadable(error.to_string()))?;
+    let plan: LaunchPlan =
+        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
+    plan.exec(args).ok_or_else(|| unreadable("it has no process".into()))
+}
+
+struct Session {
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    exit: crate::shim::client::ExecExit,
+    pidfd: OwnedFd,
+}
+
+impl Session {
+    async fn start(front: &Front, id: &ContainerId, plan: &ExecPlan) -> Result<Self, CallError> {
+        let broken = |error: std::io::Error| CallError::Failed(format!("cannot exec: {error}"));
+        let nothing = std::fs::File::open("/dev/null").map_err(broken)?;
+        let (stdout_end, stdout) = output_pipe().map_err(broken)?;
+        let (stderr_end, stderr) = output_pipe().map_err(broken)?;
+        let streams = [OwnedFd::from(nothing), stdout_end, stderr_end];
+        // Exec ids are never seen by clients.
+        let exec_id = ContainerId::random();
+        let started =
+            front.shim()?.exec(exec_id.as_str(), id.as_str(), plan, Some(streams)).await;
+        let (launched, exit) = started.map_err(|error| match error {
+            ShimClientError::Launch(error) => CallError::Failed(error.message),
+            error => CallError::Failed(error.to_string()),
+        })?;
+        Ok(Self { stdout, stderr, exit, pidfd: launched.pidfd })
+    }
+
+    async fn run(&mut self) -> Result<v1::ExecSyncResponse, CallError> {
+        let mut stdout = Vec::new();
+        let mut stderr = Vec::new();
+        let exit = {
+            let reading = async {
+                tokio::join!(
+                    read_capped(&mut self.stdout, &mut stdout),
+                    read_capped(&mut self.stderr, &mut stderr)
+                );
+            };
+            tokio::pin!(reading);
+            let mut read = false;
+            let exit = loop {
+                tokio::select! {
+                    exit = self.exit.wait() => break exit,
+                    () = &mut reading, if !read => read = true,
+                }
+            };
+            if !read {
+                // What is in the pipes already is read at once; more is not waited for long.
+                let _ = tokio::time::timeout(DRAIN, reading).await;
+            }
+            exit
+        };
+        let record = exit.map_err(|error| CallError::Failed(error.to_string()))?;
+        Ok(v1::ExecSyncResponse { stdout, stderr, exit_code: record.code })
+    }
+
+    fn kill(&self) {
+        let killed = rustix::process::pidfd_send_signal(
+            &self.pidfd,
+            rustix::process::Signal::KILL,
+        );
+        if let Err(error) = killed {
+            tracing::debug!(%error, "cannot kill a command whose time was over");
+        }
+    }
+}
+
+/// The command's end and ours.
+fn output_pipe() -> std::io::Result<(OwnedFd, pipe::Receiver)> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // Ours alone waits in the event loop; the command's own end blocks as it expects.
+    rustix::fs::fcntl_setfl(&reader, rustix::fs::OFlags::NONBLOCK)?;
+    Ok((writer, pipe::Receiver::from_owned_fd(reader)?))
+}
+
+/// Reads to the end, keeping the first 16 MiB.
+async fn read_capped(from: &mut pipe::Receiver, kept: &mut Vec<u8>) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        match from.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            Ok(count) => {
+                let room = OUTPUT_MAX - kept.len();
+                kept.extend_from_slice(&buffer[..count.min(room)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
+
+mod listen;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+use crate::admin::{AdminService, Import};
+use crate::cgroup::{CgroupPath, Cgroups};
+use crate::config::Config;
+use crate::cri::{Front, NodeInfo};
+use crate::engine::Engine;
+use crate::image::ImageDriver;
+use crate::lifecycle::address::Pool;
+use crate::network::{self, BridgeSpec, NetworkConfig};
+use crate::proto::admin::admin_server::AdminServer;
+use crate::proto::cri::image_service_server::ImageServiceServer;
+use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
+use crate::reconcile::{
+    self, Back, Parts, Paths, Processes, monitor, recovery, sampler, shim_link, sweep, worker,
+};
+use crate::state::health::Report;
+use crate::state::{Store, now_ns};
+
+pub use listen::Endpoint;
+use listen::{Lock, bind, bind_admin};
+
+/// Largest message either way, as kubelet has it.
+const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+/// Longest wait for the first shim before calls are answered without one.
+const SHIM_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for calls and steps under way when the daemon is told to end.
+const END_PATIENCE: Duration = Duration::from_secs(5);
+/// Imports that may wait.
+const IMPORTS: usize = 8;
+
+/// What the command line says.
+pub struct Options {
+    /// The configuration file's content.
+    pub config: Config,
+    /// What outlives a reboot.
+    pub root: PathBuf,
+    /// What does not.
+    pub state: PathBuf,
+    /// Where CRI is answered.
+    pub listen: Endpoint,
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. Containers live on.
+///
+/// # Errors
+/// When another daemon owns the socket or a directory, or a part cannot be started.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let Options { config, root, state, listen } = options;
+    let root = make_directory(&root)?;
+    let state = make_directory(&state)?;
+    // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
+    let _root_lock = Lock::take(&root)?;
+    let _state_lock = Lock::take(&state)?;
+    let socket = bind(&listen).await?;
+    let admin_socket = bind_admin(&state.join("admin.sock")).await?;
+    let (store, desired, observed) = Store::open(&root.join("quilt.db")).await?;
+
+    let paths = Paths { root: root.clone(), state: state.clone() };
+    for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
+        make_directory(&dir)?;
+    }
+    network::ensure_pin_directory(&paths.sandboxes())?;
+    let (health, health_seen) = watch::channel(Report::default());
+    if let Err(error) = ensure_bridge(&config.network, &paths) {
+        let problem = format!("{error:#}");
+        tracing::error!(problem, "pods cannot be connected");
+        health.send_modify(|report| report.network_problem = Some(problem));
+    }
+    let (processes, watched) = Processes::new();
+    let (shim, shim_seen) = watch::channel(None);
+    let back = Back::new(Parts {
+        store: store.clone(),
+        observed,
+        shim: shim_seen.clone(),
+        processes,
+        cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
+        images: ImageDriver::new(&root, config.image.clone())?,
+        network: config.network.clone(),
+        paths: paths.clone(),
+        cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
+        boot_id: recovery::boot_id()?,
+    });
+    recovery::prepare(&back).await?;
+
+    let (stop, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let executable = std::env::current_exe().context("cannot find this executable")?;
+    let link = shim_link::Link { executable, shim, health };
+    tasks.spawn(shim_link::run(back.clone(), link, stopped.clone()));
+    tasks.spawn(monitor::run(back.clone(), watched, stopped.clone()));
+    let mut first_shim = shim_seen.clone();
+    let connected = first_shim.wait_for(Option::is_some);
+    if tokio::time::timeout(SHIM_PATIENCE, connected).await.is_err() {
+        tracing::error!("no shim yet; calls that need one fail until there is");
+    }
+    sweep::run(&back).await;
+    tasks.spawn(worker::run(back.clone(), stopped.clone()));
+    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    let (imports, import_queue) = mpsc::channel(IMPORTS);
+    tasks.spawn(run_imports(back.clone(), import_queue));
+
+    let engine = Engine {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        endpoint: listen.to_string(),
+        admin_socket: state.join("admin.sock"),
+        root: root.clone(),
+        started_at_ns: now_ns(),
+    };
+    let front = Front::new(
+        store.clone(),
+        desired,
+        shim_seen,
+        health_seen,
+        node_info(&config, &paths),
+    );
+    let admin = AdminService::new(store.clone(), engine.clone(), state.clone(), imports);
+    let runtime = RuntimeServiceServer::new(front.clone())
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let image = ImageServiceServer::new(front)
+        .max_decoding_message_size(MESSAGE_MAX)
+        .max_encoding_message_size(MESSAGE_MAX);
+    let mut servers = JoinSet::new();
+    let end = wait_for_stop(stopped.clone());
+    let incoming = UnixListenerStream::new(socket);
+    servers.spawn(
+        Server::builder()
+            .add_service(runtime)
+            .add_service(image)
+            .serve_with_incoming_shutdown(incoming, end),
+    );
+    let end = wait_for_stop(stopped);
+    let incoming = UnixListenerStream::new(admin_socket);
+    servers.spawn(
+        Server::builder()
+            .add_service(AdminServer::new(admin))
+            .serve_with_incoming_shutdown(incoming, end),
+    );
+    engine.write(&state).context("cannot write engine.json")?;
+    tracing::info!(endpoint = %listen, root = %root.display(), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    wait_for_signal(&mut servers).await?;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("ending; containers go on");
+    stop.send_replace(true);
+    let ended = async {
+        while servers.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
+        tracing::warn!("not everything ended in time; the next start goes on with it");
+    }
+    leave_nothing_unused(&back).await;
+    Engine::remove(&state);
+    listen.remove();
+    let _ = std::fs::remove_file(state.join("admin.sock"));
+    Ok(())
+}
+
+fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(path)
+        .with_context(|| format!("cannot make {}", path.display()))?;
+    std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
+}
+
+fn ensure_bridge(config: &NetworkConfig, paths: &Paths) -> anyhow::Result<()> {
+    let marker = paths.marker();
+    network::ensure_bridge(&BridgeSpec {
+        name: &config.bridge,
+        gateway: config.gateway(),
+        mtu: config.mtu,
+        alias: &marker,
+    })?;
+    Ok(())
+}
+
+fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
+    NodeInfo {
+        pool: Pool {
+            subnet: config.network.subnet,
+            gateway: config.network.gateway().addr(),
+            bridge: config.network.bridge.clone(),
+        },
+        image_root: paths.root.join("layers"),
+        snapshot_root: paths.root.join("snapshots"),
+        state_dir: paths.state.clone(),
+        default_deadline: config.cri.default_deadline(),
+        recursive_read_only: true,
+    }
+}
+
+async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
+    while let Some(Import { path, reference, answer }) = queue.recv().await {
+        let imported = reconcile::import(&back, &path, reference.as_deref()).await;
+        // A command that was interrupted does not wait.
+        let _ = answer.send(imported.map_err(|error| error.full_text()));
+    }
+}
+
+async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is an end as well.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn wait_for_signal(
+    servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = servers.join_next() => {
+            ended.context("a server died")?.context("a server ended")
+        }
+    }
+}
+
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::warn!(%error, "cannot notify systemd");
+    }
+}
+
+/// A node without a pod keeps nothing of ours but files.
+async fn leave_nothing_unused(back: &Back) {
+    let used = match back.store.all_sandbox_ids().await {
+        Ok(sandboxes) => !sandboxes.is_empty(),
+        Err(_) => true,
+    };
+    if used {
+        return;
+    }
+    let back = back.clone();
+    let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        network::remove_bridge(&back.network.bridge, &back.paths.marker())?;
+        network::remove_pin_directory(&back.paths.sandboxes())?;
+        if back.cgroups.exists(&back.cgroup_root) {
+            back.cgroups.remove_if_unused(&back.cgroup_root)?;
+        }
+        Ok(())
+    });
+    match removed.await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = format!("{error:#}"), "something stays behind"),
+        Err(error) => tracing::warn!(%error, "something stays behind"),
+    }
+}
