@@ -1,9 +1,9 @@
-//! Style and architecture as a test: it reads the crate's own sources and fails with a list of what
-//! to change and how.
+//! Style and architecture as a test: it reads the crate's own sources and fails with a list of
+//! what to change and how.
 //!
-//! What it checks: who may import whom, where `unsafe` and the protobuf types live, a `//!` header on
-//! every file, size budgets, names, and a reason on every lint exception. What clippy checks already
-//! is repeated only where clippy looks at functions and we look at files.
+//! What it checks: who may import whom, where `unsafe` and the protobuf types live, a `//!` header
+//! on every file, size budgets, names, and a reason on every lint exception. What clippy checks
+//! already is repeated only where clippy looks at functions and we look at files.
 //!
 //! Every check is a function from sources to problems, so each is tested here on small sources made
 //! in memory: a gate that cannot fail guards nothing.

@@ -53,8 +53,8 @@ const LAYERS: &[Layer] = &[
     // Middle: where they meet.
     layer("state", &["lifecycle", "id", "sys"]),
     layer("lifecycle", &["id"]),
-    // Back: observes, and drives the kernel, the disk and the registry. Drivers know no database, no
-    // CRI, and not each other.
+    // Back: observes, and drives the kernel, the disk and the registry. Drivers know no database,
+    // no CRI, and not each other.
     layer(
         "reconcile",
         &[
