@@ -1,5 +1,6 @@
 //! Recorded requests (JSON with the field names of the API) into protobuf's wire form, guided by
-//! the descriptors of the API. Strict: a field or an enum value that the API does not have is an error.
+//! the descriptors of the API. Strict: a field or an enum value that the API does not have is an
+//! error.
 
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
@@ -71,9 +72,22 @@ impl Api {
             let items = value
                 .as_array()
                 .ok_or_else(|| format!("{path}: not a list"))?;
-            return items
-                .iter()
-                .try_for_each(|item| self.single(field, item, path, out));
+            if matches!(field.r#type(), Type::Message | Type::String | Type::Bytes) {
+                return items
+                    .iter()
+                    .try_for_each(|item| self.single(field, item, path, out));
+            }
+            // Numbers travel packed.
+            let mut packed = Vec::new();
+            for item in items {
+                let number = self.number(field, item);
+                encode_varint(
+                    number.ok_or_else(|| format!("{path}: {item}"))?,
+                    &mut packed,
+                );
+            }
+            delimited(field, &packed, out);
+            return Ok(());
         }
         self.single(field, value, path, out)
     }
@@ -95,23 +109,29 @@ impl Api {
             Type::String | Type::Bytes => {
                 delimited(field, value.as_str().ok_or_else(wrong)?.as_bytes(), out);
             }
-            Type::Bool => varint(field, u64::from(value.as_bool().ok_or_else(wrong)?), out),
-            Type::Enum => varint(field, self.enum_value(field, value).ok_or_else(wrong)?, out),
+            _ => {
+                encode_key(field.number().cast_unsigned(), WireType::Varint, out);
+                encode_varint(self.number(field, value).ok_or_else(wrong)?, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// A value of a type that travels as a varint.
+    fn number(&self, field: &FieldDescriptorProto, value: &Value) -> Option<u64> {
+        match field.r#type() {
+            Type::Bool => value.as_bool().map(u64::from),
+            Type::Enum => self.enum_value(field, value),
             Type::Int32 | Type::Int64 | Type::Uint32 | Type::Uint64 => {
                 // 64-bit numbers are strings in JSON, and negative ones are ten bytes on the wire.
                 let text = value
                     .as_str()
                     .map_or_else(|| value.to_string(), str::to_owned);
-                let number = text.parse::<i64>().map(i64::cast_unsigned);
-                varint(
-                    field,
-                    number.or_else(|_| text.parse()).map_err(|_| wrong())?,
-                    out,
-                );
+                let signed = text.parse::<i64>().map(i64::cast_unsigned);
+                signed.or_else(|_| text.parse()).ok()
             }
-            _ => return Err(wrong()),
+            _ => None,
         }
-        Ok(())
     }
 
     fn enum_value(&self, field: &FieldDescriptorProto, value: &Value) -> Option<u64> {
@@ -166,11 +186,6 @@ fn delimited(field: &FieldDescriptorProto, bytes: &[u8], out: &mut Vec<u8>) {
     );
     encode_varint(bytes.len() as u64, out);
     out.extend(bytes);
-}
-
-fn varint(field: &FieldDescriptorProto, value: u64, out: &mut Vec<u8>) {
-    encode_key(field.number().cast_unsigned(), WireType::Varint, out);
-    encode_varint(value, out);
 }
 
 #[test]

@@ -220,14 +220,15 @@ struct Answer {
     location: Option<String>,
 }
 
-/// One HTTP/1.1 exchange on a connection of its own.
+/// One HTTP/1.1 exchange on a connection of its own. `kind` is the media type that is sent, or that
+/// is wanted.
 fn http(address: &str, method: &str, path: &str, kind: &str, body: &[u8]) -> io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     let length = body.len();
     write!(
         stream,
         "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\
-         Content-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
+         Accept: {kind}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n"
     )?;
     stream.write_all(body)?;
     let mut bytes = Vec::new();
@@ -249,9 +250,14 @@ fn http(address: &str, method: &str, path: &str, kind: &str, body: &[u8]) -> io:
 #[test]
 fn the_registry_serves_what_was_pushed() {
     let registry = registry();
-    for name in ["busybox/manifests/latest", "plain/manifests/latest", "zstd/manifests/latest"] {
-        let path = format!("/v2/{name}");
-        let answer = http(&registry.address, "HEAD", &path, "", &[]).expect("an answer");
+    for (name, kind) in [
+        ("busybox", Dialect::Oci.manifest()),
+        ("schema2", Dialect::Docker.manifest()),
+        ("zstd", Dialect::Oci.list()),
+        ("plain", Dialect::Docker.list()),
+    ] {
+        let path = format!("/v2/{name}/manifests/latest");
+        let answer = http(&registry.address, "HEAD", &path, kind, &[]).expect("an answer");
         assert_eq!(answer.status, 200, "{path}");
     }
     let image = registry.pushed("layered:latest");
