@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use tonic::Status;
 
 use crate::support::cri::*;
-use crate::support::node::QUILTD;
+use crate::support::node::quiltd;
 use crate::support::pod::shell;
 use crate::support::wait::{BOUND, appears};
 use crate::support::{Cri, Node, registry};
@@ -23,7 +23,7 @@ const SHARES: usize = 4;
 
 /// Every point, in the daemon's own order.
 fn points() -> Vec<String> {
-    let output = Command::new(QUILTD)
+    let output = Command::new(quiltd())
         .arg("crash-points")
         .output()
         .expect("quiltd runs");

@@ -2,7 +2,8 @@
 //! real images from a real registry on loopback.
 //!
 //! They need root. One binary, so that linking is paid once; one module per topic; one daemon per
-//! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the crictl to use.
+//! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
+//! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod container;
 mod crash_points;

@@ -13,8 +13,11 @@ use super::names::Names;
 use super::wait::{BOUND, eventually, poll};
 use super::{Cri, process};
 
-/// The daemon under test.
-pub(crate) const QUILTD: &str = env!("CARGO_BIN_EXE_quiltd");
+/// The daemon under test: `$QUILTD` (a release build, say), or the one Cargo has just built.
+pub(crate) fn quiltd() -> PathBuf {
+    let built = || env!("CARGO_BIN_EXE_quiltd").into();
+    std::env::var_os("QUILTD").map_or_else(built, PathBuf::from)
+}
 
 /// A daemon, and everything it may leave behind. Dropping it stops all pods, then the daemon, and
 /// fails the test when something is left (see `teardown`).
@@ -86,7 +89,7 @@ impl Node {
 
     /// [`Self::serve`] with a root or an endpoint that may be another's.
     pub(crate) fn serve_at(&self, root: &Path, endpoint: &str) -> Command {
-        let mut command = Command::new(QUILTD);
+        let mut command = Command::new(quiltd());
         command
             .arg("serve")
             .arg("--config")
@@ -183,7 +186,7 @@ impl Node {
 
     /// `quiltd ARGS --state DIR`, an operator's command.
     pub(crate) fn operate(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(QUILTD);
+        let mut command = Command::new(quiltd());
         command
             .args(arguments)
             .arg("--state")
