@@ -12,6 +12,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 
 use super::names::Names;
+use super::node::quiltd;
 use super::wait::poll;
 use super::{cgroup, process};
 
@@ -151,33 +152,52 @@ fn is_for_an_object(path: &Path) -> bool {
         .any(|part| part.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// Processes that name the daemon's directory, are in its cgroups, or run on its layers.
+/// Processes that the daemon started: roles of the daemon with its directory among their arguments,
+/// and whatever is in its cgroups or in a mount namespace of its own on the daemon's layers.
+///
+/// What is found here is killed in the end, so each test is one that no stranger passes. A process
+/// that shares this one's mount namespace sees every mount of the node, and says nothing by it.
 fn processes(names: &Names, expected: &[i32]) -> Vec<Leftover> {
-    let dir = names.dir.to_string_lossy().into_owned();
-    let root = names.root().to_string_lossy().into_owned();
-    let own = std::process::id() as i32;
     let all = process::all()
         .into_iter()
-        .filter(|pid| *pid != own && !expected.contains(pid));
-    all.filter_map(|pid| {
-        let arguments = process::arguments(pid).join(" ");
-        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let in_cgroup = cgroup.lines().any(|line| {
-            let path = line.splitn(3, ':').nth(2).unwrap_or_default();
-            path.strip_prefix(&names.cgroup_root)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        });
-        let on_layers = || {
-            let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-            mounts
-                .lines()
-                .any(|l| l.contains(" overlay ") && l.contains(&root))
-        };
-        let ours =
-            process::is_running(pid) && (arguments.contains(&dir) || in_cgroup || on_layers());
-        ours.then_some(Leftover::Process(pid, arguments))
-    })
-    .collect()
+        .filter(|pid| *pid > 1 && !expected.contains(pid));
+    let ours = all.filter(|pid| {
+        process::is_running(*pid)
+            && (is_role(names, *pid) || is_in_cgroup(names, *pid) || is_on_layers(names, *pid))
+    });
+    ours.map(|pid| Leftover::Process(pid, process::arguments(pid).join(" ")))
+        .collect()
+}
+
+/// `quiltd ROLE … DIR/…`
+fn is_role(names: &Names, pid: i32) -> bool {
+    let arguments = process::arguments(pid);
+    let is_daemon = arguments
+        .first()
+        .is_some_and(|program| Path::new(program) == quiltd());
+    let is_ours = |argument: &String| Path::new(argument).starts_with(&names.dir);
+    is_daemon && arguments.iter().any(is_ours)
+}
+
+/// The path of each line of cgroups(7), `/proc/PID/cgroup`: `N:CONTROLLERS:PATH`.
+fn is_in_cgroup(names: &Names, pid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    paths.any(|path| Path::new(path).starts_with(&names.cgroup_root))
+}
+
+/// In a mount namespace that is not this process', with an overlay of the daemon's.
+fn is_on_layers(names: &Names, pid: i32) -> bool {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let (own, other) = (namespace("self"), namespace(&pid.to_string()));
+    if own.is_none() || other.is_none() || own == other {
+        return false;
+    }
+    let root = names.root().to_string_lossy().into_owned();
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
+    mounts
+        .lines()
+        .any(|line| line.contains(" - overlay ") && line.contains(&root))
 }
 
 /// Tables named after the bridge, where the machine has `nft` to ask.
@@ -219,4 +239,32 @@ pub(crate) fn run_apart<T: Send + 'static>(future: impl Future<Output = T> + Sen
         runtime.expect("a runtime").block_on(future)
     });
     worker.join().expect("the work apart panicked, see above")
+}
+
+/// A mount that everybody on the node sees makes nobody a leftover. Found before anything is removed:
+/// if this were wrong, removing would end every process of the machine.
+#[test]
+fn strangers_are_never_taken_for_leftovers() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let names = Names::unused(dir.path());
+    let root = names.root();
+    for sub in ["lower", "upper", "work", "at"] {
+        fs::create_dir_all(root.join(sub)).expect("a directory of the test");
+    }
+    let shown = root.display();
+    let options = format!("lowerdir={shown}/lower,upperdir={shown}/upper,workdir={shown}/work");
+    let at = root.join("at");
+    let (kind, flags) = (Some("overlay"), nix::mount::MsFlags::empty());
+    nix::mount::mount(kind, &at, kind, flags, Some(options.as_str())).expect("root may mount");
+    let mut stranger = Command::new("sh");
+    stranger
+        .args(["-c", "read -r _", &shown.to_string()])
+        .stdin(std::process::Stdio::piped());
+    let mut stranger = stranger.spawn().expect("sh runs");
+
+    let found: Vec<_> = find(&names, &[]).iter().map(Leftover::to_string).collect();
+    umount2(&at, MntFlags::MNT_DETACH).expect("mounted above");
+    drop(stranger.stdin.take());
+    stranger.wait().expect("a child of this process");
+    assert_eq!(found, [format!("mount {}", at.display())]);
 }

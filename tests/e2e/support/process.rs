@@ -45,6 +45,10 @@ pub(crate) fn is_running(pid: i32) -> bool {
 
 /// Sends a signal; a process that is gone is no error.
 pub(crate) fn signal(pid: i32, signal: Signal) {
+    assert!(
+        pid > 1 && pid != std::process::id() as i32,
+        "{pid} is nobody a test may signal"
+    );
     // The one error besides "gone" is "not permitted", and tests run as root.
     let _gone = kill(Pid::from_raw(pid), signal);
 }
