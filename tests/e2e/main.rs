@@ -1,1 +1,25 @@
-fn main() {}
+//! End-to-end tests: the real daemon, driven over its socket by clients that are not ours, against
+//! real images from a real registry on loopback.
+//!
+//! They need root. One binary, so that linking is paid once; one module per topic; one daemon per
+//! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
+//! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
+
+mod container;
+mod crash_points;
+mod crictl;
+mod daemon;
+mod exec_sync;
+mod image;
+mod import;
+mod isolation;
+mod kubelet_traffic;
+mod limits;
+mod log;
+mod network;
+mod restart;
+mod sandbox;
+mod support;
+mod unimplemented;
+mod validation;
+mod version_and_status;

@@ -1,0 +1,76 @@
+//! Cgroup files read back from the kernel, on v1, hybrid and v2 machines alike.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::names::Names;
+
+/// A mounted hierarchy: where, and which v1 controllers (none for v2).
+struct Hierarchy {
+    mount: PathBuf,
+    controllers: Vec<String>,
+    is_v2: bool,
+}
+
+/// The hierarchies this process sees (proc(5), mountinfo: `… mount-point … - type source options`).
+fn hierarchies() -> Vec<Hierarchy> {
+    let text = fs::read_to_string("/proc/self/mountinfo").expect("/proc is mounted");
+    let parse = |line: &str| {
+        let (before, after) = line.split_once(" - ")?;
+        let mut after = after.split(' ');
+        let is_v2 = match after.next()? {
+            "cgroup" => false,
+            "cgroup2" => true,
+            _ => return None,
+        };
+        let mount = PathBuf::from(before.split(' ').nth(4)?);
+        let controllers = after.nth(1)?.split(',').map(str::to_owned).collect();
+        Some(Hierarchy {
+            mount,
+            controllers,
+            is_v2,
+        })
+    };
+    text.lines().filter_map(parse).collect()
+}
+
+/// The daemon's part of every hierarchy, where it exists.
+pub(crate) fn roots(names: &Names) -> Vec<PathBuf> {
+    let below = names.cgroup_root.trim_start_matches('/');
+    let all = hierarchies().into_iter().map(|h| h.mount.join(below));
+    all.filter(|path| path.is_dir()).collect()
+}
+
+/// Every cgroup at and below `path`, deepest first.
+pub(crate) fn tree(path: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            found.extend(tree(&entry.path()));
+        }
+    }
+    found.push(path.to_owned());
+    found
+}
+
+/// A file of the container's cgroup: `v1` of the hierarchy with `controller` or `v2` of the unified
+/// one, whichever exists, without the line end.
+pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str) -> String {
+    let below = names.cgroup_root.trim_start_matches('/');
+    for hierarchy in hierarchies() {
+        let file = match hierarchy.is_v2 {
+            true => v2,
+            false if hierarchy.controllers.iter().any(|c| c == controller) => v1,
+            false => continue,
+        };
+        let dirs = tree(&hierarchy.mount.join(below));
+        let own = dirs.iter().find(|dir| {
+            dir.file_name()
+                .is_some_and(|name| name.to_string_lossy().contains(id))
+        });
+        if let Some(text) = own.and_then(|dir| fs::read_to_string(dir.join(file)).ok()) {
+            return text.trim_end().to_owned();
+        }
+    }
+    panic!("no cgroup of {id} has {v1} or {v2}");
+}

@@ -1,0 +1,82 @@
+//! Processes of a test: found by what is exactly theirs, ended by pid.
+
+use std::fs;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::names::Names;
+use super::wait::poll;
+
+/// Every process of the machine.
+pub(crate) fn all() -> Vec<i32> {
+    let entries = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The arguments of a process; empty when it is gone, a zombie, or a kernel thread.
+pub(crate) fn arguments(pid: i32) -> Vec<String> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    text.split('\0')
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Processes with `argument` among their arguments, exactly.
+pub(crate) fn with_argument(argument: &str) -> Vec<i32> {
+    all()
+        .into_iter()
+        .filter(|pid| arguments(*pid).iter().any(|a| a == argument))
+        .collect()
+}
+
+/// Whether a process runs: neither gone nor a zombie.
+pub(crate) fn is_running(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state follows the name, which is in parentheses and may hold any character.
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Sends a signal; a process that is gone is no error.
+pub(crate) fn signal(pid: i32, signal: Signal) {
+    assert!(
+        pid > 1 && pid != std::process::id() as i32,
+        "{pid} is nobody a test may signal"
+    );
+    // The one error besides "gone" is "not permitted", and tests run as root.
+    let _gone = kill(Pid::from_raw(pid), signal);
+}
+
+/// Asks a process to end, then ends it. Returns when it has ended.
+pub(crate) fn end(pid: i32) {
+    signal(pid, Signal::SIGTERM);
+    let gone = || (!is_running(pid)).then_some(());
+    if poll(Duration::from_secs(2), gone).is_none() {
+        signal(pid, Signal::SIGKILL);
+        let ended = poll(Duration::from_secs(5), gone);
+        assert!(
+            ended.is_some(),
+            "process {pid} survives SIGKILL: {:?}",
+            arguments(pid)
+        );
+    }
+}
+
+/// The first process of a container, found by its cgroup; it must run.
+pub(crate) fn in_cgroup_of(names: &Names, id: &str) -> i32 {
+    let inside = |pid: &i32| {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        text.lines()
+            .any(|line| line.contains(&names.cgroup_root) && line.contains(id))
+    };
+    let found = poll(Duration::from_secs(5), || {
+        all().into_iter().filter(inside).min()
+    });
+    found.unwrap_or_else(|| panic!("no process is in a cgroup of {id}"))
+}

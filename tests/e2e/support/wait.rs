@@ -1,0 +1,61 @@
+//! Waiting on a condition with a bound. Tests never sleep for a guessed time.
+
+use std::future::Future;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a condition may take to come true before the test fails.
+pub(crate) const BOUND: Duration = Duration::from_secs(20);
+
+/// Between two looks. Short beside every bound, long beside the cost of a look.
+const PERIOD: Duration = Duration::from_millis(20);
+
+/// Looks until `check` finds something, and fails the test after [`BOUND`].
+pub(crate) async fn eventually<T, F>(what: &str, check: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    eventually_within(BOUND, what, check).await
+}
+
+/// [`eventually`] with a bound of its own.
+pub(crate) async fn eventually_within<T, F>(
+    bound: Duration,
+    what: &str,
+    check: impl FnMut() -> F,
+) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let found = appears(bound, check).await;
+    found.unwrap_or_else(|| panic!("not within {bound:?}: {what}"))
+}
+
+/// Looks until `check` finds something or the bound has passed.
+pub(crate) async fn appears<T, F>(bound: Duration, mut check: impl FnMut() -> F) -> Option<T>
+where
+    F: Future<Output = Option<T>>,
+{
+    let end = Instant::now() + bound;
+    loop {
+        let found = check().await;
+        if found.is_some() || Instant::now() >= end {
+            return found;
+        }
+        tokio::time::sleep(PERIOD).await;
+    }
+}
+
+/// Looks from a thread that may block, until `check` finds something or the bound has passed.
+pub(crate) fn poll<T>(bound: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + bound;
+    loop {
+        if let Some(found) = check() {
+            return Some(found);
+        }
+        if Instant::now() >= end {
+            return None;
+        }
+        thread::sleep(PERIOD);
+    }
+}

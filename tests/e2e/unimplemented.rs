@@ -1,0 +1,57 @@
+//! Every call of the API is routed: what is not there yet says so by its name.
+
+use quilt::proto::cri::image_service_client::ImageServiceClient;
+use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
+use quilt::proto::cri::*;
+use tonic::Code;
+
+use crate::support::Node;
+use crate::support::client::request;
+
+/// Calls a method with an empty message, and keeps its name as the API writes it with its error.
+macro_rules! outcomes {
+    ($client:expr, $($method:ident($message:ident) = $name:literal),+ $(,)?) => {{
+        let mut client = $client;
+        [$(($name, client.$method(request($message::default())).await.map(drop))),+]
+    }};
+}
+
+#[tokio::test]
+async fn what_is_not_there_yet_says_so_by_its_name() {
+    let node = Node::start().await;
+    let runtime = RuntimeServiceClient::new(node.cri.channel());
+    let image = ImageServiceClient::new(node.cri.channel());
+    let of_the_runtime = outcomes!(
+        runtime,
+        stream_pod_sandboxes(StreamPodSandboxesRequest) = "StreamPodSandboxes",
+        stream_containers(StreamContainersRequest) = "StreamContainers",
+        update_container_resources(UpdateContainerResourcesRequest) = "UpdateContainerResources",
+        exec(ExecRequest) = "Exec",
+        attach(AttachRequest) = "Attach",
+        port_forward(PortForwardRequest) = "PortForward",
+        container_stats(ContainerStatsRequest) = "ContainerStats",
+        list_container_stats(ListContainerStatsRequest) = "ListContainerStats",
+        stream_container_stats(StreamContainerStatsRequest) = "StreamContainerStats",
+        pod_sandbox_stats(PodSandboxStatsRequest) = "PodSandboxStats",
+        list_pod_sandbox_stats(ListPodSandboxStatsRequest) = "ListPodSandboxStats",
+        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) = "StreamPodSandboxStats",
+        checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
+        checkpoint_pod(CheckpointPodRequest) = "CheckpointPod",
+        restore_pod(RestorePodRequest) = "RestorePod",
+        get_container_events(GetEventsRequest) = "GetContainerEvents",
+        list_metric_descriptors(ListMetricDescriptorsRequest) = "ListMetricDescriptors",
+        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) = "ListPodSandboxMetrics",
+        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) = "StreamPodSandboxMetrics",
+        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) =
+            "UpdatePodSandboxResources",
+    );
+    let of_images = outcomes!(image, stream_images(StreamImagesRequest) = "StreamImages");
+    for (name, outcome) in of_the_runtime.into_iter().chain(of_images) {
+        let error = outcome.expect_err("it is not there yet");
+        assert_eq!(error.code(), Code::Unimplemented, "{name}: {error}");
+        assert!(
+            error.message().contains(name),
+            "{name} is not named: {error}"
+        );
+    }
+}
