@@ -1,3 +1,6 @@
 //! Quilt, a Kubernetes node runtime.
+pub mod image;
 pub mod proto;
 pub mod runtime;
+pub mod snapshot;
+pub mod sys;

@@ -1,0 +1,3 @@
+//! Images: references, registries, and layers on disk.
+pub mod digest;
+pub mod reference;
