@@ -1,3 +1,4 @@
 //! Images: references, registries, and layers on disk.
 pub mod digest;
 pub mod reference;
+pub mod unpack;
