@@ -4,6 +4,9 @@
 //! The only place for `unsafe`: each file opens the lint for itself, each block carries its proof.
 //! Nothing here knows what a container is.
 pub mod async_fd;
+pub mod inroot;
 pub mod mountinfo;
 pub mod pidfd_info;
 pub mod seqpacket;
+pub mod tree;
+pub mod xattr;

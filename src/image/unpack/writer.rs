@@ -1,0 +1,514 @@
+//! Writing the entries of one layer below its directory, as overlayfs wants them.
+//!
+//! Every name is made by its last component in an open directory of the layer; no path that a
+//! stranger wrote ever reaches the kernel. Whiteouts become what overlayfs reads (image-spec, layer,
+//! "Whiteouts"; kernel overlayfs.rst): a character device 0/0, or an opaque directory.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
+
+use super::entries::{Entries, Entry, Kind};
+use super::error::{UnpackError, shown};
+use super::parents::{OPAQUE, Parents};
+use super::{Limits, numbers::Time};
+use crate::sys::inroot::{self, CleanPath, Dir, Root};
+use crate::sys::{tree, xattr};
+
+/// Prefix of a name that deletes (image-spec, layer).
+const WHITEOUT: &[u8] = b".wh.";
+/// The name that empties its directory.
+const OPAQUE_WHITEOUT: &[u8] = b".wh..wh..opq";
+/// Prefix of other names that only aufs understood.
+const AUFS: &[u8] = b".wh..wh.";
+
+/// What remains to be done when the layers below are there.
+#[derive(Debug, Default)]
+pub(crate) struct Unsettled {
+    /// Directories that the archive does not describe, parents first.
+    pub(crate) implicit: Vec<CleanPath>,
+    /// Hard links whose target must be in a layer below: name and target, in archive order.
+    pub(crate) links: Vec<(CleanPath, CleanPath)>,
+}
+
+/// Writes one layer.
+pub(super) struct Writer {
+    parents: Parents,
+    limits: Limits,
+    entries: u64,
+    /// Bytes of names kept until the end.
+    kept_bytes: u64,
+    times: Vec<(CleanPath, Time)>,
+    links: BTreeMap<CleanPath, (u64, CleanPath)>,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    pub(super) fn new(root: Root, limits: Limits) -> Self {
+        Self {
+            parents: Parents::new(root),
+            limits,
+            entries: 0,
+            kept_bytes: 0,
+            times: Vec::new(),
+            links: BTreeMap::new(),
+            buffer: vec![0; 128 * 1024],
+        }
+    }
+
+    /// Writes one entry with its data.
+    pub(super) fn write<R: Read>(
+        &mut self,
+        entry: &Entry,
+        data: &mut Entries<R>,
+    ) -> Result<(), UnpackError> {
+        let path = self.admit(entry)?;
+        let Some((parent, name)) = inroot::split(&path) else {
+            return self.root_entry(entry);
+        };
+        if name.starts_with(AUFS) && name != OPAQUE_WHITEOUT {
+            return Ok(());
+        }
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        let dir = self
+            .parents
+            .get(parent)
+            .map_err(failed("making the directory of"))?;
+        if name == OPAQUE_WHITEOUT {
+            return xattr::set(&dir.fd, OPAQUE, b"y").map_err(failed("emptying the directory of"));
+        }
+        if let Some(hidden) = name.strip_prefix(WHITEOUT) {
+            if matches!(hidden, b"" | b"." | b"..") {
+                let problem = "hides a name that cannot exist";
+                return Err(UnpackError::Name {
+                    entry: shown(&entry.path),
+                    problem,
+                });
+            }
+            return self.whiteout(&dir, hidden).map_err(failed("hiding"));
+        }
+        if !self.links.is_empty() {
+            self.links.remove(&inroot::join(&dir.path, name));
+        }
+        match entry.kind {
+            Kind::Directory => self.directory(entry, &path, &dir, name),
+            Kind::File => self.file(entry, &dir, name, data),
+            Kind::HardLink => self.hard_link(entry, &dir, name),
+            Kind::Symlink => {
+                let target = entry.link.as_slice();
+                self.place(&dir, name, &|| rustix::fs::symlinkat(target, &dir.fd, name))
+                    .map_err(failed("making symlink"))?;
+                attributes_at(&dir, name, entry).map_err(failed("setting attributes of"))
+            }
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+                let kind = match entry.kind {
+                    Kind::CharDevice => FileType::CharacterDevice,
+                    Kind::BlockDevice => FileType::BlockDevice,
+                    _ => FileType::Fifo,
+                };
+                let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+                let mode = Mode::from_raw_mode(entry.mode);
+                self.place(&dir, name, &|| {
+                    rustix::fs::mknodat(&dir.fd, name, kind, mode, device)
+                })
+                .map_err(failed("making node"))?;
+                attributes_at(&dir, name, entry).map_err(failed("setting attributes of"))
+            }
+        }
+    }
+
+    /// Sets what had to wait until every directory was full.
+    pub(super) fn finish(self) -> Result<Unsettled, UnpackError> {
+        for (path, time) in &self.times {
+            match self.parents.root.open_plain(path) {
+                Ok(dir) => rustix::fs::futimens(&dir, &timestamps(*time)).map_err(|errno| {
+                    let action = "setting the time of";
+                    UnpackError::Entry {
+                        entry: shown(path),
+                        action,
+                        source: errno.into(),
+                    }
+                })?,
+                // A later entry took the directory's place.
+                Err(_) => continue,
+            }
+        }
+        let mut links: Vec<_> = self.links.into_iter().collect();
+        links.sort_by_key(|(_, (order, _))| *order);
+        let links = links
+            .into_iter()
+            .map(|(path, (_, target))| (path, target))
+            .collect();
+        Ok(Unsettled {
+            implicit: self.parents.into_implicit(),
+            links,
+        })
+    }
+
+    /// Holds an entry against the limits, and gives its clean path.
+    fn admit(&mut self, entry: &Entry) -> Result<CleanPath, UnpackError> {
+        self.entries += 1;
+        let limits = &self.limits;
+        let over = |what, limit| UnpackError::Limit {
+            entry: shown(&entry.path),
+            what,
+            limit,
+        };
+        if self.entries > limits.entries {
+            return Err(over("entries", limits.entries));
+        }
+        if entry.path.len() as u64 > limits.path_bytes {
+            return Err(over("bytes of path", limits.path_bytes));
+        }
+        if self.kept_bytes + self.parents.implicit_bytes > limits.kept_name_bytes {
+            return Err(over("bytes of directory names", limits.kept_name_bytes));
+        }
+        let name = |problem| UnpackError::Name {
+            entry: shown(&entry.path),
+            problem,
+        };
+        let path = inroot::clean(&entry.path)
+            .ok_or_else(|| name("leads out of the layer, or has an impossible name"))?;
+        let depth = path.iter().filter(|b| **b == b'/').count() as u64 + 1;
+        if depth > limits.depth {
+            return Err(over("levels of directories", limits.depth));
+        }
+        if owner(entry).is_none() {
+            return Err(name("has an owner outside 0 to 4294967294"));
+        }
+        Ok(path)
+    }
+
+    /// The entry `./`: the layer's own root directory.
+    fn root_entry(&mut self, entry: &Entry) -> Result<(), UnpackError> {
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        if entry.kind != Kind::Directory {
+            let problem = "would replace the root directory";
+            return Err(UnpackError::Name {
+                entry: shown(&entry.path),
+                problem,
+            });
+        }
+        let dir = self.parents.get(b"").map_err(failed("opening"))?;
+        attributes(&dir.fd, entry, false).map_err(failed("setting attributes of"))?;
+        self.times.push((CleanPath::new(), entry.mtime));
+        let fd = dir.fd.try_clone().map_err(failed("opening"))?;
+        self.parents.described(
+            CleanPath::new(),
+            Dir {
+                fd,
+                path: CleanPath::new(),
+            },
+        );
+        Ok(())
+    }
+
+    fn directory(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        dir: &Dir,
+        name: &[u8],
+    ) -> Result<(), UnpackError> {
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        let made = rustix::fs::mkdirat(&dir.fd, name, Mode::RWXU);
+        let replaced = match made {
+            Ok(()) => false,
+            // What is a directory already keeps its contents; anything else makes room.
+            Err(Errno::EXIST) => self
+                .make_room_for_directory(dir, name)
+                .map_err(failed("replacing"))?,
+            Err(errno) => return Err(failed("making directory")(errno.into())),
+        };
+        let fd = inroot::open_dir_at(&dir.fd, name)
+            .map_err(|errno| failed("opening directory")(errno.into()))?;
+        if replaced {
+            xattr::set(&fd, OPAQUE, b"y").map_err(failed("emptying"))?;
+        }
+        attributes(&fd, entry, false).map_err(failed("setting attributes of"))?;
+        let real = inroot::join(&dir.path, name);
+        self.kept_bytes += real.len() as u64;
+        self.times.push((real.clone(), entry.mtime));
+        self.parents
+            .described(path.to_vec(), Dir { fd, path: real });
+        Ok(())
+    }
+
+    /// Whether something other than a directory had to go: then what layers below have at this
+    /// place was hidden by it and stays hidden.
+    fn make_room_for_directory(&mut self, dir: &Dir, name: &[u8]) -> io::Result<bool> {
+        match inroot::kind_at(&dir.fd, name)? {
+            Some((FileType::Directory, _)) => Ok(false),
+            _ => {
+                self.remove(dir, name)?;
+                rustix::fs::mkdirat(&dir.fd, name, Mode::RWXU)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn file<R: Read>(
+        &mut self,
+        entry: &Entry,
+        dir: &Dir,
+        name: &[u8],
+        data: &mut Entries<R>,
+    ) -> Result<(), UnpackError> {
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let open = || rustix::fs::openat(&dir.fd, name, flags, Mode::RUSR | Mode::WUSR);
+        let file = self
+            .place(dir, name, &open)
+            .map_err(failed("making file"))?;
+        match &entry.extents {
+            None => self.fill(entry, &file, data, 0, entry.size)?,
+            Some(extents) => {
+                for extent in extents {
+                    self.fill(entry, &file, data, extent.offset, extent.length)?;
+                }
+                rustix::fs::ftruncate(&file, entry.size)
+                    .map_err(|errno| failed("sizing")(errno.into()))?;
+            }
+        }
+        attributes(&file, entry, true).map_err(failed("setting attributes of"))
+    }
+
+    /// Writes `length` bytes of data at `offset`.
+    fn fill<R: Read>(
+        &mut self,
+        entry: &Entry,
+        file: &OwnedFd,
+        data: &mut Entries<R>,
+        mut offset: u64,
+        length: u64,
+    ) -> Result<(), UnpackError> {
+        let mut left = length;
+        while left > 0 {
+            let want = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(self.buffer.len());
+            let read =
+                data.read(&mut self.buffer[..want])
+                    .map_err(|source| UnpackError::Archive {
+                        after: shown(&entry.path),
+                        source,
+                    })?;
+            if read == 0 {
+                let source = super::ArchiveError::Read(io::ErrorKind::UnexpectedEof.into());
+                return Err(UnpackError::Archive {
+                    after: shown(&entry.path),
+                    source,
+                });
+            }
+            let mut chunk = &self.buffer[..read];
+            while !chunk.is_empty() {
+                let written = rustix::io::pwrite(file, chunk, offset).map_err(|errno| {
+                    let action = "writing";
+                    UnpackError::Entry {
+                        entry: shown(&entry.path),
+                        action,
+                        source: errno.into(),
+                    }
+                })?;
+                offset += written as u64;
+                chunk = &chunk[written..];
+            }
+            left -= read as u64;
+        }
+        Ok(())
+    }
+
+    fn hard_link(&mut self, entry: &Entry, dir: &Dir, name: &[u8]) -> Result<(), UnpackError> {
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        let target = inroot::clean(&entry.link).filter(|target| !target.is_empty());
+        let Some(target) = target else {
+            let problem = "is a hard link that leads out of the layer";
+            return Err(UnpackError::Name {
+                entry: shown(&entry.path),
+                problem,
+            });
+        };
+        let own = inroot::join(&dir.path, name);
+        let Some((target_parent, target_name)) = inroot::split(&target) else {
+            return Ok(());
+        };
+        let found = self.parents.find(target_parent);
+        let found = match found {
+            Ok(Some(target_dir)) => {
+                match inroot::kind_at(&target_dir.fd, target_name).map_err(failed("linking"))? {
+                    // Linking to a deletion would delete once more; there is no such file.
+                    Some((FileType::CharacterDevice, stat)) if stat.st_rdev == 0 => None,
+                    Some(_) => Some(target_dir),
+                    None => None,
+                }
+            }
+            Ok(None) => None,
+            Err(error) => return Err(failed("finding the target of")(error)),
+        };
+        let Some(target_dir) = found else {
+            // Perhaps a layer below has it; that is known when the layers meet.
+            self.kept_bytes += (own.len() + target.len()) as u64;
+            self.remove(dir, name).map_err(failed("replacing"))?;
+            self.links.insert(own, (self.entries, target));
+            return Ok(());
+        };
+        if inroot::join(&target_dir.path, target_name) == own {
+            return Ok(());
+        }
+        let flags = AtFlags::empty();
+        self.place(dir, name, &|| {
+            rustix::fs::linkat(&target_dir.fd, target_name, &dir.fd, name, flags)
+        })
+        .map_err(failed("linking"))
+    }
+
+    /// Hides a name of the layers below, but nothing that this layer itself has.
+    fn whiteout(&mut self, dir: &Dir, name: &[u8]) -> io::Result<()> {
+        match make_whiteout(dir, name) {
+            Err(Errno::EXIST) => {
+                // An entry of this layer outlives the deletion (image-spec, layer: whiteouts apply
+                // to layers below only). A directory must still hide what is below it.
+                if let Ok(own) = inroot::open_dir_at(&dir.fd, name) {
+                    xattr::set(&own, OPAQUE, b"y")?;
+                }
+                Ok(())
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// Makes something that must not exist yet; what is in its place goes first.
+    fn place<T>(
+        &mut self,
+        dir: &Dir,
+        name: &[u8],
+        make: &dyn Fn() -> Result<T, Errno>,
+    ) -> io::Result<T> {
+        match make() {
+            Err(Errno::EXIST) => {
+                self.remove(dir, name)?;
+                Ok(make()?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn remove(&mut self, dir: &Dir, name: &[u8]) -> io::Result<()> {
+        self.parents.forget();
+        tree::remove_tree_at(&dir.fd, name)
+    }
+}
+
+/// The character device that overlayfs reads as "nothing here".
+pub(crate) fn make_whiteout(dir: &Dir, name: &[u8]) -> Result<(), Errno> {
+    rustix::fs::mknodat(&dir.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+/// Numeric owner and group, where both are ids that exist (-1 means "unchanged" to the kernel).
+fn owner(entry: &Entry) -> Option<(Uid, Gid)> {
+    let id = |id: i64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
+    Some((Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?)))
+}
+
+fn timestamps(time: Time) -> Timestamps {
+    let spec = Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: i64::from(time.nanoseconds),
+    };
+    Timestamps {
+        last_access: spec,
+        last_modification: spec,
+    }
+}
+
+/// Owner, mode, extended attributes and, for what is not filled later, time; in this order,
+/// because a change of owner clears the set-id bits and file capabilities.
+fn attributes(fd: &OwnedFd, entry: &Entry, with_time: bool) -> io::Result<()> {
+    let (uid, gid) = owner(entry).ok_or(Errno::INVAL)?;
+    rustix::fs::fchown(fd, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode))?;
+    for (name, value) in wanted(entry) {
+        set_attribute(name, || xattr::set(fd.as_fd(), name, value))?;
+    }
+    if with_time {
+        rustix::fs::futimens(fd, &timestamps(entry.mtime))?;
+    }
+    Ok(())
+}
+
+/// The same for what cannot be opened: symlinks, devices, fifos.
+fn attributes_at(dir: &Dir, name: &[u8], entry: &Entry) -> io::Result<()> {
+    let (uid, gid) = owner(entry).ok_or(Errno::INVAL)?;
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    rustix::fs::chownat(&dir.fd, name, Some(uid), Some(gid), nofollow)?;
+    if entry.kind != Kind::Symlink {
+        // Just made by us in a directory that nobody else reaches: it is no symlink.
+        let mode = Mode::from_raw_mode(entry.mode);
+        rustix::fs::chmodat(&dir.fd, name, mode, AtFlags::empty())?;
+    }
+    for (attribute, value) in wanted(entry) {
+        set_attribute(attribute, || xattr::set_at(&dir.fd, name, attribute, value))?;
+    }
+    Ok(rustix::fs::utimensat(
+        &dir.fd,
+        name,
+        &timestamps(entry.mtime),
+        nofollow,
+    )?)
+}
+
+/// The attributes to set: not those by which overlayfs itself steers, which are ours alone.
+fn wanted(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let steering =
+        |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+    let pairs = entry
+        .xattrs
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()));
+    pairs.filter(move |(name, _)| !steering(name) && !name.contains(&0))
+}
+
+/// Sets an attribute, unless the file system cannot hold it, or the thing cannot have it: symlinks
+/// and devices take no `user.` attribute. Neither is a reason to refuse an image.
+fn set_attribute(name: &[u8], set: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let Err(error) = set() else { return Ok(()) };
+    match Errno::from_io_error(&error) {
+        Some(Errno::OPNOTSUPP) => Ok(()),
+        Some(Errno::PERM) if name.starts_with(b"user.") => Ok(()),
+        _ => Err(error),
+    }
+}
