@@ -40,7 +40,9 @@ pub struct CgroupConfig {
 
 impl Default for CgroupConfig {
     fn default() -> Self {
-        Self { root: "/quilt".into() }
+        Self {
+            root: "/quilt".into(),
+        }
     }
 }
 
@@ -55,7 +57,9 @@ pub struct CriConfig {
 impl Default for CriConfig {
     fn default() -> Self {
         // Kubelet names a deadline everywhere but with PullImage and ExecSync hooks.
-        Self { default_deadline_s: 3600 }
+        Self {
+            default_deadline_s: 3600,
+        }
     }
 }
 
@@ -112,7 +116,12 @@ impl Config {
             {
                 String::new()
             }
-            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+            Err(source) => {
+                return Err(ConfigError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
         };
         Self::parse(path, &text)
     }
@@ -123,7 +132,11 @@ impl Config {
             path: path.clone(),
             text: error.to_string().trim_end().to_owned(),
         })?;
-        let value = |key, why: String| ConfigError::Value { path: path.clone(), key, why };
+        let value = |key, why: String| ConfigError::Value {
+            path: path.clone(),
+            key,
+            why,
+        };
         if let Err(error) = config.network.validate() {
             return Err(value("network", error.to_string()));
         }
@@ -148,12 +161,20 @@ mod tests {
     use super::*;
 
     fn error(text: &str) -> String {
-        Config::parse(Path::new("c.toml"), text).expect_err(text).to_string()
+        Config::parse(Path::new("c.toml"), text)
+            .expect_err(text)
+            .to_string()
     }
 
     #[test]
     fn nothing_at_all_is_a_configuration() {
-        assert_eq!(Config::parse(Path::new("c"), "").expect("defaults").cgroup.root, "/quilt");
+        assert_eq!(
+            Config::parse(Path::new("c"), "")
+                .expect("defaults")
+                .cgroup
+                .root,
+            "/quilt"
+        );
     }
 
     #[test]

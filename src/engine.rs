@@ -42,7 +42,10 @@ impl Engine {
     /// When it cannot be written.
     pub fn write(&self, state: &Path) -> io::Result<()> {
         let new = state.join(".engine.json.new");
-        std::fs::write(&new, serde_json::to_vec_pretty(self).map_err(io::Error::other)?)?;
+        std::fs::write(
+            &new,
+            serde_json::to_vec_pretty(self).map_err(io::Error::other)?,
+        )?;
         std::fs::rename(new, state.join(FILE))
     }
 

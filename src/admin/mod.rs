@@ -42,7 +42,12 @@ impl AdminService {
         state_dir: PathBuf,
         imports: mpsc::Sender<Import>,
     ) -> Self {
-        Self { store, engine, state_dir, imports }
+        Self {
+            store,
+            engine,
+            state_dir,
+            imports,
+        }
     }
 }
 
@@ -51,7 +56,11 @@ fn internal(error: StateError) -> Status {
 }
 
 fn limit(asked: u32, default: u32) -> u32 {
-    if asked == 0 { default } else { asked.min(LIMIT_MAX) }
+    if asked == 0 {
+        default
+    } else {
+        asked.min(LIMIT_MAX)
+    }
 }
 
 fn going_down() -> Status {
@@ -85,13 +94,20 @@ impl v1::admin_server::Admin for AdminService {
         }
         let reference = Some(request.reference).filter(|reference| !reference.is_empty());
         let (answer, answered) = oneshot::channel();
-        let import = Import { path, reference, answer };
+        let import = Import {
+            path,
+            reference,
+            answer,
+        };
         self.imports.send(import).await.map_err(|_| going_down())?;
         let images = answered.await.map_err(|_| going_down())?;
         let images = images
             .map_err(Status::failed_precondition)?
             .into_iter()
-            .map(|(image_id, references)| v1::ImportedImage { image_id, references })
+            .map(|(image_id, references)| v1::ImportedImage {
+                image_id,
+                references,
+            })
             .collect();
         Ok(Response::new(v1::ImportImageResponse { images }))
     }
@@ -102,7 +118,11 @@ impl v1::admin_server::Admin for AdminService {
     ) -> Result<Response<v1::ListOperationsResponse>, Status> {
         let request = request.into_inner();
         let limit = limit(request.limit, 50);
-        let found = self.store.operations(&request.object_id, limit).await.map_err(internal)?;
+        let found = self
+            .store
+            .operations(&request.object_id, limit)
+            .await
+            .map_err(internal)?;
         let operations = found
             .into_iter()
             .map(|operation| v1::Operation {
@@ -150,6 +170,8 @@ impl v1::admin_server::Admin for AdminService {
         _request: Request<v1::InventoryRequest>,
     ) -> Result<Response<v1::InventoryResponse>, Status> {
         let rows = self.store.count_rows().await.map_err(internal)?;
-        Ok(Response::new(v1::InventoryResponse { rows: rows.into_iter().collect() }))
+        Ok(Response::new(v1::InventoryResponse {
+            rows: rows.into_iter().collect(),
+        }))
     }
 }

@@ -17,7 +17,10 @@ pub(super) struct Explain {
 pub(super) async fn run(explain: &Explain) -> anyhow::Result<()> {
     let mut client = link::connect(&explain.daemon.state).await?;
     let object_id = explain.id.clone();
-    let request = ListOperationsRequest { object_id: object_id.clone(), limit: 0 };
+    let request = ListOperationsRequest {
+        object_id: object_id.clone(),
+        limit: 0,
+    };
     let mut operations = link::answer(client.list_operations(request).await)?.operations;
     operations.reverse();
     for operation in &operations {
@@ -29,11 +32,20 @@ pub(super) async fn run(explain: &Explain) -> anyhow::Result<()> {
             println!("    failed: {}", operation.error);
         }
     }
-    let request = ListEventsRequest { object_id, after_sequence: 0, limit: 0 };
+    let request = ListEventsRequest {
+        object_id,
+        after_sequence: 0,
+        limit: 0,
+    };
     for event in link::answer(client.list_events(request).await)?.events {
         let at = UNIX_EPOCH + Duration::from_nanos(u64::try_from(event.at_ns).unwrap_or(0));
         let ago = at.elapsed().unwrap_or_default();
-        println!("{:>9.1} s ago  {} {}", ago.as_secs_f64(), event.kind, event.message);
+        println!(
+            "{:>9.1} s ago  {} {}",
+            ago.as_secs_f64(),
+            event.kind,
+            event.message
+        );
     }
     Ok(())
 }

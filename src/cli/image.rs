@@ -32,8 +32,10 @@ pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
     let path = path.into_os_string().into_string();
     let path = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
     let mut client = link::connect(&import.daemon.state).await?;
-    let request =
-        ImportImageRequest { path, reference: import.reference.clone().unwrap_or_default() };
+    let request = ImportImageRequest {
+        path,
+        reference: import.reference.clone().unwrap_or_default(),
+    };
     for image in link::answer(client.import_image(request).await)?.images {
         println!("{} {}", image.image_id, image.references.join(" "));
     }

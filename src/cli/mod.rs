@@ -17,7 +17,12 @@ use clap::{Parser, Subcommand};
 const DEFAULT_STATE: &str = "/run/quilt";
 
 #[derive(Parser)]
-#[command(name = "quiltd", version, about = "A Kubernetes node runtime", max_term_width = 100)]
+#[command(
+    name = "quiltd",
+    version,
+    about = "A Kubernetes node runtime",
+    max_term_width = 100
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -25,7 +25,11 @@ pub(super) struct Serve {
 
 pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
     let config = Config::load(&serve.config)?;
-    config.log.start().map_err(anyhow::Error::msg).context("cannot start logging")?;
+    config
+        .log
+        .start()
+        .map_err(anyhow::Error::msg)
+        .context("cannot start logging")?;
     let options = daemon::Options {
         config,
         root: serve.root,

@@ -79,8 +79,9 @@ impl Front {
         let deadline = Deadline::of(&request, self.info.default_deadline);
         let span = tracing::info_span!("call", rpc, id = tracing::field::Empty);
         let started = Instant::now();
-        let result =
-            handler(self.clone(), request.into_inner(), deadline).instrument(span.clone()).await;
+        let result = handler(self.clone(), request.into_inner(), deadline)
+            .instrument(span.clone())
+            .await;
         let duration_us = started.elapsed().as_micros();
         span.in_scope(|| match &result {
             Ok(_) if is_poll(rpc) => tracing::debug!(duration_us, "ok"),
@@ -110,10 +111,16 @@ impl Front {
             if let Some(found) = look().await? {
                 return Ok(found);
             }
-            if tokio::time::timeout_at(deadline.instant(), woken).await.is_err() {
+            if tokio::time::timeout_at(deadline.instant(), woken)
+                .await
+                .is_err()
+            {
                 let stage = self.store.progress().stage(&key).unwrap_or("queued");
                 let id = key.to_string();
-                let id = id.split_once('/').map_or(id.as_str(), |(_, id)| id).to_owned();
+                let id = id
+                    .split_once('/')
+                    .map_or(id.as_str(), |(_, id)| id)
+                    .to_owned();
                 return Err(CallError::Deadline { noun, id, stage });
             }
         }
@@ -133,7 +140,10 @@ mod tests {
     fn timeouts_are_read_as_grpc_writes_them() {
         assert_eq!(parse_timeout("120S"), Some(Duration::from_secs(120)));
         assert_eq!(parse_timeout("1500m"), Some(Duration::from_millis(1500)));
-        assert_eq!(parse_timeout("99999999n"), Some(Duration::from_nanos(99_999_999)));
+        assert_eq!(
+            parse_timeout("99999999n"),
+            Some(Duration::from_nanos(99_999_999))
+        );
         for bad in ["", "S", "123456789S", "12x", "-1S", "1é"] {
             assert_eq!(parse_timeout(bad), None, "{bad}");
         }

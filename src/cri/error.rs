@@ -98,7 +98,10 @@ impl From<StateError> for CallError {
 impl CallError {
     /// An invalid field.
     pub(super) fn invalid(field: impl Into<String>, why: impl Into<String>) -> Self {
-        Self::Invalid { field: field.into(), why: why.into() }
+        Self::Invalid {
+            field: field.into(),
+            why: why.into(),
+        }
     }
 
     fn code(&self) -> Code {

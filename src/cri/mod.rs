@@ -65,7 +65,13 @@ impl Front {
         health: Health,
         info: NodeInfo,
     ) -> Self {
-        Self { store, desired, shim, health, info: Arc::new(info) }
+        Self {
+            store,
+            desired,
+            shim,
+            health,
+            info: Arc::new(info),
+        }
     }
 
     /// The shim, for a session.

@@ -35,7 +35,10 @@ pub(super) async fn status(
     let condition = |name: &str, reason: &str, problem: Option<String>| v1::RuntimeCondition {
         r#type: name.into(),
         status: problem.is_none(),
-        reason: problem.as_ref().map(|_| reason.to_owned()).unwrap_or_default(),
+        reason: problem
+            .as_ref()
+            .map(|_| reason.to_owned())
+            .unwrap_or_default(),
         message: problem.unwrap_or_default(),
     };
     let mut info = HashMap::new();
@@ -49,7 +52,10 @@ pub(super) async fn status(
         });
         info.insert("config".into(), config.to_string());
         info.insert("jobs".into(), front.store.count_jobs().await?.to_string());
-        info.insert("cleanupTasks".into(), front.store.count_cleanup_tasks().await?.to_string());
+        info.insert(
+            "cleanupTasks".into(),
+            front.store.count_cleanup_tasks().await?.to_string(),
+        );
     }
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
@@ -95,13 +101,19 @@ pub(super) async fn update_runtime_config(
     _deadline: Deadline,
 ) -> Result<v1::UpdateRuntimeConfigResponse, CallError> {
     let config = request.runtime_config.unwrap_or_default();
-    let Some(network) = config.network_config.filter(|network| !network.pod_cidr.is_empty()) else {
+    let Some(network) = config
+        .network_config
+        .filter(|network| !network.pod_cidr.is_empty())
+    else {
         return Ok(v1::UpdateRuntimeConfigResponse {});
     };
     for cidr in network.pod_cidr.split(',') {
         if cidr.trim().parse::<ipnet::IpNet>().is_err() {
             let why = format!("{cidr:?} is not a network in CIDR notation");
-            return Err(CallError::invalid("runtime_config.network_config.pod_cidr", why));
+            return Err(CallError::invalid(
+                "runtime_config.network_config.pod_cidr",
+                why,
+            ));
         }
     }
     front.desired.set_pod_cidr(network.pod_cidr).await?;

@@ -1,12 +1,10 @@
 //! The 37 calls of RuntimeService, one line each. What is not built yet says so by name.
 
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use super::{Front, container, node, sandbox};
 use crate::proto::cri as v1;
-
-/// The type of a stream that no call answers with yet.
-type NoStream<T> = tokio_stream::Empty<Result<T, Status>>;
 
 fn unimplemented(rpc: &str) -> Status {
     Status::unimplemented(format!("{rpc} is not implemented by this version"))
@@ -14,12 +12,6 @@ fn unimplemented(rpc: &str) -> Status {
 
 #[tonic::async_trait]
 impl v1::runtime_service_server::RuntimeService for Front {
-    type StreamPodSandboxesStream = NoStream<v1::StreamPodSandboxesResponse>;
-    type StreamContainersStream = NoStream<v1::StreamContainersResponse>;
-    type StreamContainerStatsStream = NoStream<v1::StreamContainerStatsResponse>;
-    type StreamPodSandboxStatsStream = NoStream<v1::StreamPodSandboxStatsResponse>;
-    type GetContainerEventsStream = NoStream<v1::ContainerEventResponse>;
-    type StreamPodSandboxMetricsStream = NoStream<v1::StreamPodSandboxMetricsResponse>;
     async fn version(
         &self,
         request: Request<v1::VersionRequest>,
@@ -63,7 +55,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn stream_pod_sandboxes(
         &self,
         _request: Request<v1::StreamPodSandboxesRequest>,
-    ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::StreamPodSandboxesResponse>>, Status> {
         Err(unimplemented("StreamPodSandboxes"))
     }
     async fn create_container(
@@ -104,7 +96,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn stream_containers(
         &self,
         _request: Request<v1::StreamContainersRequest>,
-    ) -> Result<Response<Self::StreamContainersStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::StreamContainersResponse>>, Status> {
         Err(unimplemented("StreamContainers"))
     }
     async fn container_status(
@@ -169,7 +161,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn stream_container_stats(
         &self,
         _request: Request<v1::StreamContainerStatsRequest>,
-    ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::StreamContainerStatsResponse>>, Status> {
         Err(unimplemented("StreamContainerStats"))
     }
     async fn pod_sandbox_stats(
@@ -187,7 +179,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn stream_pod_sandbox_stats(
         &self,
         _request: Request<v1::StreamPodSandboxStatsRequest>,
-    ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::StreamPodSandboxStatsResponse>>, Status> {
         Err(unimplemented("StreamPodSandboxStats"))
     }
     async fn update_runtime_config(
@@ -224,7 +216,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn get_container_events(
         &self,
         _request: Request<v1::GetEventsRequest>,
-    ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::ContainerEventResponse>>, Status> {
         Err(unimplemented("GetContainerEvents"))
     }
     async fn list_metric_descriptors(
@@ -242,7 +234,7 @@ impl v1::runtime_service_server::RuntimeService for Front {
     async fn stream_pod_sandbox_metrics(
         &self,
         _request: Request<v1::StreamPodSandboxMetricsRequest>,
-    ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
+    ) -> Result<Response<BoxStream<v1::StreamPodSandboxMetricsResponse>>, Status> {
         Err(unimplemented("StreamPodSandboxMetrics"))
     }
     async fn runtime_config(

@@ -45,7 +45,10 @@ pub(super) fn word(field: &str, value: String) -> Result<String, CallError> {
 
 /// Labels or annotations.
 pub(super) fn map(field: &str, value: HashMap<String, String>) -> Result<Map, CallError> {
-    let size: usize = value.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let size: usize = value
+        .iter()
+        .map(|(key, value)| key.len() + value.len())
+        .sum();
     if size > MAP_MAX {
         let why = format!("has {size} bytes, more than {MAP_MAX}");
         return Err(CallError::invalid(field, why));
@@ -61,7 +64,10 @@ pub(super) fn words(field: &str, value: Vec<String>) -> Result<Vec<String>, Call
         return Err(CallError::invalid(field, why));
     }
     if let Some(index) = value.iter().position(|word| word.contains('\0')) {
-        return Err(CallError::invalid(format!("{field}[{index}]"), "holds a zero byte"));
+        return Err(CallError::invalid(
+            format!("{field}[{index}]"),
+            "holds a zero byte",
+        ));
     }
     Ok(value)
 }
@@ -78,7 +84,10 @@ pub(super) fn bounded<T>(field: &str, value: Vec<T>) -> Result<Vec<T>, CallError
 /// A path of sane length without zero bytes.
 fn path(field: &str, value: String) -> Result<String, CallError> {
     if value.len() > PATH_MAX || value.contains('\0') {
-        return Err(CallError::invalid(field, "is longer than a path can be, or holds a zero byte"));
+        return Err(CallError::invalid(
+            field,
+            "is longer than a path can be, or holds a zero byte",
+        ));
     }
     Ok(value)
 }
@@ -87,7 +96,10 @@ fn path(field: &str, value: String) -> Result<String, CallError> {
 pub(super) fn absolute_path(field: &str, value: String) -> Result<String, CallError> {
     let value = path(field, value)?;
     if !value.starts_with('/') {
-        return Err(CallError::invalid(field, format!("{value:?} is not an absolute path")));
+        return Err(CallError::invalid(
+            field,
+            format!("{value:?} is not an absolute path"),
+        ));
     }
     if value.split('/').any(|part| part == "..") {
         return Err(CallError::invalid(field, format!("{value:?} holds \"..\"")));
@@ -97,14 +109,21 @@ pub(super) fn absolute_path(field: &str, value: String) -> Result<String, CallEr
 
 /// Like [`absolute_path`], or empty.
 pub(super) fn absolute_path_or_empty(field: &str, value: String) -> Result<String, CallError> {
-    if value.is_empty() { Ok(value) } else { absolute_path(field, value) }
+    if value.is_empty() {
+        Ok(value)
+    } else {
+        absolute_path(field, value)
+    }
 }
 
 /// A path below another one, or empty: relative, without `..`.
 pub(super) fn relative_path_or_empty(field: &str, value: String) -> Result<String, CallError> {
     let value = path(field, value)?;
     if value.starts_with('/') {
-        return Err(CallError::invalid(field, format!("{value:?} is not a relative path")));
+        return Err(CallError::invalid(
+            field,
+            format!("{value:?} is not a relative path"),
+        ));
     }
     if value.split('/').any(|part| part == "..") {
         return Err(CallError::invalid(field, format!("{value:?} holds \"..\"")));
@@ -124,7 +143,10 @@ pub(super) fn id_prefix(field: &str, value: String) -> Result<Option<String>, Ca
         return Err(CallError::invalid(field, why));
     }
     if !value.bytes().all(plain) {
-        return Err(CallError::invalid(field, format!("{value:?} cannot be an id")));
+        return Err(CallError::invalid(
+            field,
+            format!("{value:?} cannot be an id"),
+        ));
     }
     Ok(Some(value))
 }
@@ -149,7 +171,11 @@ impl Front {
         let prefix = prefix.ok_or_else(|| CallError::invalid(field, "is missing"))?;
         match SandboxId::try_from(prefix.clone()) {
             Ok(id) => Ok(id),
-            Err(_) => unique("sandbox", prefix.clone(), self.store.sandbox_ids(&prefix).await?),
+            Err(_) => unique(
+                "sandbox",
+                prefix.clone(),
+                self.store.sandbox_ids(&prefix).await?,
+            ),
         }
     }
 
@@ -163,14 +189,20 @@ impl Front {
         let prefix = prefix.ok_or_else(|| CallError::invalid(field, "is missing"))?;
         match ContainerId::try_from(prefix.clone()) {
             Ok(id) => Ok(id),
-            Err(_) => unique("container", prefix.clone(), self.store.container_ids(&prefix).await?),
+            Err(_) => unique(
+                "container",
+                prefix.clone(),
+                self.store.container_ids(&prefix).await?,
+            ),
         }
     }
 }
 
 /// Whether an object has every label of a selector.
 pub(super) fn matches(labels: &Map, selector: &HashMap<String, String>) -> bool {
-    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+    selector
+        .iter()
+        .all(|(key, value)| labels.get(key) == Some(value))
 }
 
 #[cfg(test)]
@@ -192,7 +224,10 @@ mod tests {
     fn ids_are_words_of_bounded_length() {
         assert!(id_prefix("f", "a/b".into()).is_err());
         assert!(id_prefix("f", "a".repeat(65)).is_err());
-        assert_eq!(id_prefix("f", "abc".into()).expect("a prefix"), Some("abc".to_owned()));
+        assert_eq!(
+            id_prefix("f", "abc".into()).expect("a prefix"),
+            Some("abc".to_owned())
+        );
         assert_eq!(id_prefix("f", String::new()).expect("nothing"), None);
     }
 }

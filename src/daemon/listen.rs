@@ -59,7 +59,10 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => Ok(Self(file)),
             Err(TryLockError::WouldBlock) => {
-                bail!("another quiltd owns {} (its file \"lock\" is locked)", dir.display())
+                bail!(
+                    "another quiltd owns {} (its file \"lock\" is locked)",
+                    dir.display()
+                )
             }
             Err(TryLockError::Error(error)) => {
                 Err(error).with_context(|| format!("cannot lock {}", path.display()))
@@ -71,8 +74,13 @@ impl Lock {
 /// The CRI socket: systemd's when it hands one over, else our own.
 pub(super) async fn bind(endpoint: &Endpoint) -> anyhow::Result<UnixListener> {
     let mut handed = listenfd::ListenFd::from_env();
-    if let Some(listener) = handed.take_unix_listener(0).context("systemd handed over no socket")? {
-        listener.set_nonblocking(true).context("cannot use systemd's socket")?;
+    if let Some(listener) = handed
+        .take_unix_listener(0)
+        .context("systemd handed over no socket")?
+    {
+        listener
+            .set_nonblocking(true)
+            .context("cannot use systemd's socket")?;
         return UnixListener::from_std(listener).context("cannot use systemd's socket");
     }
     bind_path(&endpoint.0, MODE).await
@@ -90,19 +98,25 @@ async fn bind_path(path: &Path, mode: u32) -> anyhow::Result<UnixListener> {
     }
     match std::fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            bail!("{} is there and is no socket; it is not replaced", path.display());
+            bail!(
+                "{} is there and is no socket; it is not replaced",
+                path.display()
+            );
         }
         Ok(_) => {
             if UnixStream::connect(path).await.is_ok() {
-                bail!("a live server answers on {}; stop it, or listen elsewhere", path.display());
+                bail!(
+                    "a live server answers on {}; stop it, or listen elsewhere",
+                    path.display()
+                );
             }
             std::fs::remove_file(path)
                 .with_context(|| format!("cannot remove the dead socket {}", path.display()))?;
         }
         Err(_) => {}
     }
-    let listener = UnixListener::bind(path)
-        .with_context(|| format!("cannot listen on {}", path.display()))?;
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
     std::fs::set_permissions(path, Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", path.display()))?;
     Ok(listener)

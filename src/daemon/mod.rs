@@ -58,7 +58,12 @@ pub struct Options {
 /// # Errors
 /// When another daemon owns the socket or a directory, or a part cannot be started.
 pub async fn run(options: Options) -> anyhow::Result<()> {
-    let Options { config, root, state, listen } = options;
+    let Options {
+        config,
+        root,
+        state,
+        listen,
+    } = options;
     let root = make_directory(&root)?;
     let state = make_directory(&state)?;
     // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
@@ -68,7 +73,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let admin_socket = bind_admin(&state.join("admin.sock")).await?;
     let (store, desired, observed) = Store::open(&root.join("quilt.db")).await?;
 
-    let paths = Paths { root: root.clone(), state: state.clone() };
+    let paths = Paths {
+        root: root.clone(),
+        state: state.clone(),
+    };
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
         make_directory(&dir)?;
     }
@@ -98,12 +106,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let executable = std::env::current_exe().context("cannot find this executable")?;
-    let link = shim_link::Link { executable, shim, health };
+    let link = shim_link::Link {
+        executable,
+        shim,
+        health,
+    };
     tasks.spawn(shim_link::run(back.clone(), link, stopped.clone()));
     tasks.spawn(monitor::run(back.clone(), watched, stopped.clone()));
     let mut first_shim = shim_seen.clone();
     let connected = first_shim.wait_for(Option::is_some);
-    if tokio::time::timeout(SHIM_PATIENCE, connected).await.is_err() {
+    if tokio::time::timeout(SHIM_PATIENCE, connected)
+        .await
+        .is_err()
+    {
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
     sweep::run(&back).await;
@@ -209,7 +224,12 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
 }
 
 async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
-    while let Some(Import { path, reference, answer }) = queue.recv().await {
+    while let Some(Import {
+        path,
+        reference,
+        answer,
+    }) = queue.recv().await
+    {
         let imported = reconcile::import(&back, &path, reference.as_deref()).await;
         // A command that was interrupted does not wait.
         let _ = answer.send(imported.map_err(|error| error.full_text()));
@@ -255,7 +275,7 @@ async fn leave_nothing_unused(back: &Back) {
         network::remove_bridge(&back.network.bridge, &back.paths.marker())?;
         network::remove_pin_directory(&back.paths.sandboxes())?;
         if back.cgroups.exists(&back.cgroup_root) {
-            back.cgroups.remove_if_unused(&back.cgroup_root)?;
+            back.cgroups.remove(&back.cgroup_root)?;
         }
         Ok(())
     });

@@ -27,7 +27,9 @@ pub fn capacity(pool: &Pool) -> usize {
 pub fn next_free(pool: &Pool, used: &[u32], last: Option<u32>) -> Option<Ipv4Addr> {
     let first = u32::from(pool.subnet.network()).checked_add(1)?;
     let end = u32::from(pool.subnet.broadcast());
-    let start = last.and_then(|last| last.checked_add(1)).filter(|n| (first..end).contains(n));
+    let start = last
+        .and_then(|last| last.checked_add(1))
+        .filter(|n| (first..end).contains(n));
     let start = start.unwrap_or(first);
     let gateway = u32::from(pool.gateway);
     (start..end)
@@ -45,7 +47,11 @@ mod tests {
         let subnet = Ipv4Net::new(Ipv4Addr::new(10, 9, 8, 0), prefix).expect("a prefix length");
         let subnet = subnet.trunc();
         let gateway = Ipv4Addr::from(u32::from(subnet.network()) + 1);
-        Pool { subnet, gateway, bridge: "b".into() }
+        Pool {
+            subnet,
+            gateway,
+            bridge: "b".into(),
+        }
     }
 
     #[test]

@@ -4,19 +4,66 @@ use super::spec::Security;
 
 /// Every capability of Linux 6.x, without `CAP_`, by number.
 pub const ALL: [&str; 41] = [
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID",
-    "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW",
-    "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT",
-    "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD",
-    "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG",
-    "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
 ];
 
 /// What a container has when nobody says otherwise: the set that Docker made customary and
 /// containerd keeps.
 pub const DEFAULT: [&str; 14] = [
-    "CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP",
-    "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FSETID",
+    "FOWNER",
+    "MKNOD",
+    "NET_RAW",
+    "SETGID",
+    "SETUID",
+    "SETFCAP",
+    "SETPCAP",
+    "NET_BIND_SERVICE",
+    "SYS_CHROOT",
+    "KILL",
+    "AUDIT_WRITE",
 ];
 
 /// The capabilities of a container, with `CAP_`, in the kernel's order. `ALL` is applied before
@@ -33,7 +80,11 @@ pub fn granted(security: &Security) -> Vec<String> {
         if has(&security.add_capabilities, name) || has(&security.add_ambient_capabilities, name) {
             return !has(&security.drop_capabilities, name);
         }
-        let base = if all_dropped { false } else { all_added || DEFAULT.contains(&name) };
+        let base = if all_dropped {
+            false
+        } else {
+            all_added || DEFAULT.contains(&name)
+        };
         base && !has(&security.drop_capabilities, name)
     })
 }
@@ -43,11 +94,17 @@ pub fn granted(security: &Security) -> Vec<String> {
 pub fn ambient(security: &Security) -> Vec<String> {
     let granted = granted(security);
     let asked = with_prefix(|name| security.add_ambient_capabilities.iter().any(|n| n == name));
-    asked.into_iter().filter(|name| granted.contains(name)).collect()
+    asked
+        .into_iter()
+        .filter(|name| granted.contains(name))
+        .collect()
 }
 
 fn with_prefix(keep: impl Fn(&str) -> bool) -> Vec<String> {
-    ALL.iter().filter(|name| keep(name)).map(|name| format!("CAP_{name}")).collect()
+    ALL.iter()
+        .filter(|name| keep(name))
+        .map(|name| format!("CAP_{name}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -70,7 +127,10 @@ mod tests {
 
     #[test]
     fn all_comes_before_single_names() {
-        assert_eq!(granted(&security(&["NET_ADMIN"], &["ALL"])), ["CAP_NET_ADMIN"]);
+        assert_eq!(
+            granted(&security(&["NET_ADMIN"], &["ALL"])),
+            ["CAP_NET_ADMIN"]
+        );
         let but_one = granted(&security(&["ALL"], &["SYS_ADMIN"]));
         assert_eq!(but_one.len(), ALL.len() - 1);
         assert!(!but_one.contains(&"CAP_SYS_ADMIN".to_owned()));

@@ -79,7 +79,11 @@ pub struct Facts {
 
 /// What a container should be, given its own wish and its sandbox.
 #[must_use]
-pub fn effective(own: Desired, sandbox: sandbox::Desired, sandbox_state: sandbox::State) -> Desired {
+pub fn effective(
+    own: Desired,
+    sandbox: sandbox::Desired,
+    sandbox_state: sandbox::State,
+) -> Desired {
     let from_sandbox = match (sandbox, sandbox_state) {
         (sandbox::Desired::Removed, _) | (_, sandbox::State::Failed) => Desired::Removed,
         (sandbox::Desired::Stopped, _) => Desired::Stopped,
@@ -136,8 +140,12 @@ pub fn next_step(desired: Desired, state: State, facts: Facts) -> Step {
         (Desired::Created | Desired::Running, State::Running) => Step::Rest,
         (Desired::Removed, State::Running) => Step::Kill,
         (Desired::Stopped, State::Running) => match facts {
-            Facts { grace_over: true, .. } => Step::Kill,
-            Facts { signalled: false, .. } => Step::Signal,
+            Facts {
+                grace_over: true, ..
+            } => Step::Kill,
+            Facts {
+                signalled: false, ..
+            } => Step::Signal,
             _ => Step::AwaitGrace,
         },
     }
@@ -241,13 +249,19 @@ mod tests {
 
     #[test]
     fn stopping_what_never_ran_changes_nothing() {
-        assert_eq!(admit(Desired::Stopped, Desired::Created, State::Created), Verdict::Already);
+        assert_eq!(
+            admit(Desired::Stopped, Desired::Created, State::Created),
+            Verdict::Already
+        );
     }
 
     #[test]
     fn starting_again_while_it_starts_joins() {
         for state in [State::Created, State::Starting, State::Running] {
-            assert_eq!(admit(Desired::Running, Desired::Running, state), Verdict::Already);
+            assert_eq!(
+                admit(Desired::Running, Desired::Running, state),
+                Verdict::Already
+            );
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod address;
 pub mod capability;
 pub mod container;
 pub mod process;
+pub use crate::image::reference;
 pub mod sandbox;
 pub mod signal;
 pub mod spec;

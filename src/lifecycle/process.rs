@@ -43,7 +43,11 @@ pub fn resolve(
     let mut args = Vec::new();
     if spec.command.is_empty() {
         args.extend(image.entrypoint.iter().cloned());
-        let rest = if spec.args.is_empty() { &image.cmd } else { &spec.args };
+        let rest = if spec.args.is_empty() {
+            &image.cmd
+        } else {
+            &spec.args
+        };
         args.extend(rest.iter().cloned());
     } else {
         // A command of one's own drops the image's arguments too.
@@ -80,9 +84,10 @@ fn user(image: &ImageSpec, spec: &ContainerSpec) -> (String, Option<String>) {
         return (security.run_as_username.clone(), group);
     }
     match image.user.split_once(':') {
-        Some((user, of_image)) => {
-            (user.to_owned(), group.or_else(|| Some(of_image.to_owned()).filter(|g| !g.is_empty())))
-        }
+        Some((user, of_image)) => (
+            user.to_owned(),
+            group.or_else(|| Some(of_image.to_owned()).filter(|g| !g.is_empty())),
+        ),
         None => (image.user.clone(), group),
     }
 }
@@ -105,7 +110,9 @@ fn environment(image: &ImageSpec, spec: &ContainerSpec, hostname: &str) -> Vec<S
             None => env.push((name, value)),
         }
     }
-    env.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+    env.into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
 }
 
 #[cfg(test)]
@@ -119,8 +126,11 @@ mod tests {
     /// The table in Kubernetes' documentation of `command` and `args`.
     #[test]
     fn command_and_args_follow_the_table() {
-        let image =
-            ImageSpec { entrypoint: words("ep-1 foo"), cmd: words("bar"), ..Default::default() };
+        let image = ImageSpec {
+            entrypoint: words("ep-1 foo"),
+            cmd: words("bar"),
+            ..Default::default()
+        };
         for (command, args, runs) in [
             ("", "", "ep-1 foo bar"),
             ("ep-2", "", "ep-2"),
@@ -132,7 +142,10 @@ mod tests {
                 args: words(args),
                 ..Default::default()
             };
-            assert_eq!(resolve(&image, &spec, "h").expect("a command").args, words(runs));
+            assert_eq!(
+                resolve(&image, &spec, "h").expect("a command").args,
+                words(runs)
+            );
         }
     }
 
@@ -157,12 +170,19 @@ mod tests {
         };
         let process = resolve(&image, &spec, "pod").expect("a command");
         assert_eq!(process.env, ["PATH=/image", "HOSTNAME=pod", "A=2", "B=x=y"]);
-        assert_eq!((process.cwd.as_str(), process.stop_signal), ("/", signal::TERM));
+        assert_eq!(
+            (process.cwd.as_str(), process.stop_signal),
+            ("/", signal::TERM)
+        );
     }
 
     #[test]
     fn users_come_from_the_request_first() {
-        let image = ImageSpec { cmd: words("sh"), user: "www:data".into(), ..Default::default() };
+        let image = ImageSpec {
+            cmd: words("sh"),
+            user: "www:data".into(),
+            ..Default::default()
+        };
         let mut spec = ContainerSpec::default();
         let of = |spec: &ContainerSpec| {
             let process = resolve(&image, spec, "h").expect("a command");

@@ -84,7 +84,11 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
 /// The next step for a sandbox.
 #[must_use]
 pub fn next_step(desired: Desired, state: State, containers: Containers) -> Step {
-    let desired = if state == State::Failed { Desired::Removed } else { desired };
+    let desired = if state == State::Failed {
+        Desired::Removed
+    } else {
+        desired
+    };
     match (desired, state) {
         (Desired::Ready, State::Preparing) => Step::SetUp,
         (Desired::Ready, _) | (Desired::Stopped, State::Stopped) => Step::Rest,

@@ -8,7 +8,9 @@ use crate::state::job::Outcome;
 
 /// Removes what a cleanup task names.
 pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, ReconcileError> {
-    let Some(task) = back.store.cleanup_task(id).await? else { return Ok(Outcome::Done) };
+    let Some(task) = back.store.cleanup_task(id).await? else {
+        return Ok(Outcome::Done);
+    };
     let (back_too, task_too) = (back.clone(), task.clone());
     match blocking(move || remove(&back_too, &task_too)).await {
         Ok(()) => {

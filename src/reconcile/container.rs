@@ -21,7 +21,9 @@ const POPULATED_NS: i64 = 20_000_000;
 /// Brings one container to rest.
 pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
     loop {
-        let Some(container) = back.store.container(id).await? else { return Ok(Outcome::Done) };
+        let Some(container) = back.store.container(id).await? else {
+            return Ok(Outcome::Done);
+        };
         let now = now_ns();
         let facts = Facts {
             signalled: container.signalled_at.is_some(),
@@ -61,7 +63,9 @@ pub(super) async fn cgroup_path(
     back: &Back,
     container: &Container,
 ) -> Result<Option<CgroupPath>, ReconcileError> {
-    let Some(sandbox) = back.store.sandbox(&container.sandbox_id).await? else { return Ok(None) };
+    let Some(sandbox) = back.store.sandbox(&container.sandbox_id).await? else {
+        return Ok(None);
+    };
     let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent)?;
     Ok(Some(pod.join(container.id.as_str())?))
 }
@@ -85,7 +89,9 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     };
     match made {
         Ok(rootfs) => {
-            back.observed.container_created(id.clone(), rootfs, done(stages, None)).await?;
+            back.observed
+                .container_created(id.clone(), rootfs, done(stages, None))
+                .await?;
             crash::point("container.created");
             Ok(())
         }
@@ -93,7 +99,10 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(container = %id, error = text, "cannot prepare the container");
-            Ok(back.observed.container_error(id.clone(), done(stages, Some(text))).await?)
+            Ok(back
+                .observed
+                .container_error(id.clone(), done(stages, Some(text)))
+                .await?)
         }
     }
 }
@@ -118,7 +127,9 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
     if let Some(handle) = back.processes.get(&container.id) {
         processes::signal(&handle.pidfd, number)?;
     }
-    back.observed.container_signalled(container.id.clone(), number).await?;
+    back.observed
+        .container_signalled(container.id.clone(), number)
+        .await?;
     crash::point("container.signalled");
     Ok(())
 }
@@ -161,7 +172,9 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
         }
     }
     back.store.samples().remove(&container.id);
-    back.observed.container_released(container.id.clone()).await?;
+    back.observed
+        .container_released(container.id.clone())
+        .await?;
     crash::point("container.released");
     Ok(true)
 }
@@ -181,7 +194,9 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     crash::point("container.files_removed");
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();
-    back.observed.container_removed(container.id.clone(), sandbox).await?;
+    back.observed
+        .container_removed(container.id.clone(), sandbox)
+        .await?;
     crash::point("container.removed");
     Ok(())
 }

@@ -57,9 +57,10 @@ pub(super) async fn launch(
     };
     match result {
         Ok((process, started_at)) => {
-            let process = (launched.pid, launched.start_time);
             let done = done(stages, None);
-            back.observed.container_running(id.clone(), process, started_at, done).await?;
+            back.observed
+                .container_running(id.clone(), process, started_at, done)
+                .await?;
             crash::point("container.running");
             Ok(())
         }
@@ -75,7 +76,10 @@ pub(super) async fn launch(
                 ran: false,
             };
             let done = done(stages, Some(text));
-            Ok(back.observed.container_start_failed(id.clone(), exit, done).await?)
+            Ok(back
+                .observed
+                .container_start_failed(id.clone(), exit, done)
+                .await?)
         }
     }
 }
@@ -91,7 +95,11 @@ async fn start(
     stages.enter("cgroup");
     let path = container::cgroup_path(back, container).await?;
     let path = path.ok_or_else(|| ReconcileError::Plan("its sandbox is gone".into()))?;
-    let resources = plan.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
+    let resources = plan
+        .spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone());
     let (back_too, path_too) = (back.clone(), path.clone());
     let again = container.state == State::Starting;
     blocking(move || {
@@ -118,7 +126,10 @@ async fn start(
     let started_at = now_ns();
     crash::point("container.launched");
     let process = (launched.pid, launched.start_time);
-    let handle = Handle { pidfd: launched.pidfd, _outputs: launched.outputs };
+    let handle = Handle {
+        pidfd: launched.pidfd,
+        _outputs: launched.outputs,
+    };
     back.processes.put(&container.id, handle);
     stages.enter("record");
     sampler::sample(back, &container.id, &path);
@@ -132,7 +143,10 @@ async fn resume(
     shim: &ShimClient,
 ) -> Result<bool, ReconcileError> {
     let held = shim.list().await?;
-    let Some(item) = held.into_iter().find(|item| item.id.as_str() == container.id.as_str()) else {
+    let Some(item) = held
+        .into_iter()
+        .find(|item| item.id.as_str() == container.id.as_str())
+    else {
         return Ok(false);
     };
     let now = now_ns();
@@ -146,7 +160,9 @@ async fn resume(
     };
     super::recovery::hold(back, shim, &container.id, item.pid, item.start_time).await;
     let process = (item.pid, item.start_time);
-    back.observed.container_running(container.id.clone(), process, now, done).await?;
+    back.observed
+        .container_running(container.id.clone(), process, now, done)
+        .await?;
     Ok(true)
 }
 
@@ -157,8 +173,11 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         Some(top) => back.store.layer_chain(&top).await?,
         None => Vec::new(),
     };
-    let lower = chain.iter().map(|chain_id| back.images.layer_path(chain_id)).collect();
-    let snapshot = snapshot::locate(&back.paths.root, container.id.as_str());
+    let lower = chain
+        .iter()
+        .map(|chain_id| back.images.layer_path(chain_id))
+        .collect();
+    let snapshot = snapshot::locate(&back.paths.root, container.id.as_str())?;
     container_plan::build(back, container, &sandbox, snapshot, lower)
 }
 

@@ -1,14 +1,16 @@
 //! From rows to a launch plan: every decision about a container is made here, and the node side
 //! only carries it out.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
+    Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
     LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
     LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, OciSpecError, PosixRlimitBuilder,
-    PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimitBuilder, PosixRlimitType,
+    ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::mounts::{self, SandboxMounts};
@@ -34,7 +36,9 @@ pub(super) fn build(
     snapshot: Snapshot,
     lower: Vec<PathBuf>,
 ) -> Result<LaunchPlan, ReconcileError> {
-    let cgroup = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(container.id.as_str())?;
+    let cgroup = back
+        .pod_cgroup(&sandbox.spec.cgroup_parent)?
+        .join(container.id.as_str())?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&cgroup);
     let spec = &container.spec;
     let security = &spec.security;
@@ -58,7 +62,10 @@ pub(super) fn build(
                 .collect(),
             merge_image_groups: !security.supplemental_groups_strict,
         },
-        cgroup: CgroupEntry { unified_dir, v1_tasks_files },
+        cgroup: CgroupEntry {
+            unified_dir,
+            v1_tasks_files,
+        },
         stdio: Stdio {
             fifo_dir: back.paths.container(&container.id),
             log_path,
@@ -95,19 +102,32 @@ fn runtime_spec(
     let (masked, readonly) = if security.privileged {
         (Vec::new(), Vec::new())
     } else {
-        (security.masked_paths.clone(), security.readonly_paths.clone())
+        (
+            security.masked_paths.clone(),
+            security.readonly_paths.clone(),
+        )
     };
     let linux = LinuxBuilder::default()
         .namespaces(namespaces(spec, sandbox, &dir.join("ns"))?)
         .devices(devices(&spec.devices)?)
-        .resources(resources(&spec.resources, security.privileged, &spec.devices, &back.cgroups)?)
+        .resources(resources(
+            &spec.resources,
+            security.privileged,
+            &spec.devices,
+            &back.cgroups,
+        )?)
         .masked_paths(masked)
         .readonly_paths(readonly)
         .build()?;
     SpecBuilder::default()
         .version(OCI_VERSION)
         .process(process)
-        .root(RootBuilder::default().path("rootfs").readonly(security.readonly_rootfs).build()?)
+        .root(
+            RootBuilder::default()
+                .path("rootfs")
+                .readonly(security.readonly_rootfs)
+                .build()?,
+        )
         .mounts(mounts::all(spec, &files)?)
         .linux(linux)
         .build()
@@ -116,22 +136,29 @@ fn runtime_spec(
 fn capabilities(
     spec: &ContainerSpec,
 ) -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
-    let set = |names: Vec<String>| names.iter().filter_map(|n| n.parse::<Capability>().ok());
-    let granted = capability::granted(&spec.security);
-    let ambient = capability::ambient(&spec.security);
+    let set = |names: Vec<String>| -> Capabilities {
+        names
+            .iter()
+            .filter_map(|name| name.parse::<Capability>().ok())
+            .collect()
+    };
+    let granted = set(capability::granted(&spec.security));
+    let ambient = set(capability::ambient(&spec.security));
     LinuxCapabilitiesBuilder::default()
-        .bounding(set(granted.clone()).collect::<std::collections::HashSet<_>>())
-        .permitted(set(granted.clone()).collect::<std::collections::HashSet<_>>())
-        .effective(set(granted).collect::<std::collections::HashSet<_>>())
-        .inheritable(set(ambient.clone()).collect::<std::collections::HashSet<_>>())
-        .ambient(set(ambient).collect::<std::collections::HashSet<_>>())
+        .bounding(granted.clone())
+        .permitted(granted.clone())
+        .effective(granted)
+        .inheritable(ambient.clone())
+        .ambient(ambient)
         .build()
 }
 
 /// Never above what this process may give.
 fn files_limit() -> Result<oci_spec::runtime::PosixRlimit, OciSpecError> {
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let hard = own.maximum.map_or(FILES_HARD, |maximum| maximum.min(FILES_HARD));
+    let hard = own
+        .maximum
+        .map_or(FILES_HARD, |maximum| maximum.min(FILES_HARD));
     PosixRlimitBuilder::default()
         .typ(PosixRlimitType::RlimitNofile)
         .soft(FILES_SOFT.min(hard))
@@ -145,7 +172,12 @@ fn namespaces(
     pins: &Path,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let joined = |kind, path: PathBuf| LinuxNamespaceBuilder::default().typ(kind).path(path).build();
+    let joined = |kind, path: PathBuf| {
+        LinuxNamespaceBuilder::default()
+            .typ(kind)
+            .path(path)
+            .build()
+    };
     let mut list = vec![new(LinuxNamespaceType::Mount)?];
     if !spec.security.privileged {
         list.push(new(LinuxNamespaceType::Cgroup)?);
@@ -171,7 +203,9 @@ fn namespaces(
 fn devices(devices: &[DeviceSpec]) -> Result<Vec<LinuxDevice>, OciSpecError> {
     let mut nodes = Vec::new();
     for device in devices {
-        let Some((kind, major, minor, mode)) = device_node(&device.host_path) else { continue };
+        let Some((kind, major, minor, mode)) = device_node(&device.host_path) else {
+            continue;
+        };
         let node = LinuxDeviceBuilder::default()
             .path(&device.container_path)
             .typ(kind)
@@ -192,8 +226,16 @@ fn device_node(path: &str) -> Option<(LinuxDeviceType, i64, i64, u32)> {
         rustix::fs::FileType::BlockDevice => LinuxDeviceType::B,
         _ => return None,
     };
-    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
-    Some((kind, i64::from(major), i64::from(minor), stat.st_mode & 0o777))
+    let (major, minor) = (
+        rustix::fs::major(stat.st_rdev),
+        rustix::fs::minor(stat.st_rdev),
+    );
+    Some((
+        kind,
+        i64::from(major),
+        i64::from(minor),
+        stat.st_mode & 0o777,
+    ))
 }
 
 /// Device numbers every container may use: null, zero, full, tty, random, urandom, ptmx and the
@@ -238,7 +280,11 @@ fn device_rules(
     }
     for device in devices {
         if let Some((kind, major, minor, _)) = device_node(&device.host_path) {
-            let access = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+            let access = if device.permissions.is_empty() {
+                "rwm"
+            } else {
+                &device.permissions
+            };
             rules.push(rule(true, kind, Some(major), Some(minor), access)?);
         }
     }
@@ -287,14 +333,18 @@ fn resources(
         .filter(|(_, limit)| huge || *limit > 0)
         .map(|(size, limit)| {
             let limit = i64::try_from(*limit).unwrap_or(i64::MAX);
-            LinuxHugepageLimitBuilder::default().page_size(size).limit(limit).build()
+            LinuxHugepageLimitBuilder::default()
+                .page_size(size)
+                .limit(limit)
+                .build()
         })
         .collect::<Result<Vec<_>, _>>()?;
     if !limits_of_pages.is_empty() {
         resources = resources.hugepage_limits(limits_of_pages);
     }
     if !limits.unified.is_empty() {
-        resources = resources.unified(limits.unified.clone().into_iter().collect::<std::collections::HashMap<_, _>>());
+        let files: HashMap<String, String> = limits.unified.clone().into_iter().collect();
+        resources = resources.unified(files);
     }
     resources.build()
 }

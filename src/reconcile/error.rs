@@ -58,7 +58,11 @@ impl ReconcileError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { operation, path, source }
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
     }
 
     /// The text with every cause, for a row or a log line.

@@ -5,12 +5,12 @@
 
 pub mod cleanup;
 mod container;
-mod container_plan;
 mod container_launch;
+mod container_plan;
 mod error;
 mod image;
-mod mounts;
 pub mod monitor;
+mod mounts;
 mod processes;
 pub mod recovery;
 pub mod sampler;
@@ -31,6 +31,7 @@ use crate::shim::client::ShimClient;
 use crate::state::{ObservedWriter, Store};
 
 pub use error::ReconcileError;
+pub use image::import;
 pub use processes::Processes;
 
 /// What every reconciler works with. Cheap to clone.
@@ -141,5 +142,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ReconcileError> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work).await.map_err(|_| ReconcileError::Panicked)?
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ReconcileError::Panicked)?
 }

@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::processes::{Handle, Watched};
@@ -19,21 +18,27 @@ use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::may_live;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE};
-use crate::sys::pidfd_info::{self, PidfdExit};
 use crate::state::container_facts::Exit;
 use crate::state::now_ns;
+use crate::sys::async_fd;
+use crate::sys::pidfd_info::{self, PidfdExit};
 
 /// How long the shim is given to tell of an exit that a pidfd has shown.
 const SHIM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Watches pidfds until the daemon ends.
-pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
+pub async fn run(
+    back: Back,
+    mut watched: mpsc::UnboundedReceiver<Watched>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut watching = JoinSet::new();
     loop {
         tokio::select! {
+            _ = stop.changed() => return,
             news = watched.recv() => match news {
                 Some(Watched { id, handle }) => {
-                    watching.spawn(watch(back.clone(), id, handle));
+                    watching.spawn(witness(back.clone(), id, handle));
                 }
                 None => return,
             },
@@ -43,13 +48,16 @@ pub async fn run(back: Back, mut watched: mpsc::UnboundedReceiver<Watched>) {
 }
 
 /// Waits for one process to end and sees to it that the end is recorded.
-async fn watch(back: Back, id: ContainerId, handle: Arc<Handle>) {
+async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
     if let Err(error) = ended(&handle.pidfd).await {
         tracing::warn!(container = %id, %error, "cannot watch a process");
         return;
     }
     let recorded = async {
-        let subscription = back.store.wakes().subscribe(ObjectKey::Container(id.clone()));
+        let subscription = back
+            .store
+            .wakes()
+            .subscribe(ObjectKey::Container(id.clone()));
         loop {
             let woken = subscription.next();
             match back.store.container(&id).await {
@@ -65,7 +73,13 @@ async fn watch(back: Back, id: ContainerId, handle: Arc<Handle>) {
     let exit = match pidfd_info::exit_status(handle.pidfd.as_fd()) {
         Ok(PidfdExit::Status(status)) => {
             let code = code_of(status);
-            Exit { code, at: now_ns(), reason: reason_of(code, false), error: None, ran: true }
+            Exit {
+                code,
+                at: now_ns(),
+                reason: reason_of(code, false),
+                error: None,
+                ran: true,
+            }
         }
         _ => unseen(),
     };
@@ -76,7 +90,7 @@ async fn watch(back: Back, id: ContainerId, handle: Arc<Handle>) {
 
 /// A pidfd is readable when its process has ended (pidfd_open(2)).
 async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
-    let registered = AsyncFd::with_interest(pidfd.try_clone()?, tokio::io::Interest::READABLE)?;
+    let registered = async_fd::register(pidfd.try_clone()?)?;
     registered.readable().await.map(drop)
 }
 
@@ -125,10 +139,19 @@ pub(super) async fn exited(
         };
         let code = record.code;
         let exit = if record.lost {
-            Exit { at: record.at_ns, ..unseen() }
+            Exit {
+                at: record.at_ns,
+                ..unseen()
+            }
         } else {
             let reason = reason_of(code, oom_killed);
-            Exit { code, at: record.at_ns, reason, error: None, ran: true }
+            Exit {
+                code,
+                at: record.at_ns,
+                reason,
+                error: None,
+                ran: true,
+            }
         };
         back.observed.container_exited(id.clone(), exit).await?;
         back.processes.remove(&id);

@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Mount, MountBuilder, OciSpecError};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Mount, MountBuilder};
 
 use crate::lifecycle::spec::{ContainerSpec, MountSpec, NamespaceMode, Propagation};
 
@@ -23,18 +24,29 @@ pub(super) fn all(
     sandbox: &SandboxMounts,
 ) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = standard(spec, sandbox)?;
-    let asked = |path: &str| spec.mounts.iter().any(|m| normal(&m.container_path) == path);
+    let asked = |path: &str| {
+        spec.mounts
+            .iter()
+            .any(|m| normal(&m.container_path) == path)
+    };
     let read_only = spec.security.readonly_rootfs;
     for name in ["hosts", "resolv.conf", "hostname"] {
         let target = format!("/etc/{name}");
         if !asked(&target) {
             let access = if read_only { "ro" } else { "rw" };
-            mounts.push(bind(&sandbox.dir.join(name), &target, &["rbind", "rprivate", access])?);
+            mounts.push(bind(
+                &sandbox.dir.join(name),
+                &target,
+                &["rbind", "rprivate", access],
+            )?);
         }
     }
     if !asked("/dev/shm") {
-        let shm =
-            if sandbox.own_ipc { sandbox.dir.join("shm") } else { PathBuf::from("/dev/shm") };
+        let shm = if sandbox.own_ipc {
+            sandbox.dir.join("shm")
+        } else {
+            PathBuf::from("/dev/shm")
+        };
         let options = ["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"];
         mounts.push(bind(&shm, "/dev/shm", &options)?);
     }
@@ -47,7 +59,10 @@ pub(super) fn all(
 }
 
 fn normal(path: &str) -> String {
-    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let parts: Vec<_> = path
+        .split('/')
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
     format!("/{}", parts.join("/"))
 }
 
@@ -57,8 +72,14 @@ fn standard(spec: &ContainerSpec, sandbox: &SandboxMounts) -> Result<Vec<Mount>,
     let kernel = ["nosuid", "noexec", "nodev"];
     let with_access = ["nosuid", "noexec", "nodev", access];
     let tmpfs = ["nosuid", "strictatime", "mode=755", "size=65536k"];
-    let terminals =
-        ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"];
+    let terminals = [
+        "nosuid",
+        "noexec",
+        "newinstance",
+        "ptmxmode=0666",
+        "mode=0620",
+        "gid=5",
+    ];
     let mut mounts = vec![
         file_system("proc", "proc", "/proc", &kernel)?,
         file_system("tmpfs", "tmpfs", "/dev", &tmpfs)?,
@@ -74,7 +95,12 @@ fn standard(spec: &ContainerSpec, sandbox: &SandboxMounts) -> Result<Vec<Mount>,
         let options = ["rbind", "rprivate", "nosuid", "noexec", "nodev", access];
         mounts.push(bind(Path::new("/sys"), "/sys", &options)?);
     }
-    mounts.push(file_system("cgroup", "cgroup", "/sys/fs/cgroup", &with_access)?);
+    mounts.push(file_system(
+        "cgroup",
+        "cgroup",
+        "/sys/fs/cgroup",
+        &with_access,
+    )?);
     Ok(mounts)
 }
 
@@ -89,7 +115,11 @@ fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
         (true, false) => "ro",
         (true, true) => "rro",
     };
-    bind(Path::new(&mount.host_path), &mount.container_path, &["rbind", propagation, access])
+    bind(
+        Path::new(&mount.host_path),
+        &mount.container_path,
+        &["rbind", propagation, access],
+    )
 }
 
 fn file_system(
@@ -102,7 +132,12 @@ fn file_system(
         .typ(kind)
         .source(source)
         .destination(target)
-        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .options(
+            options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
         .build()
 }
 
@@ -111,7 +146,12 @@ fn bind(source: &Path, target: &str, options: &[&str]) -> Result<Mount, OciSpecE
         .typ("bind")
         .source(source)
         .destination(target)
-        .options(options.iter().map(|option| (*option).to_owned()).collect::<Vec<_>>())
+        .options(
+            options
+                .iter()
+                .map(|option| (*option).to_owned())
+                .collect::<Vec<_>>(),
+        )
         .build()
 }
 
@@ -120,31 +160,56 @@ mod tests {
     use super::*;
 
     fn sandbox() -> SandboxMounts {
-        SandboxMounts { dir: "/s".into(), own_ipc: true, own_network: true }
+        SandboxMounts {
+            dir: "/s".into(),
+            own_ipc: true,
+            own_network: true,
+        }
     }
 
     fn mount(path: &str) -> MountSpec {
-        MountSpec { container_path: path.into(), host_path: "/h".into(), ..Default::default() }
+        MountSpec {
+            container_path: path.into(),
+            host_path: "/h".into(),
+            ..Default::default()
+        }
     }
 
     #[test]
     fn a_clients_own_hosts_file_replaces_ours() {
-        let spec = ContainerSpec { mounts: vec![mount("/etc//hosts")], ..Default::default() };
+        let spec = ContainerSpec {
+            mounts: vec![mount("/etc//hosts")],
+            ..Default::default()
+        };
         let mounts = all(&spec, &sandbox()).expect("mounts");
         let sources = |target: &str| {
             let to = |m: &&Mount| normal(&m.destination().display().to_string()) == target;
-            mounts.iter().filter(to).map(|m| m.source().clone()).collect::<Vec<_>>()
+            mounts
+                .iter()
+                .filter(to)
+                .map(|m| m.source().clone())
+                .collect::<Vec<_>>()
         };
         assert_eq!(sources("/etc/hosts"), [Some(PathBuf::from("/h"))]);
-        assert_eq!(sources("/etc/resolv.conf"), [Some(PathBuf::from("/s/resolv.conf"))]);
+        assert_eq!(
+            sources("/etc/resolv.conf"),
+            [Some(PathBuf::from("/s/resolv.conf"))]
+        );
     }
 
     #[test]
     fn what_is_below_comes_later() {
         let mounts = vec![mount("/a/b"), mount("/a")];
-        let spec = ContainerSpec { mounts, ..Default::default() };
+        let spec = ContainerSpec {
+            mounts,
+            ..Default::default()
+        };
         let mounts = all(&spec, &sandbox()).expect("mounts");
-        let place = |target: &str| mounts.iter().position(|m| m.destination() == Path::new(target));
+        let place = |target: &str| {
+            mounts
+                .iter()
+                .position(|m| m.destination() == Path::new(target))
+        };
         assert!(place("/a") < place("/a/b"));
     }
 }

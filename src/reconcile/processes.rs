@@ -45,7 +45,13 @@ impl Processes {
     #[must_use]
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Watched>) {
         let (news, watched) = mpsc::unbounded_channel();
-        (Self { held: Mutex::default(), news }, watched)
+        (
+            Self {
+                held: Mutex::default(),
+                news,
+            },
+            watched,
+        )
     }
 
     /// Holds a container's process, and has it watched.
@@ -58,37 +64,43 @@ impl Processes {
             .insert(id.clone(), Arc::clone(&handle));
         if known.is_none() {
             // Without a monitor the daemon is going down, and nobody needs to watch.
-            let _ = self.news.send(Watched { id: id.clone(), handle });
+            let _ = self.news.send(Watched {
+                id: id.clone(),
+                handle,
+            });
         }
     }
 
     /// The handle on a container's process.
     #[must_use]
     pub fn get(&self, id: &ContainerId) -> Option<Arc<Handle>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .cloned()
     }
 
     /// Lets go.
     pub fn remove(&self, id: &ContainerId) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 }
 
 /// Sends a signal; a process that is gone is no error.
 pub(super) fn signal(pidfd: &OwnedFd, number: i32) -> Result<(), ReconcileError> {
-    let Some(signal) = Signal::from_named_raw(number) else {
-        return signal_by_number(pidfd, number);
-    };
-    match pidfd_send_signal(pidfd.as_fd(), signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(errno) => Err(ReconcileError::file("signal", "a container's process")(errno.into())),
+    let failed = || ReconcileError::file("signal", "a container's process");
+    match Signal::from_named_raw(number) {
+        Some(signal) => match pidfd_send_signal(pidfd.as_fd(), signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(errno) => Err(failed()(errno.into())),
+        },
+        // Real-time signals have no name there.
+        None => crate::sys::pidfd_info::send_signal(pidfd.as_fd(), number).map_err(failed()),
     }
-}
-
-/// Real-time signals have no name in rustix.
-fn signal_by_number(pidfd: &OwnedFd, number: i32) -> Result<(), ReconcileError> {
-    crate::sys::pidfd::send_signal(pidfd.as_fd(), number)
-        .map_err(ReconcileError::file("signal", "a container's process"))
 }
 
 /// Opens a pidfd for the process that has this number and this start time; `None` when that one is

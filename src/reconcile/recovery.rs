@@ -25,17 +25,53 @@ pub fn boot_id() -> Result<String, ReconcileError> {
 /// # Errors
 /// When the database fails.
 pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
-    let forgotten = back.observed.forget_other_boots(back.boot_id.clone()).await?;
+    let forgotten = back
+        .observed
+        .forget_other_boots(back.boot_id.clone())
+        .await?;
     if forgotten > 0 {
-        tracing::warn!(sandboxes = forgotten, "the node was started anew: they are down");
+        tracing::warn!(
+            sandboxes = forgotten,
+            "the node was started anew: they are down"
+        );
     }
     back.observed.reclaim_jobs().await?;
     let mut keys = Vec::new();
-    keys.extend(back.store.all_sandbox_ids().await?.into_iter().map(ObjectKey::Sandbox));
-    keys.extend(back.store.all_containers().await?.into_iter().map(|c| ObjectKey::Container(c.id)));
-    keys.extend(back.store.unfinished_pulls().await?.into_iter().map(ObjectKey::Pull));
-    keys.extend(back.store.leaving_images().await?.into_iter().map(ObjectKey::Image));
-    keys.extend(back.store.pending_cleanups().await?.into_iter().map(ObjectKey::Cleanup));
+    keys.extend(
+        back.store
+            .all_sandbox_ids()
+            .await?
+            .into_iter()
+            .map(ObjectKey::Sandbox),
+    );
+    keys.extend(
+        back.store
+            .all_containers()
+            .await?
+            .into_iter()
+            .map(|c| ObjectKey::Container(c.id)),
+    );
+    keys.extend(
+        back.store
+            .unfinished_pulls()
+            .await?
+            .into_iter()
+            .map(ObjectKey::Pull),
+    );
+    keys.extend(
+        back.store
+            .leaving_images()
+            .await?
+            .into_iter()
+            .map(ObjectKey::Image),
+    );
+    keys.extend(
+        back.store
+            .pending_cleanups()
+            .await?
+            .into_iter()
+            .map(ObjectKey::Cleanup),
+    );
     tracing::info!(objects = keys.len(), "recovered");
     back.observed.enqueue(keys).await?;
     Ok(())
@@ -46,8 +82,12 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
 /// # Errors
 /// When the database or the shim fails.
 pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileError> {
-    let held: HashMap<String, _> =
-        shim.list().await?.into_iter().map(|item| (item.id.to_string(), item)).collect();
+    let held: HashMap<String, _> = shim
+        .list()
+        .await?
+        .into_iter()
+        .map(|item| (item.id.to_string(), item))
+        .collect();
     for container in back.store.all_containers().await? {
         if !may_live(container.state) {
             continue;
@@ -58,7 +98,10 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
             (None, Some((pid, start))) if processes::is_alive(pid, start) => {
                 tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
                 let plan = back.paths.container(id).join("plan.json");
-                let pidfd = back.processes.get(id).and_then(|held| held.pidfd.try_clone().ok());
+                let pidfd = back
+                    .processes
+                    .get(id)
+                    .and_then(|held| held.pidfd.try_clone().ok());
                 shim.adopt(Orphan {
                     id: id.as_str(),
                     kind: ProcessKind::Container,
@@ -84,22 +127,28 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
 }
 
 /// Takes handles on a container's process; one that has ended is told of by the shim.
-pub(super) async fn hold(
-    back: &Back,
-    shim: &ShimClient,
-    id: &ContainerId,
-    pid: i32,
-    start: u64,
-) {
+pub(super) async fn hold(back: &Back, shim: &ShimClient, id: &ContainerId, pid: i32, start: u64) {
     // The shim's own descriptors keep output alive, should that shim die.
     match shim.handles(id.as_str()).await {
         Ok(launched) => {
-            back.processes.put(id, Handle { pidfd: launched.pidfd, _outputs: launched.outputs });
+            back.processes.put(
+                id,
+                Handle {
+                    pidfd: launched.pidfd,
+                    _outputs: launched.outputs,
+                },
+            );
         }
         Err(error) => {
             tracing::debug!(container = %id, %error, "the shim gives no handles");
             if let Some(pidfd) = processes::open(pid, start) {
-                back.processes.put(id, Handle { pidfd, _outputs: Vec::new() });
+                back.processes.put(
+                    id,
+                    Handle {
+                        pidfd,
+                        _outputs: Vec::new(),
+                    },
+                );
             }
         }
     }

@@ -24,7 +24,10 @@ pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
             _ = stop.changed() => return,
             _ = ticks.tick() => {}
         }
-        let filter = ContainerFilter { state: Some(State::Running), ..Default::default() };
+        let filter = ContainerFilter {
+            state: Some(State::Running),
+            ..Default::default()
+        };
         let running = match back.store.containers(&filter).await {
             Ok(running) => running,
             Err(error) => {

@@ -26,15 +26,26 @@ const WAIT_NS: i64 = 5_000_000_000;
 /// Brings one sandbox to rest.
 pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, ReconcileError> {
     loop {
-        let Some(sandbox) = back.store.sandbox(id).await? else { return Ok(Outcome::Done) };
+        let Some(sandbox) = back.store.sandbox(id).await? else {
+            return Ok(Outcome::Done);
+        };
         let containers = back.store.sandbox_containers(id).await?;
-        let alive = containers.iter().filter(|c| container::may_live(c.state)).count();
-        let counts = Containers { known: containers.len() as u64, alive: alive as u64 };
+        let alive = containers
+            .iter()
+            .filter(|c| container::may_live(c.state))
+            .count();
+        let counts = Containers {
+            known: containers.len() as u64,
+            alive: alive as u64,
+        };
         match next_step(sandbox.desired, sandbox.state, counts) {
             Step::Rest => return Ok(Outcome::Done),
             Step::SetUp => set_up(back, &sandbox).await?,
             Step::StopContainers | Step::RemoveContainers => {
-                let keys = containers.into_iter().map(|c| ObjectKey::Container(c.id)).collect();
+                let keys = containers
+                    .into_iter()
+                    .map(|c| ObjectKey::Container(c.id))
+                    .collect();
                 back.observed.enqueue(keys).await?;
                 return Ok(Outcome::Again(WAIT_NS));
             }
@@ -72,7 +83,9 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     match make(back, sandbox, &mut stages).await {
         Ok(()) => {
             let done = finished("run_sandbox", id, sandbox.created_at, stages, None);
-            back.observed.sandbox_ready(id.clone(), back.boot_id.clone(), done).await?;
+            back.observed
+                .sandbox_ready(id.clone(), back.boot_id.clone(), done)
+                .await?;
             crash::point("sandbox.ready");
             Ok(())
         }
@@ -165,17 +178,24 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         return Ok(());
     }
     let shim = back.shim()?;
-    let path = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(id.as_str())?;
+    let path = back
+        .pod_cgroup(&sandbox.spec.cgroup_parent)?
+        .join(id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
     blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
     let plan = crate::runtime::launch::PodInitPlan {
         namespaces: pinned(&dir),
-        cgroup: CgroupEntry { unified_dir, v1_tasks_files },
+        cgroup: CgroupEntry {
+            unified_dir,
+            v1_tasks_files,
+        },
     };
     let launched = shim.pod_init(id.as_str(), plan).await?;
-    back.observed.sandbox_init(id.clone(), launched.pid, launched.start_time).await?;
+    back.observed
+        .sandbox_init(id.clone(), launched.pid, launched.start_time)
+        .await?;
     Ok(())
 }
 
@@ -213,7 +233,9 @@ async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     if sandbox.spec.pid != NamespaceMode::Pod {
         return Ok(());
     }
-    let path = back.pod_cgroup(&sandbox.spec.cgroup_parent)?.join(sandbox.id.as_str())?;
+    let path = back
+        .pod_cgroup(&sandbox.spec.cgroup_parent)?
+        .join(sandbox.id.as_str())?;
     let back_too = back.clone();
     blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
     if let Ok(shim) = back.shim() {

@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{Back, ReconcileError};
 use crate::lifecycle::spec::NamespaceMode;
-use crate::network::{self, dns};
+use crate::network;
 use crate::state::sandbox::Sandbox;
 
 /// The name a sandbox has: the wished one, the node's with the node's network, else its short id.
@@ -18,7 +18,10 @@ pub(super) fn hostname(sandbox: &Sandbox) -> String {
         return sandbox.spec.hostname.clone();
     }
     if sandbox.spec.network == NamespaceMode::Node {
-        return rustix::system::uname().nodename().to_string_lossy().into_owned();
+        return rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned();
     }
     sandbox.id.short().to_owned()
 }
@@ -32,26 +35,30 @@ pub(super) fn write(
     let dir = back.paths.sandbox(&sandbox.id);
     let hostname = hostname(sandbox);
     let resolv_conf = match &sandbox.spec.dns {
-        Some(spec) => dns::render_resolv_conf(&spec.servers, &spec.searches, &spec.options)?,
-        None => dns::read_node_resolv_conf(Path::new("/"))?,
+        Some(spec) => network::render_resolv_conf(&spec.servers, &spec.searches, &spec.options)?,
+        None => network::read_node_resolv_conf(Path::new("/"))?,
     };
     let hosts = if sandbox.spec.network == NamespaceMode::Node {
         let path = Path::new("/etc/hosts");
         std::fs::read_to_string(path).map_err(ReconcileError::file("read", path))?
     } else {
         let addresses: Vec<IpAddr> = address.into_iter().map(IpAddr::from).collect();
-        dns::render_hosts(&hostname, &addresses)?
+        network::render_hosts(&hostname, &addresses)?
     };
     let files = [
         ("resolv.conf", resolv_conf),
         ("hosts", hosts),
-        ("hostname", dns::render_hostname(&hostname)?),
+        ("hostname", network::render_hostname(&hostname)?),
     ];
     for (name, text) in files {
         let path = dir.join(name);
         std::fs::write(&path, text).map_err(ReconcileError::file("write", path))?;
     }
-    if sandbox.spec.ipc == NamespaceMode::Pod { mount_shm(&dir) } else { Ok(()) }
+    if sandbox.spec.ipc == NamespaceMode::Pod {
+        mount_shm(&dir)
+    } else {
+        Ok(())
+    }
 }
 
 /// The size of a pod's `/dev/shm`, as Docker and containerd have it.

@@ -35,7 +35,8 @@ pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
         match result {
             Ok((client, events)) => {
                 pause = PAUSE;
-                link.health.send_modify(|report| report.runtime_problem = None);
+                link.health
+                    .send_modify(|report| report.runtime_problem = None);
                 tokio::select! {
                     _ = stop.changed() => return,
                     () = listen(&back, &client, events) => {}
@@ -43,12 +44,14 @@ pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
                 tracing::error!("the shim is gone; starting another");
                 link.shim.send_replace(None);
                 let problem = Some("the shim is gone; another is being started".to_owned());
-                link.health.send_modify(|report| report.runtime_problem = problem);
+                link.health
+                    .send_modify(|report| report.runtime_problem = problem);
             }
             Err(error) => {
                 let text = format!("the shim cannot be started: {}", error.full_text());
                 tracing::error!(error = text, "no shim");
-                link.health.send_modify(|report| report.runtime_problem = Some(text));
+                link.health
+                    .send_modify(|report| report.runtime_problem = Some(text));
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
@@ -71,7 +74,7 @@ async fn connect(
 /// shim tells of it again when we connect again.
 async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
     while let Some(ShimEvent::Exited(record)) = events.recv().await {
-        let id = record.id.clone();
+        let id = record.id.to_string();
         if let Err(error) = monitor::exited(back, client, record).await {
             let error = error.full_text();
             tracing::error!(id, error, "cannot record an exit");

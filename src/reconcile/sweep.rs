@@ -18,24 +18,58 @@ async fn sweep(back: &Back) -> Result<(), ReconcileError> {
     // Listed before the rows are read: what is made later has its row already.
     let back_too = back.clone();
     let found = blocking(move || Found::list(&back_too)).await?;
-    let sandboxes = ids(back.store.all_sandbox_ids().await?.into_iter().map(String::from));
-    let containers =
-        ids(back.store.all_containers().await?.into_iter().map(|c| String::from(c.id)));
+    let sandboxes = ids(back
+        .store
+        .all_sandbox_ids()
+        .await?
+        .into_iter()
+        .map(String::from));
+    let containers = ids(back
+        .store
+        .all_containers()
+        .await?
+        .into_iter()
+        .map(|c| String::from(c.id)));
     let snapshots = ids(back.store.snapshot_owners().await?);
     let layers = ids(back.store.all_layers().await?);
-    let links = ids(back.store.allocations().await?.into_iter().map(|a| a.host_link));
+    let links = ids(back
+        .store
+        .allocations()
+        .await?
+        .into_iter()
+        .map(|a| a.host_link));
     let back = back.clone();
     blocking(move || {
-        for name in found.sandboxes.iter().filter(|name| !sandboxes.contains(*name)) {
+        for name in found
+            .sandboxes
+            .iter()
+            .filter(|name| !sandboxes.contains(*name))
+        {
             let dir = back.paths.sandboxes().join(name);
-            note("sandbox directory", name, super::sandbox_files::discard(&dir));
+            note(
+                "sandbox directory",
+                name,
+                super::sandbox_files::discard(&dir),
+            );
         }
-        for name in found.containers.iter().filter(|name| !containers.contains(*name)) {
+        for name in found
+            .containers
+            .iter()
+            .filter(|name| !containers.contains(*name))
+        {
             let dir = back.paths.containers().join(name);
             let removed = std::fs::remove_dir_all(&dir);
-            note("container directory", name, removed.map_err(ReconcileError::file("remove", dir)));
+            note(
+                "container directory",
+                name,
+                removed.map_err(ReconcileError::file("remove", dir)),
+            );
         }
-        for name in found.snapshots.iter().filter(|name| !snapshots.contains(*name)) {
+        for name in found
+            .snapshots
+            .iter()
+            .filter(|name| !snapshots.contains(*name))
+        {
             let removed = snapshot::remove_snapshot(&back.paths.root, name);
             note("snapshot", name, removed.map_err(ReconcileError::from));
         }
@@ -60,7 +94,12 @@ fn note(kind: &str, name: &str, result: Result<(), ReconcileError>) {
     match result {
         Ok(()) => tracing::warn!(kind, name, "removed what had no row"),
         Err(error) => {
-            tracing::warn!(kind, name, error = error.full_text(), "cannot remove what has no row");
+            tracing::warn!(
+                kind,
+                name,
+                error = error.full_text(),
+                "cannot remove what has no row"
+            );
         }
     }
 }

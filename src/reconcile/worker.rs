@@ -22,7 +22,9 @@ pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         // A slot first: what is claimed is looked at at once.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
         let free = u32::try_from(slots.available_permits() + 1).unwrap_or(1);
         let (claims, next) = match back.observed.claim_jobs(free).await {
             Ok(claimed) => claimed,

@@ -106,13 +106,20 @@ impl LaunchPlan {
     #[must_use]
     pub fn exec(&self, args: Vec<String>) -> Option<ExecPlan> {
         let process = self.spec.process().as_ref()?;
-        let granted = process.capabilities().as_ref().and_then(|sets| sets.bounding().clone());
+        let granted = process
+            .capabilities()
+            .as_ref()
+            .and_then(|sets| sets.bounding().clone());
         Some(ExecPlan {
             args,
             env: process.env().clone().unwrap_or_default(),
             cwd: process.cwd().display().to_string(),
             user: self.user.clone(),
-            capabilities: granted.into_iter().flatten().map(|name| name.to_string()).collect(),
+            capabilities: granted
+                .into_iter()
+                .flatten()
+                .map(|name| name.to_string())
+                .collect(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             cgroup: self.cgroup.clone(),
         })

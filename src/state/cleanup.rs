@@ -83,7 +83,10 @@ impl Store {
         .map_err(during("read a cleanup task"))?;
         row.map(|row| {
             Ok(CleanupTask {
-                resource: row.resource_type.parse().map_err(corrupt("cleanup_tasks"))?,
+                resource: row
+                    .resource_type
+                    .parse()
+                    .map_err(corrupt("cleanup_tasks"))?,
                 path: row.path,
                 owner: row.owner,
             })
@@ -159,13 +162,15 @@ impl ObservedWriter {
         self.0
             .write("note a failed cleanup", move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE cleanup_tasks SET status = 'failed', error = ? WHERE id = ?")
-                        .bind(error)
-                        .bind(id)
-                        .execute(&mut tx.connection)
-                        .await
-                        .map(drop)
-                        .map_err(during("note a failed cleanup"))
+                    sqlx::query(
+                        "UPDATE cleanup_tasks SET status = 'failed', error = ? WHERE id = ?",
+                    )
+                    .bind(error)
+                    .bind(id)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(drop)
+                    .map_err(during("note a failed cleanup"))
                 })
             })
             .await

@@ -95,12 +95,19 @@ impl TryFrom<Row> for Container {
         let log_path = if row.log_directory.is_empty() || spec.log_path.is_empty() {
             String::new()
         } else {
-            format!("{}/{}", row.log_directory.trim_end_matches('/'), spec.log_path)
+            format!(
+                "{}/{}",
+                row.log_directory.trim_end_matches('/'),
+                spec.log_path
+            )
         };
         Ok(Self {
             id: row.id.try_into().map_err(corrupt("containers.id"))?,
             log_path,
-            sandbox_id: row.sandbox_id.try_into().map_err(corrupt("containers.sandbox_id"))?,
+            sandbox_id: row
+                .sandbox_id
+                .try_into()
+                .map_err(corrupt("containers.sandbox_id"))?,
             image_id: row.image_id,
             spec,
             created_at: row.created_at,
@@ -116,8 +123,12 @@ impl TryFrom<Row> for Container {
             signalled_at: row.signalled_at,
             released: row.released,
             sandbox: (
-                row.sandbox_desired.parse().map_err(corrupt("sandboxes.desired"))?,
-                row.sandbox_state.parse().map_err(corrupt("sandboxes.state"))?,
+                row.sandbox_desired
+                    .parse()
+                    .map_err(corrupt("sandboxes.desired"))?,
+                row.sandbox_state
+                    .parse()
+                    .map_err(corrupt("sandboxes.state"))?,
             ),
         })
     }
@@ -209,7 +220,9 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(during("find a container"))?;
-        rows.into_iter().map(|id| id.try_into().map_err(corrupt("containers.id"))).collect()
+        rows.into_iter()
+            .map(|id| id.try_into().map_err(corrupt("containers.id")))
+            .collect()
     }
 }
 
@@ -268,7 +281,10 @@ impl Tx {
                 .map_err(during("find a sandbox"))?;
         let Some((desired, state)) = pod else {
             let id = new.sandbox_id.to_string();
-            return Err(StateError::NotFound { noun: "sandbox", id });
+            return Err(StateError::NotFound {
+                noun: "sandbox",
+                id,
+            });
         };
         let state: SandboxState = state.parse().map_err(corrupt("sandboxes.state"))?;
         if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
@@ -295,7 +311,10 @@ impl Tx {
         .await
         .map_err(during("find an image"))?;
         let Some(top_chain_id) = image else {
-            return Err(StateError::NotFound { noun: "image", id: new.image_id.clone() });
+            return Err(StateError::NotFound {
+                noun: "image",
+                id: new.image_id.clone(),
+            });
         };
         self.insert_container(new).await?;
         self.add_snapshot(&new.id, top_chain_id.as_deref()).await?;
@@ -349,7 +368,10 @@ impl Tx {
         .await
         .map_err(during("find a container"))?;
         let Some((desired, state, pod)) = row else {
-            return Err(StateError::NotFound { noun: "container", id: id.to_string() });
+            return Err(StateError::NotFound {
+                noun: "container",
+                id: id.to_string(),
+            });
         };
         let state: State = state.parse().map_err(corrupt("containers.state"))?;
         let desired = desired.parse().map_err(corrupt("containers.desired"))?;

@@ -175,7 +175,11 @@ impl ObservedWriter {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn container_signalled(&self, id: ContainerId, signal: i32) -> Result<(), StateError> {
+    pub async fn container_signalled(
+        &self,
+        id: ContainerId,
+        signal: i32,
+    ) -> Result<(), StateError> {
         self.0
             .write("record a stop signal", move |tx| {
                 Box::pin(async move {
@@ -186,7 +190,8 @@ impl ObservedWriter {
                         .await
                         .map_err(during("record a stop signal"))?;
                     let message = format!("signal {signal} sent");
-                    tx.event(Subject::Container(&id), "stopping", &message).await
+                    tx.event(Subject::Container(&id), "stopping", &message)
+                        .await
                 })
             })
             .await
@@ -280,8 +285,14 @@ impl Tx {
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("record an exit"))?;
-        let Some(sandbox) = sandbox else { return Ok(false) };
-        let status = if exit.reason == "Unknown" { "failed" } else { "completed" };
+        let Some(sandbox) = sandbox else {
+            return Ok(false);
+        };
+        let status = if exit.reason == "Unknown" {
+            "failed"
+        } else {
+            "completed"
+        };
         sqlx::query(
             "UPDATE process_monitors SET status = ?, last_check_at = ? WHERE container_id = ?",
         )
@@ -295,7 +306,8 @@ impl Tx {
             Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
             None => format!("exit code {}, {}", exit.code, exit.reason),
         };
-        self.event(Subject::Container(id), "exited", &message).await?;
+        self.event(Subject::Container(id), "exited", &message)
+            .await?;
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
         if let Ok(sandbox) = SandboxId::try_from(sandbox) {
             self.enqueue_if_leaving(&sandbox).await?;

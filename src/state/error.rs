@@ -86,13 +86,18 @@ pub(super) fn during(operation: &'static str) -> impl Fn(sqlx::Error) -> StateEr
 
 /// A stored value that does not parse.
 pub(super) fn corrupt<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> StateError {
-    move |why| StateError::Corrupt { what, why: why.to_string() }
+    move |why| StateError::Corrupt {
+        what,
+        why: why.to_string(),
+    }
 }
 
 /// Whether SQLite says that somebody else holds the lock (SQLITE_BUSY, SQLITE_LOCKED and their
 /// extended codes).
 pub(super) fn is_busy(error: &sqlx::Error) -> bool {
     let code = error.as_database_error().and_then(|e| e.code());
-    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    let primary = code
+        .and_then(|code| code.parse::<u32>().ok())
+        .map(|code| code & 0xff);
     matches!(primary, Some(5 | 6))
 }

@@ -111,8 +111,9 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn images(&self) -> Result<Vec<Image>, StateError> {
-        let sql =
-            sqlx::AssertSqlSafe(format!("{SELECT} WHERE i.desired = 'present' ORDER BY i.id"));
+        let sql = sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE i.desired = 'present' ORDER BY i.id"
+        ));
         let rows: Vec<Row> = sqlx::query_as(sql)
             .fetch_all(&self.readers)
             .await
@@ -334,7 +335,8 @@ impl ObservedWriter {
                         tx.pull_answered(&reference, &Ok(image.id.clone())).await?;
                     }
                     tx.operation(&done).await?;
-                    tx.event(Subject::Image(&image.id), "pulled", &image.tags.join(" ")).await
+                    tx.event(Subject::Image(&image.id), "pulled", &image.tags.join(" "))
+                        .await
                 })
             })
             .await
@@ -372,7 +374,9 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn release_unused_layers(&self) -> Result<(), StateError> {
         self.0
-            .write("release layers", |tx| Box::pin(async move { tx.release_unused_layers().await }))
+            .write("release layers", |tx| {
+                Box::pin(async move { tx.release_unused_layers().await })
+            })
             .await
     }
 }
@@ -457,7 +461,11 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("delete unnamed images"))?;
-        if gone.rows_affected() > 0 { self.release_unused_layers().await } else { Ok(()) }
+        if gone.rows_affected() > 0 {
+            self.release_unused_layers().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Marks layers that no image, no container and no running pull needs, topmost first, and
@@ -479,7 +487,8 @@ impl Tx {
         .await
         .map_err(during("find unused layers"))?;
         for chain_id in unused {
-            self.add_cleanup(Resource::Layer, &chain_id, &chain_id).await?;
+            self.add_cleanup(Resource::Layer, &chain_id, &chain_id)
+                .await?;
         }
         Ok(())
     }

@@ -43,7 +43,9 @@ struct ClaimRow {
 #[must_use]
 pub fn backoff_ns(attempts: i64, jitter: u8) -> i64 {
     let doublings = u32::try_from(attempts.clamp(0, 20)).unwrap_or(20);
-    let pause = BACKOFF_NS.saturating_mul(1_i64 << doublings).min(BACKOFF_MAX_NS);
+    let pause = BACKOFF_NS
+        .saturating_mul(1_i64 << doublings)
+        .min(BACKOFF_MAX_NS);
     pause + pause / 4 * i64::from(jitter) / 255
 }
 
@@ -99,7 +101,10 @@ impl ObservedWriter {
                         .into_iter()
                         .map(|row| {
                             let key = row.key.parse().map_err(corrupt("jobs.key"))?;
-                            Ok(Claim { key, attempts: row.attempts })
+                            Ok(Claim {
+                                key,
+                                attempts: row.attempts,
+                            })
                         })
                         .collect::<Result<_, StateError>>()?;
                     Ok((claims, next))

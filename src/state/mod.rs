@@ -52,7 +52,9 @@ const MMAP_BYTES: &str = "268435456";
 /// Nanoseconds since 1970 UTC.
 #[must_use]
 pub fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
@@ -72,7 +74,10 @@ impl Store {
     /// # Errors
     /// When the file cannot be opened or a migration fails; the error names the path.
     pub async fn open(path: &Path) -> Result<(Self, DesiredWriter, ObservedWriter), StateError> {
-        let opening = |source| StateError::Open { path: path.to_owned(), source };
+        let opening = |source| StateError::Open {
+            path: path.to_owned(),
+            source,
+        };
         let options = SqliteConnectOptions::from_str("sqlite://")
             .map_err(opening)?
             .filename(path)
@@ -86,12 +91,16 @@ impl Store {
             .foreign_keys(true)
             .pragma("temp_store", "memory")
             .pragma("mmap_size", MMAP_BYTES);
-        let mut connection =
-            sqlx::ConnectOptions::connect(&options).await.map_err(opening)?;
+        let mut connection = sqlx::ConnectOptions::connect(&options)
+            .await
+            .map_err(opening)?;
         sqlx::migrate!("src/state/migrations")
             .run(&mut connection)
             .await
-            .map_err(|source| StateError::Migrate { path: path.to_owned(), source })?;
+            .map_err(|source| StateError::Migrate {
+                path: path.to_owned(),
+                source,
+            })?;
         let readers: Pool = SqlitePoolOptions::new()
             .min_connections(1)
             .max_connections(READERS)

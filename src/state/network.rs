@@ -52,10 +52,16 @@ impl TryFrom<Row> for Allocation {
     fn try_from(row: Row) -> Result<Self, StateError> {
         Ok(Self {
             sandbox_id: row.sandbox_id,
-            address: row.address.parse().map_err(corrupt("network_allocations.address"))?,
+            address: row
+                .address
+                .parse()
+                .map_err(corrupt("network_allocations.address"))?,
             prefix_length: u8::try_from(row.prefix_length)
                 .map_err(corrupt("network_allocations.prefix_length"))?,
-            gateway: row.gateway.parse().map_err(corrupt("network_allocations.gateway"))?,
+            gateway: row
+                .gateway
+                .parse()
+                .map_err(corrupt("network_allocations.gateway"))?,
             bridge: row.bridge,
             host_link: row.host_link,
             pod_link: row.pod_link,
@@ -73,12 +79,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocation(&self, id: &SandboxId) -> Result<Option<Allocation>, StateError> {
-        let row: Option<Row> =
-            sqlx::query_as(sqlx::AssertSqlSafe(format!("{SELECT} WHERE sandbox_id = ?")))
-                .bind(id.as_str())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(during("read an address"))?;
+        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
+            "{SELECT} WHERE sandbox_id = ?"
+        )))
+        .bind(id.as_str())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(during("read an address"))?;
         row.map(Allocation::try_from).transpose()
     }
 
@@ -109,14 +116,15 @@ impl Tx {
         .await
         .map_err(during("list addresses"))?;
         let last = self.fact(node::LAST_ADDRESS).await?;
-        let last = last.and_then(|text| text.parse::<Ipv4Addr>().ok()).map(u32::from);
-        let address = next_free(pool, &used, last).ok_or_else(|| {
-            StateError::AddressesExhausted {
+        let last = last
+            .and_then(|text| text.parse::<Ipv4Addr>().ok())
+            .map(u32::from);
+        let address =
+            next_free(pool, &used, last).ok_or_else(|| StateError::AddressesExhausted {
                 subnet: pool.subnet.to_string(),
                 used: used.len(),
                 capacity: capacity(pool),
-            }
-        })?;
+            })?;
         sqlx::query(
             "INSERT INTO network_allocations (sandbox_id, address, address_number, prefix_length,
              gateway, bridge, host_link, pod_link, allocated_at, status)
@@ -133,7 +141,8 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("record an address"))?;
-        self.set_fact(node::LAST_ADDRESS, &address.to_string()).await
+        self.set_fact(node::LAST_ADDRESS, &address.to_string())
+            .await
     }
 
     /// The pod's link is up.
@@ -161,7 +170,8 @@ impl Tx {
         .await
         .map_err(during("release an address"))?;
         if let Some(link) = link {
-            self.add_cleanup(Resource::Network, &link, id.as_str()).await?;
+            self.add_cleanup(Resource::Network, &link, id.as_str())
+                .await?;
         }
         Ok(())
     }

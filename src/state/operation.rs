@@ -121,6 +121,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn last_failure(&self, object_id: &str) -> Result<Option<String>, StateError> {
         let newest = self.operations(object_id, 1).await?;
-        Ok(newest.into_iter().next().and_then(|operation| operation.error))
+        Ok(newest
+            .into_iter()
+            .next()
+            .and_then(|operation| operation.error))
     }
 }

@@ -16,7 +16,11 @@ impl Progress {
     /// The stage an object's work has reached, for a caller whose patience has run out.
     #[must_use]
     pub fn stage(&self, key: &ObjectKey) -> Option<&'static str> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).copied()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(key)
+            .copied()
     }
 
     fn set(&self, key: &ObjectKey, stage: &'static str) {
@@ -28,7 +32,10 @@ impl Progress {
     }
 
     fn clear(&self, key: &ObjectKey) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
     }
 }
 
@@ -44,7 +51,12 @@ impl<'p> Stages<'p> {
     /// Nothing has begun.
     #[must_use]
     pub fn new(progress: &'p Progress, key: ObjectKey) -> Self {
-        Self { progress, key, current: None, done: Vec::new() }
+        Self {
+            progress,
+            key,
+            current: None,
+            done: Vec::new(),
+        }
     }
 
     /// The last stage, if any, is over; this one begins.
@@ -56,7 +68,10 @@ impl<'p> Stages<'p> {
 
     fn leave(&mut self) {
         if let Some((stage, since)) = self.current.take() {
-            self.done.push((stage, i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX)));
+            self.done.push((
+                stage,
+                i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX),
+            ));
         }
     }
 

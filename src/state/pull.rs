@@ -47,12 +47,19 @@ impl PullSecrets {
     /// The secret for the pull of `reference`.
     #[must_use]
     pub fn get(&self, reference: &str) -> Option<Secret> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(reference).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(reference)
+            .cloned()
     }
 
     /// Forgets it.
     pub fn remove(&self, reference: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(reference);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(reference);
     }
 }
 

@@ -37,7 +37,11 @@ impl Samples {
     /// The newest sample of a container.
     #[must_use]
     pub fn get(&self, id: &ContainerId) -> Option<Sample> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(id).copied()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(id)
+            .copied()
     }
 
     /// Replaces a container's sample, working out the CPU rate from the one before.
@@ -51,12 +55,17 @@ impl Samples {
 
     /// Forgets a container.
     pub fn remove(&self, id: &ContainerId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id);
     }
 }
 
 fn rate(before: &Sample, now: &Sample) -> Option<u64> {
-    let elapsed = u128::try_from(now.at.checked_sub(before.at)?).ok().filter(|ns| *ns > 0)?;
+    let elapsed = u128::try_from(now.at.checked_sub(before.at)?)
+        .ok()
+        .filter(|ns| *ns > 0)?;
     let used = now.cpu_usage_ns?.checked_sub(before.cpu_usage_ns?)?;
     u64::try_from(u128::from(used) * 1_000_000_000 / elapsed).ok()
 }
@@ -69,7 +78,11 @@ mod tests {
     fn half_a_second_of_cpu_in_a_second_is_half_a_core() {
         let samples = Samples::default();
         let id = ContainerId::random();
-        let at = |at, used| Sample { at, cpu_usage_ns: Some(used), ..Default::default() };
+        let at = |at, used| Sample {
+            at,
+            cpu_usage_ns: Some(used),
+            ..Default::default()
+        };
         samples.put(&id, at(1_000_000_000, 100));
         samples.put(&id, at(2_000_000_000, 500_000_100));
         let sample = samples.get(&id).expect("a sample");

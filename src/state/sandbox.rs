@@ -127,7 +127,9 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(during("find a sandbox"))?;
-        rows.into_iter().map(|id| id.try_into().map_err(corrupt("sandboxes.id"))).collect()
+        rows.into_iter()
+            .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
+            .collect()
     }
 
     /// Every id there is, for recovery and the sweep.
@@ -139,7 +141,9 @@ impl Store {
             .fetch_all(&self.readers)
             .await
             .map_err(during("list sandbox ids"))?;
-        rows.into_iter().map(|id| id.try_into().map_err(corrupt("sandboxes.id"))).collect()
+        rows.into_iter()
+            .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
+            .collect()
     }
 }
 
@@ -226,7 +230,9 @@ impl Tx {
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("find a sandbox"))?;
-        let Some((id, desired, state)) = row else { return Ok(None) };
+        let Some((id, desired, state)) = row else {
+            return Ok(None);
+        };
         let id = id.try_into().map_err(corrupt("sandboxes.id"))?;
         let state = if desired == Desired::Ready.as_str() {
             state.parse().map_err(corrupt("sandboxes.state"))?
@@ -439,7 +445,12 @@ impl Tx {
         for id in &ids {
             let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
             self.release_address(&id).await?;
-            self.event(Subject::Sandbox(&id), "stopped", "the node was started anew").await?;
+            self.event(
+                Subject::Sandbox(&id),
+                "stopped",
+                "the node was started anew",
+            )
+            .await?;
             sqlx::query(
                 "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
                  reason = 'Unknown', error = 'the node was started anew', released = 1

@@ -63,7 +63,8 @@ impl Tx {
                 .await
                 .map_err(during("find a snapshot"))?;
         if known.is_some() {
-            self.add_cleanup(Resource::Rootfs, id.as_str(), id.as_str()).await?;
+            self.add_cleanup(Resource::Rootfs, id.as_str(), id.as_str())
+                .await?;
         }
         Ok(())
     }

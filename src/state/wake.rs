@@ -33,7 +33,11 @@ impl Wakes {
         let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
         let notify = Arc::clone(waiters.entry(key.clone()).or_default());
         drop(waiters);
-        Subscription { wakes: self, key, notify }
+        Subscription {
+            wakes: self,
+            key,
+            notify,
+        }
     }
 
     /// Wakes everybody who waits for `key`.
@@ -66,7 +70,11 @@ impl Subscription<'_> {
 
 impl Drop for Subscription<'_> {
     fn drop(&mut self) {
-        let mut waiters = self.wakes.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiters = self
+            .wakes
+            .waiters
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         // The map and this subscription: nobody else listens.
         if Arc::strong_count(&self.notify) <= 2 {
             waiters.remove(&self.key);

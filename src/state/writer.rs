@@ -104,13 +104,20 @@ impl Writer {
             })
         });
         let request = Request { name, operation };
-        self.requests.send(request).await.map_err(|_| StateError::Closed)?;
+        self.requests
+            .send(request)
+            .await
+            .map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
     }
 }
 
 async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
-    let mut tx = Tx { connection, touched: HashSet::new(), queued: false };
+    let mut tx = Tx {
+        connection,
+        touched: HashSet::new(),
+        queued: false,
+    };
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         commit_batch(&mut tx, &mut batch).await;
@@ -132,7 +139,11 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
         for request in batch.drain(..) {
             let why = error.to_string();
-            let error = StateError::Begin { operation: request.name, attempts, why };
+            let error = StateError::Begin {
+                operation: request.name,
+                attempts,
+                why,
+            };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
         return;
@@ -147,7 +158,11 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
         let applied = (request.operation)(Ok(&mut *tx)).await;
         kept |= applied.keep;
         if !single {
-            let end = if applied.keep { "RELEASE one" } else { "ROLLBACK TO one; RELEASE one" };
+            let end = if applied.keep {
+                "RELEASE one"
+            } else {
+                "ROLLBACK TO one; RELEASE one"
+            };
             if let Err(error) = execute(tx, end).await {
                 tracing::error!(%error, "cannot end a savepoint");
             }
@@ -163,7 +178,9 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
     for outcome in outcomes {
         outcome(match &committed {
             Ok(()) => Ok(()),
-            Err(error) => Err(StateError::Commit { why: error.to_string() }),
+            Err(error) => Err(StateError::Commit {
+                why: error.to_string(),
+            }),
         });
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! The kernel (6.15 and later) keeps the wait status of a reaped process for as long as a pidfd
 //! of it is open. It is not there before the parent has reaped: until then the answer is `NotYet`.
-#![expect(unsafe_code, reason = "an ioctl that fills a structure")]
+#![expect(unsafe_code, reason = "system calls that no safe crate has")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -58,6 +58,30 @@ pub fn exit_status(pidfd: BorrowedFd<'_>) -> io::Result<PidfdExit> {
         // ESRCH: reaped, nothing kept. ENOTTY, EINVAL: a kernel before 6.13.
         Some(libc::ESRCH | libc::ENOTTY | libc::EINVAL) => Ok(PidfdExit::Unknown),
         _ => Err(error),
+    }
+}
+
+/// Sends a signal by number, real-time ones too (`pidfd_send_signal(2)`). A process that is gone is
+/// no error.
+///
+/// # Errors
+/// What the system call returned.
+pub fn send_signal(pidfd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the call; no signal information is passed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            number,
+            std::ptr::null::<()>(),
+            0,
+        )
+    };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.raw_os_error() == Some(libc::ESRCH) {
+        Ok(())
+    } else {
+        Err(error)
     }
 }
 

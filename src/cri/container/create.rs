@@ -24,38 +24,56 @@ pub(in crate::cri) async fn create(
     if let Some(config) = request.sandbox_config {
         sandbox::check_config("sandbox_config", config)?;
     }
-    let sandbox_id = front.find_sandbox("pod_sandbox_id", request.pod_sandbox_id).await?;
+    let sandbox_id = front
+        .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
+        .await?;
     let sandbox = front.store.sandbox(&sandbox_id).await?;
-    let sandbox = sandbox
-        .ok_or_else(|| CallError::NotFound { noun: "sandbox", id: sandbox_id.to_string() })?;
+    let sandbox = sandbox.ok_or_else(|| CallError::NotFound {
+        noun: "sandbox",
+        id: sandbox_id.to_string(),
+    })?;
     refuse_unbuilt(&spec)?;
     refuse_unlike(&spec, &sandbox)?;
     let image = front.find_image(&spec.image).await?;
-    let image = image
-        .ok_or_else(|| CallError::NotFound { noun: "image", id: spec.image.clone() })?;
+    let image = image.ok_or_else(|| CallError::NotFound {
+        noun: "image",
+        id: spec.image.clone(),
+    })?;
     name_image(&mut spec, &image);
     spec.process = process::resolve(&image.spec, &spec, &hostname(&sandbox))
         .map_err(|error| CallError::invalid("config.command", error.to_string()))?;
     let id = ContainerId::random();
-    let new = NewContainer { id, sandbox_id: sandbox.id.clone(), image_id: image.id, spec };
+    let new = NewContainer {
+        id,
+        sandbox_id: sandbox.id.clone(),
+        image_id: image.id,
+        spec,
+    };
     let id = front.desired.create_container(new).await?;
     tracing::Span::current().record("id", id.as_str());
     let key = ObjectKey::Container(id.clone());
-    front.wait_for("container", key, deadline, || created(&front, &id)).await?;
-    Ok(v1::CreateContainerResponse { container_id: id.into() })
+    front
+        .wait_for("container", key, deadline, || created(&front, &id))
+        .await?;
+    Ok(v1::CreateContainerResponse {
+        container_id: id.into(),
+    })
 }
 
 async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallError> {
     let Some(container) = front.store.container(id).await? else {
         let failure = front.store.last_failure(id.as_str()).await?;
-        let withdrawn = || CallError::Withdrawn { noun: "container", id: id.to_string() };
+        let withdrawn = || CallError::Withdrawn {
+            noun: "container",
+            id: id.to_string(),
+        };
         return Err(failure.map_or_else(withdrawn, CallError::Failed));
     };
     match container.state {
         State::Preparing => Ok(None),
-        State::Error => {
-            Err(CallError::Failed(container.error.unwrap_or_else(|| "unknown".into())))
-        }
+        State::Error => Err(CallError::Failed(
+            container.error.unwrap_or_else(|| "unknown".into()),
+        )),
         _ => Ok(Some(())),
     }
 }
@@ -63,13 +81,17 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
 /// What is understood but not built yet is refused: a container never runs with less than asked.
 fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
     if spec.security.user_namespace {
-        return Err(CallError::Unimplemented("a user namespace (userns_options mode POD)"));
+        return Err(CallError::Unimplemented(
+            "a user namespace (userns_options mode POD)",
+        ));
     }
     if spec.mounts.iter().any(|mount| mount.image.is_some()) {
         return Err(CallError::Unimplemented("mounting an image (Mount.image)"));
     }
     if matches!(spec.security.pid, NamespaceMode::Target(_)) {
-        return Err(CallError::Unimplemented("the PID namespace of another container (TARGET)"));
+        return Err(CallError::Unimplemented(
+            "the PID namespace of another container (TARGET)",
+        ));
     }
     Ok(())
 }
@@ -78,7 +100,10 @@ fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
 fn refuse_unlike(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallError> {
     if spec.security.privileged && !sandbox.spec.privileged {
         let why = "the sandbox is not privileged";
-        return Err(CallError::invalid("config.linux.security_context.privileged", why));
+        return Err(CallError::invalid(
+            "config.linux.security_context.privileged",
+            why,
+        ));
     }
     Ok(())
 }

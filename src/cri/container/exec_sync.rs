@@ -36,11 +36,15 @@ pub(in crate::cri) async fn exec_sync(
     if request.timeout < 0 {
         return Err(CallError::invalid("timeout", "is negative"));
     }
-    let id = front.find_container("container_id", request.container_id).await?;
+    let id = front
+        .find_container("container_id", request.container_id)
+        .await?;
     tracing::Span::current().record("id", id.as_str());
     let container = front.store.container(&id).await?;
-    let container =
-        container.ok_or_else(|| CallError::NotFound { noun: "container", id: id.to_string() })?;
+    let container = container.ok_or_else(|| CallError::NotFound {
+        noun: "container",
+        id: id.to_string(),
+    })?;
     if container.state != State::Running {
         return Err(CallError::Impossible(Impossible {
             noun: "container",
@@ -60,7 +64,10 @@ pub(in crate::cri) async fn exec_sync(
         Ok(result) => result,
         Err(_) => {
             session.kill();
-            Err(CallError::ExecTimeout { command, seconds: request.timeout })
+            Err(CallError::ExecTimeout {
+                command,
+                seconds: request.timeout,
+            })
         }
     }
 }
@@ -72,14 +79,25 @@ async fn exec_plan(
     id: &ContainerId,
     args: Vec<String>,
 ) -> Result<ExecPlan, CallError> {
-    let path = front.info.state_dir.join("containers").join(id.as_str()).join("plan.json");
+    let path = front
+        .info
+        .state_dir
+        .join("containers")
+        .join(id.as_str())
+        .join("plan.json");
     let unreadable = |why: String| {
-        CallError::Failed(format!("cannot read the launch plan {}: {why}", path.display()))
+        CallError::Failed(format!(
+            "cannot read the launch plan {}: {why}",
+            path.display()
+        ))
     };
-    let text = tokio::fs::read(&path).await.map_err(|error| unreadable(error.to_string()))?;
+    let text = tokio::fs::read(&path)
+        .await
+        .map_err(|error| unreadable(error.to_string()))?;
     let plan: LaunchPlan =
         serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-    plan.exec(args).ok_or_else(|| unreadable("it has no process".into()))
+    plan.exec(args)
+        .ok_or_else(|| unreadable("it has no process".into()))
 }
 
 struct Session {
@@ -98,13 +116,20 @@ impl Session {
         let streams = [OwnedFd::from(nothing), stdout_end, stderr_end];
         // Exec ids are never seen by clients.
         let exec_id = ContainerId::random();
-        let started =
-            front.shim()?.exec(exec_id.as_str(), id.as_str(), plan, Some(streams)).await;
+        let started = front
+            .shim()?
+            .exec(exec_id.as_str(), id.as_str(), plan, Some(streams))
+            .await;
         let (launched, exit) = started.map_err(|error| match error {
             ShimClientError::Launch(error) => CallError::Failed(error.message),
             error => CallError::Failed(error.to_string()),
         })?;
-        Ok(Self { stdout, stderr, exit, pidfd: launched.pidfd })
+        Ok(Self {
+            stdout,
+            stderr,
+            exit,
+            pidfd: launched.pidfd,
+        })
     }
 
     async fn run(&mut self) -> Result<v1::ExecSyncResponse, CallError> {
@@ -132,14 +157,15 @@ impl Session {
             exit
         };
         let record = exit.map_err(|error| CallError::Failed(error.to_string()))?;
-        Ok(v1::ExecSyncResponse { stdout, stderr, exit_code: record.code })
+        Ok(v1::ExecSyncResponse {
+            stdout,
+            stderr,
+            exit_code: record.code,
+        })
     }
 
     fn kill(&self) {
-        let killed = rustix::process::pidfd_send_signal(
-            &self.pidfd,
-            rustix::process::Signal::KILL,
-        );
+        let killed = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
         if let Err(error) = killed {
             tracing::debug!(%error, "cannot kill a command whose time was over");
         }

@@ -24,7 +24,12 @@ pub(in crate::cri) async fn list(
             Ok(v1::ContainerState::ContainerExited) => Some(State::Exited),
             // None of ours is ever unknown.
             Ok(v1::ContainerState::ContainerUnknown) => Some(State::Error),
-            Err(_) => return Err(CallError::invalid("filter.state", "is not a container state")),
+            Err(_) => {
+                return Err(CallError::invalid(
+                    "filter.state",
+                    "is not a container state",
+                ));
+            }
         },
     };
     let wanted = ContainerFilter {

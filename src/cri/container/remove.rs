@@ -14,21 +14,31 @@ pub(in crate::cri) async fn remove(
     request: v1::RemoveContainerRequest,
     deadline: Deadline,
 ) -> Result<v1::RemoveContainerResponse, CallError> {
-    let id = match front.find_container("container_id", request.container_id).await {
+    let id = match front
+        .find_container("container_id", request.container_id)
+        .await
+    {
         Err(CallError::NotFound { .. }) => return Ok(v1::RemoveContainerResponse {}),
         found => found?,
     };
     tracing::Span::current().record("id", id.as_str());
-    match front.desired.lower_container(id.clone(), Desired::Removed, None).await {
+    match front
+        .desired
+        .lower_container(id.clone(), Desired::Removed, None)
+        .await
+    {
         Err(StateError::NotFound { .. }) => return Ok(v1::RemoveContainerResponse {}),
         Ok(Verdict::Refused(impossible)) => return Err(impossible.into()),
         Ok(Verdict::Admitted | Verdict::Already) => {}
         Err(error) => return Err(error.into()),
     }
     front
-        .wait_for("container", ObjectKey::Container(id.clone()), deadline, || async {
-            Ok(front.store.container(&id).await?.is_none().then_some(()))
-        })
+        .wait_for(
+            "container",
+            ObjectKey::Container(id.clone()),
+            deadline,
+            || async { Ok(front.store.container(&id).await?.is_none().then_some(())) },
+        )
         .await?;
     Ok(v1::RemoveContainerResponse {})
 }

@@ -20,7 +20,10 @@ pub(super) fn from_context(
         return Err(CallError::invalid(at("run_as_group"), why));
     }
     if run_as_user.is_some() && !context.run_as_username.is_empty() {
-        return Err(CallError::invalid(at("run_as_username"), "excludes run_as_user"));
+        return Err(CallError::invalid(
+            at("run_as_username"),
+            "excludes run_as_user",
+        ));
     }
     let policy = v1::SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy)
         .map_err(|_| CallError::invalid(at("supplemental_groups_policy"), "is unknown"))?;
@@ -42,8 +45,14 @@ pub(super) fn from_context(
         supplemental_groups_strict: policy == v1::SupplementalGroupsPolicy::Strict,
         readonly_rootfs: context.readonly_rootfs,
         no_new_privs: context.no_new_privs,
-        add_capabilities: capability_names(&at("capabilities.add_capabilities"), capabilities.add_capabilities)?,
-        drop_capabilities: capability_names(&at("capabilities.drop_capabilities"), capabilities.drop_capabilities)?,
+        add_capabilities: capability_names(
+            &at("capabilities.add_capabilities"),
+            capabilities.add_capabilities,
+        )?,
+        drop_capabilities: capability_names(
+            &at("capabilities.drop_capabilities"),
+            capabilities.drop_capabilities,
+        )?,
         add_ambient_capabilities: capability_names(
             &at("capabilities.add_ambient_capabilities"),
             capabilities.add_ambient_capabilities,
@@ -58,10 +67,15 @@ pub(super) fn from_context(
 }
 
 fn id(field: &str, value: Option<v1::Int64Value>) -> Result<Option<i64>, CallError> {
-    let Some(v1::Int64Value { value }) = value else { return Ok(None) };
+    let Some(v1::Int64Value { value }) = value else {
+        return Ok(None);
+    };
     match u32::try_from(value) {
         Ok(_) => Ok(Some(value)),
-        Err(_) => Err(CallError::invalid(field, format!("{value} is not a user or group id"))),
+        Err(_) => Err(CallError::invalid(
+            field,
+            format!("{value} is not a user or group id"),
+        )),
     }
 }
 
@@ -73,7 +87,10 @@ fn capability_names(field: &str, names: Vec<String>) -> Result<Vec<String>, Call
         let upper = name.to_ascii_uppercase();
         let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
         if short != "ALL" && !crate::lifecycle::capability::ALL.contains(&short) {
-            return Err(CallError::invalid(field, format!("{name:?} is not a capability")));
+            return Err(CallError::invalid(
+                field,
+                format!("{name:?} is not a capability"),
+            ));
         }
         known.push(short.to_owned());
     }
@@ -82,7 +99,10 @@ fn capability_names(field: &str, names: Vec<String>) -> Result<Vec<String>, Call
 
 fn paths(field: &str, paths: Vec<String>) -> Result<Vec<String>, CallError> {
     let paths = validate::bounded(field, paths)?;
-    paths.into_iter().map(|path| validate::absolute_path(field, path)).collect()
+    paths
+        .into_iter()
+        .map(|path| validate::absolute_path(field, path))
+        .collect()
 }
 
 fn pid(field: &str, options: &v1::NamespaceOption) -> Result<NamespaceMode, CallError> {

@@ -66,7 +66,9 @@ fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Vec<(String, Stri
         let at = |why: &str| CallError::invalid(format!("{field}[{index}]"), why);
         let value = String::from_utf8(env.value).map_err(|_| at("value is not UTF-8"))?;
         if env.key.is_empty() || env.key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(at("is not NAME=value: an empty name, an \"=\" in it, or a zero byte"));
+            return Err(at(
+                "is not NAME=value: an empty name, an \"=\" in it, or a zero byte",
+            ));
         }
         size += env.key.len() + value.len();
         if size > 1024 * 1024 {
@@ -79,7 +81,10 @@ fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Vec<(String, Stri
 
 fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
-    let image = mount.image.map(|image| image.image).filter(|image| !image.is_empty());
+    let image = mount
+        .image
+        .map(|image| image.image)
+        .filter(|image| !image.is_empty());
     let propagation = match v1::MountPropagation::try_from(mount.propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -107,8 +112,15 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
 
 fn device_spec(field: &str, device: v1::Device) -> Result<DeviceSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
-    if device.permissions.bytes().any(|letter| !b"rwm".contains(&letter)) {
-        let why = format!("{:?} holds more than \"r\", \"w\" and \"m\"", device.permissions);
+    if device
+        .permissions
+        .bytes()
+        .any(|letter| !b"rwm".contains(&letter))
+    {
+        let why = format!(
+            "{:?} holds more than \"r\", \"w\" and \"m\"",
+            device.permissions
+        );
         return Err(CallError::invalid(at("permissions"), why));
     }
     Ok(DeviceSpec {
@@ -131,16 +143,34 @@ pub(in crate::cri) fn resources(
         Ok(value)
     };
     if !(-1000..=1000).contains(&value.oom_score_adj) {
-        return Err(CallError::invalid(at("oom_score_adj"), "is not between -1000 and 1000"));
+        return Err(CallError::invalid(
+            at("oom_score_adj"),
+            "is not between -1000 and 1000",
+        ));
     }
-    for (name, list) in [("cpuset_cpus", &value.cpuset_cpus), ("cpuset_mems", &value.cpuset_mems)] {
-        if list.bytes().any(|b| !(b.is_ascii_digit() || b == b',' || b == b'-')) {
-            return Err(CallError::invalid(at(name), format!("{list:?} is not a list of numbers")));
+    for (name, list) in [
+        ("cpuset_cpus", &value.cpuset_cpus),
+        ("cpuset_mems", &value.cpuset_mems),
+    ] {
+        if list
+            .bytes()
+            .any(|b| !(b.is_ascii_digit() || b == b',' || b == b'-'))
+        {
+            return Err(CallError::invalid(
+                at(name),
+                format!("{list:?} is not a list of numbers"),
+            ));
         }
     }
     let unified = validate::map(&at("unified"), value.unified)?;
-    if let Some(name) = unified.keys().find(|name| name.contains(['/', '\0']) || name.is_empty()) {
-        return Err(CallError::invalid(at("unified"), format!("{name:?} is not a cgroup file")));
+    if let Some(name) = unified
+        .keys()
+        .find(|name| name.contains(['/', '\0']) || name.is_empty())
+    {
+        return Err(CallError::invalid(
+            at("unified"),
+            format!("{name:?} is not a cgroup file"),
+        ));
     }
     Ok(Resources {
         cpu_period_us: not_negative("cpu_period", value.cpu_period)?,
@@ -165,9 +195,14 @@ fn stop_signal(field: &str, value: i32) -> Result<Option<i32>, CallError> {
     if signal == v1::Signal::RuntimeDefault {
         return Ok(None);
     }
-    let name = signal.as_str_name().replace("PLUS", "+").replace("MINUS", "-");
+    let name = signal
+        .as_str_name()
+        .replace("PLUS", "+")
+        .replace("MINUS", "-");
     let number = signal::parse(name.strip_prefix("SIGNAL_").unwrap_or(&name));
-    number.map(Some).ok_or_else(|| CallError::invalid(field, format!("{name} is not a signal")))
+    number
+        .map(Some)
+        .ok_or_else(|| CallError::invalid(field, format!("{name} is not a signal")))
 }
 
 #[cfg(test)]
@@ -177,7 +212,10 @@ mod tests {
     #[test]
     fn every_signal_of_the_interface_has_a_number() {
         for value in 1..=65 {
-            assert!(stop_signal("s", value).expect("a signal").is_some(), "{value}");
+            assert!(
+                stop_signal("s", value).expect("a signal").is_some(),
+                "{value}"
+            );
         }
         assert_eq!(stop_signal("s", 0).expect("the default"), None);
         assert_eq!(stop_signal("s", 23).expect("SIGTERM"), Some(15));
@@ -192,12 +230,23 @@ mod tests {
             ..Default::default()
         };
         let config = v1::ContainerConfig {
-            metadata: Some(v1::ContainerMetadata { name: "c".into(), attempt: 0 }),
-            image: Some(v1::ImageSpec { image: "i".into(), ..Default::default() }),
+            metadata: Some(v1::ContainerMetadata {
+                name: "c".into(),
+                attempt: 0,
+            }),
+            image: Some(v1::ImageSpec {
+                image: "i".into(),
+                ..Default::default()
+            }),
             mounts: vec![mount],
             ..Default::default()
         };
         let error = from_config("config", config).expect_err("a relative path");
-        assert!(error.to_string().starts_with("config.mounts[0].host_path: "), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("config.mounts[0].host_path: "),
+            "{error}"
+        );
     }
 }

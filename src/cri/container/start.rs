@@ -13,28 +13,38 @@ pub(in crate::cri) async fn start(
     request: v1::StartContainerRequest,
     deadline: Deadline,
 ) -> Result<v1::StartContainerResponse, CallError> {
-    let id = front.find_container("container_id", request.container_id).await?;
+    let id = front
+        .find_container("container_id", request.container_id)
+        .await?;
     tracing::Span::current().record("id", id.as_str());
-    match front.desired.lower_container(id.clone(), Desired::Running, None).await? {
+    match front
+        .desired
+        .lower_container(id.clone(), Desired::Running, None)
+        .await?
+    {
         Verdict::Refused(impossible) => return Err(impossible.into()),
         Verdict::Admitted | Verdict::Already => {}
     }
     let key = ObjectKey::Container(id.clone());
-    front.wait_for("container", key, deadline, || started(&front, &id)).await?;
+    front
+        .wait_for("container", key, deadline, || started(&front, &id))
+        .await?;
     Ok(v1::StartContainerResponse {})
 }
 
 async fn started(front: &Front, id: &ContainerId) -> Result<Option<()>, CallError> {
     let container = front.store.container(id).await?;
-    let container = container
-        .ok_or_else(|| CallError::Withdrawn { noun: "container", id: id.to_string() })?;
+    let container = container.ok_or_else(|| CallError::Withdrawn {
+        noun: "container",
+        id: id.to_string(),
+    })?;
     match container.state {
         State::Running => Ok(Some(())),
         // Too quick to be seen running, or not to be started at all.
         State::Exited if container.started_at.is_some() => Ok(Some(())),
-        State::Exited => {
-            Err(CallError::Failed(container.error.unwrap_or_else(|| "unknown".into())))
-        }
+        State::Exited => Err(CallError::Failed(
+            container.error.unwrap_or_else(|| "unknown".into()),
+        )),
         _ => Ok(None),
     }
 }

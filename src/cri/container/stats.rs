@@ -16,11 +16,17 @@ pub(in crate::cri) async fn one(
     request: v1::ContainerStatsRequest,
     _deadline: Deadline,
 ) -> Result<v1::ContainerStatsResponse, CallError> {
-    let id = front.find_container("container_id", request.container_id).await?;
+    let id = front
+        .find_container("container_id", request.container_id)
+        .await?;
     let container = front.store.container(&id).await?;
-    let container =
-        container.ok_or_else(|| CallError::NotFound { noun: "container", id: id.to_string() })?;
-    Ok(v1::ContainerStatsResponse { stats: Some(stats(&front, &container)) })
+    let container = container.ok_or_else(|| CallError::NotFound {
+        noun: "container",
+        id: id.to_string(),
+    })?;
+    Ok(v1::ContainerStatsResponse {
+        stats: Some(stats(&front, &container)),
+    })
 }
 
 /// The figures of running containers.

@@ -7,7 +7,10 @@ use crate::proto::cri as v1;
 use crate::state::container::Container;
 
 pub(super) fn metadata(spec: &ContainerSpec) -> v1::ContainerMetadata {
-    v1::ContainerMetadata { name: spec.name.clone(), attempt: spec.attempt }
+    v1::ContainerMetadata {
+        name: spec.name.clone(),
+        attempt: spec.attempt,
+    }
 }
 
 fn state(state: State) -> i32 {
@@ -123,7 +126,9 @@ fn stop_signal(number: i32) -> i32 {
     } else {
         name
     };
-    v1::Signal::from_str_name(&format!("SIGNAL_{name}")).unwrap_or_default().into()
+    v1::Signal::from_str_name(&format!("SIGNAL_{name}"))
+        .unwrap_or_default()
+        .into()
 }
 
 #[cfg(test)]

@@ -12,10 +12,16 @@ pub(in crate::cri) async fn fs_info(
     _deadline: Deadline,
 ) -> Result<v1::ImageFsInfoResponse, CallError> {
     let (bytes, inodes) = front.store.layer_usage().await?;
-    let number = |value: i64| Some(v1::UInt64Value { value: u64::try_from(value).unwrap_or(0) });
+    let number = |value: i64| {
+        Some(v1::UInt64Value {
+            value: u64::try_from(value).unwrap_or(0),
+        })
+    };
     let usage = |mountpoint: &std::path::Path, bytes, inodes| v1::FilesystemUsage {
         timestamp: now_ns(),
-        fs_id: Some(v1::FilesystemIdentifier { mountpoint: mountpoint.display().to_string() }),
+        fs_id: Some(v1::FilesystemIdentifier {
+            mountpoint: mountpoint.display().to_string(),
+        }),
         used_bytes: number(bytes),
         inodes_used: number(inodes),
     };

@@ -12,10 +12,15 @@ pub(in crate::cri) async fn list(
     request: v1::ListImagesRequest,
     _deadline: Deadline,
 ) -> Result<v1::ListImagesResponse, CallError> {
-    let name = request.filter.and_then(|filter| filter.image).map(|spec| spec.image);
+    let name = request
+        .filter
+        .and_then(|filter| filter.image)
+        .map(|spec| spec.image);
     let images = match name.filter(|name| !name.is_empty()) {
         Some(name) => front.find_image(&name).await?.into_iter().collect(),
         None => front.store.images().await?,
     };
-    Ok(v1::ListImagesResponse { images: images.into_iter().map(view::item).collect() })
+    Ok(v1::ListImagesResponse {
+        images: images.into_iter().map(view::item).collect(),
+    })
 }

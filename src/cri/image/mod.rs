@@ -33,19 +33,27 @@ impl Front {
     /// reference, with the rules of `docker`'s names.
     pub(super) async fn find_image(&self, name: &str) -> Result<Option<Image>, CallError> {
         let hex = name.strip_prefix("sha256:").unwrap_or(name);
-        let is_hex = hex.len() <= 64 && hex.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let is_hex = hex.len() <= 64 && hex.bytes().all(is_digit);
         if is_hex && (hex.len() == 64 || name.starts_with("sha256:")) {
             return self.find_image_by_id(hex).await;
         }
-        if let Ok(reference) = Reference::parse(name) {
-            for name in reference.lookup_names() {
-                if let Some(image) = self.store.image_by_reference(&name).await? {
-                    return Ok(Some(image));
-                }
+        if let Ok(reference) = name.parse::<Reference>() {
+            // A digest names the content; a tag beside it is for people.
+            let known = match reference.digest() {
+                Some(digest) => reference.with_digest(digest).to_string(),
+                None => reference.to_string(),
+            };
+            if let Some(image) = self.store.image_by_reference(&known).await? {
+                return Ok(Some(image));
             }
         }
         // `crictl` shows ids cut short, and people type what they see.
-        if is_hex { self.find_image_by_id(hex).await } else { Ok(None) }
+        if is_hex {
+            self.find_image_by_id(hex).await
+        } else {
+            Ok(None)
+        }
     }
 
     async fn find_image_by_id(&self, hex: &str) -> Result<Option<Image>, CallError> {
@@ -53,7 +61,10 @@ impl Front {
         let mut ids = self.store.image_ids(&prefix).await?;
         match (ids.pop(), ids.is_empty()) {
             (Some(id), true) => Ok(self.store.image(&id).await?.filter(|image| image.wanted)),
-            (Some(_), false) => Err(CallError::Ambiguous { noun: "image", prefix }),
+            (Some(_), false) => Err(CallError::Ambiguous {
+                noun: "image",
+                prefix,
+            }),
             (None, _) => Ok(None),
         }
     }

@@ -18,7 +18,8 @@ pub(in crate::cri) async fn pull(
     deadline: Deadline,
 ) -> Result<v1::PullImageResponse, CallError> {
     let name = named("image", request.image)?;
-    let reference = Reference::parse(&name)
+    let reference = name
+        .parse::<Reference>()
         .map_err(|error| CallError::invalid("image.image", error.to_string()))?;
     let reference = reference.to_string();
     tracing::Span::current().record("id", &reference);
@@ -39,7 +40,9 @@ pub(in crate::cri) async fn pull(
     let image_ref = front
         .wait_for("image", key, deadline, || async {
             let pull = front.store.pull(&reference).await?;
-            pull.filter(|pull| pull.finished >= request).map(answer).transpose()
+            pull.filter(|pull| pull.finished >= request)
+                .map(answer)
+                .transpose()
         })
         .await?;
     Ok(v1::PullImageResponse { image_ref })

@@ -21,10 +21,15 @@ pub(in crate::cri) async fn remove(
     tracing::Span::current().record("id", &image.id);
     if front.desired.remove_image(image.id.clone()).await? {
         front
-            .wait_for("image", ObjectKey::Image(image.id.clone()), deadline, || async {
-                let left = front.store.image(&image.id).await?;
-                Ok(left.is_none_or(|image| image.wanted).then_some(()))
-            })
+            .wait_for(
+                "image",
+                ObjectKey::Image(image.id.clone()),
+                deadline,
+                || async {
+                    let left = front.store.image(&image.id).await?;
+                    Ok(left.is_none_or(|image| image.wanted).then_some(()))
+                },
+            )
             .await?;
     }
     Ok(v1::RemoveImageResponse {})

@@ -17,8 +17,16 @@ pub(in crate::cri) async fn status(
     let name = named("image", request.image)?;
     let image = front.find_image(&name).await?;
     let mut info = HashMap::new();
-    if request.verbose && let Some(image) = &image {
-        info.insert("config".into(), serde_json::to_string(&image.spec).unwrap_or_default());
+    if request.verbose
+        && let Some(image) = &image
+    {
+        info.insert(
+            "config".into(),
+            serde_json::to_string(&image.spec).unwrap_or_default(),
+        );
     }
-    Ok(v1::ImageStatusResponse { image: image.map(view::item), info })
+    Ok(v1::ImageStatusResponse {
+        image: image.map(view::item),
+        info,
+    })
 }

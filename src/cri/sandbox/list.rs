@@ -7,7 +7,6 @@ use crate::state::sandbox::SandboxFilter;
 
 use super::view;
 
-
 /// Sandboxes that clients may see, newest first.
 pub(in crate::cri) async fn list(
     front: Front,
@@ -23,8 +22,10 @@ pub(in crate::cri) async fn list(
             Err(_) => Err(CallError::invalid("filter.state", "is not a sandbox state")),
         })
         .transpose()?;
-    let wanted =
-        SandboxFilter { id_prefix: validate::id_prefix("filter.id", filter.id)?, ready };
+    let wanted = SandboxFilter {
+        id_prefix: validate::id_prefix("filter.id", filter.id)?,
+        ready,
+    };
     let items = front.store.sandboxes(&wanted).await?;
     let items = items
         .into_iter()

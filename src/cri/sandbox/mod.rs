@@ -9,4 +9,3 @@ pub mod stop;
 mod view;
 
 pub(in crate::cri) use spec::{check_config, wants_user_namespace};
-pub(in crate::cri) use view::mode;

@@ -12,17 +12,26 @@ pub(in crate::cri) async fn remove(
     request: v1::RemovePodSandboxRequest,
     deadline: Deadline,
 ) -> Result<v1::RemovePodSandboxResponse, CallError> {
-    let id = match front.find_sandbox("pod_sandbox_id", request.pod_sandbox_id).await {
+    let id = match front
+        .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
+        .await
+    {
         Err(CallError::NotFound { .. }) => return Ok(v1::RemovePodSandboxResponse {}),
         found => found?,
     };
     tracing::Span::current().record("id", id.as_str());
     if front.store.sandbox(&id).await?.is_some() {
-        front.desired.lower_sandbox(id.clone(), Desired::Removed).await?;
         front
-            .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || async {
-                Ok(front.store.sandbox(&id).await?.is_none().then_some(()))
-            })
+            .desired
+            .lower_sandbox(id.clone(), Desired::Removed)
+            .await?;
+        front
+            .wait_for(
+                "sandbox",
+                ObjectKey::Sandbox(id.clone()),
+                deadline,
+                || async { Ok(front.store.sandbox(&id).await?.is_none().then_some(())) },
+            )
             .await?;
     }
     Ok(v1::RemovePodSandboxResponse {})

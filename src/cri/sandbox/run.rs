@@ -23,28 +23,40 @@ pub(in crate::cri) async fn run(
     let config = validate::required("config", request.config)?;
     let spec = spec::from_config("config", config)?;
     if spec.user_namespace {
-        return Err(CallError::Unimplemented("a user namespace (userns_options mode POD)"));
+        return Err(CallError::Unimplemented(
+            "a user namespace (userns_options mode POD)",
+        ));
     }
     let pool = (spec.network == NamespaceMode::Pod).then(|| front.info.pool.clone());
-    let id = front.desired.run_sandbox(SandboxId::random(), spec, pool).await?;
+    let id = front
+        .desired
+        .run_sandbox(SandboxId::random(), spec, pool)
+        .await?;
     tracing::Span::current().record("id", id.as_str());
     front
-        .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || ready(&front, &id))
+        .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || {
+            ready(&front, &id)
+        })
         .await?;
-    Ok(v1::RunPodSandboxResponse { pod_sandbox_id: id.into() })
+    Ok(v1::RunPodSandboxResponse {
+        pod_sandbox_id: id.into(),
+    })
 }
 
 async fn ready(front: &Front, id: &SandboxId) -> Result<Option<()>, CallError> {
-    let withdrawn = || CallError::Withdrawn { noun: "sandbox", id: id.to_string() };
+    let withdrawn = || CallError::Withdrawn {
+        noun: "sandbox",
+        id: id.to_string(),
+    };
     let Some(sandbox) = front.store.sandbox(id).await? else {
         // A failed sandbox may be gone before we look: the operation tells why.
         let failure = front.store.last_failure(id.as_str()).await?;
         return Err(failure.map_or_else(withdrawn, CallError::Failed));
     };
     match (sandbox.state, sandbox.desired) {
-        (State::Failed, _) => {
-            Err(CallError::Failed(sandbox.error.unwrap_or_else(|| "unknown".into())))
-        }
+        (State::Failed, _) => Err(CallError::Failed(
+            sandbox.error.unwrap_or_else(|| "unknown".into()),
+        )),
         (State::Ready, Desired::Ready) => Ok(Some(())),
         (_, Desired::Ready) => Ok(None),
         _ => Err(withdrawn()),

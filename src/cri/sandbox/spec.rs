@@ -46,10 +46,22 @@ pub(in crate::cri) fn from_config(
             .map(|(index, port)| port_mapping(&format!("{field}.port_mappings[{index}]"), port))
             .collect::<Result<_, _>>()?,
         cgroup_parent: cgroup_parent(&at("linux.cgroup_parent"), linux.cgroup_parent)?,
-        sysctls: sysctls(&at("linux.sysctls"), validate::map(&at("linux.sysctls"), linux.sysctls)?)?,
-        network: pod_or_node(&at("linux.security_context.namespace_options.network"), namespaces.network)?,
-        pid: pid_mode(&at("linux.security_context.namespace_options.pid"), namespaces.pid)?,
-        ipc: pod_or_node(&at("linux.security_context.namespace_options.ipc"), namespaces.ipc)?,
+        sysctls: sysctls(
+            &at("linux.sysctls"),
+            validate::map(&at("linux.sysctls"), linux.sysctls)?,
+        )?,
+        network: pod_or_node(
+            &at("linux.security_context.namespace_options.network"),
+            namespaces.network,
+        )?,
+        pid: pid_mode(
+            &at("linux.security_context.namespace_options.pid"),
+            namespaces.pid,
+        )?,
+        ipc: pod_or_node(
+            &at("linux.security_context.namespace_options.ipc"),
+            namespaces.ipc,
+        )?,
         privileged: security.privileged,
         user_namespace: wants_user_namespace(namespaces.userns_options.as_ref()),
     })
@@ -67,7 +79,10 @@ fn dns_spec(field: &str, dns: v1::DnsConfig) -> Result<Option<DnsSpec>, CallErro
     let words = |name: &str, value| {
         let field = format!("{field}.{name}");
         let value = validate::bounded(&field, value)?;
-        value.into_iter().map(|word| validate::name(&field, word)).collect::<Result<Vec<_>, _>>()
+        value
+            .into_iter()
+            .map(|word| validate::name(&field, word))
+            .collect::<Result<Vec<_>, _>>()
     };
     let spec = DnsSpec {
         servers: words("servers", dns.servers)?,
@@ -79,16 +94,28 @@ fn dns_spec(field: &str, dns: v1::DnsConfig) -> Result<Option<DnsSpec>, CallErro
 }
 
 fn port_mapping(field: &str, port: v1::PortMapping) -> Result<PortMapping, CallError> {
-    for (name, value) in [("container_port", port.container_port), ("host_port", port.host_port)] {
+    for (name, value) in [
+        ("container_port", port.container_port),
+        ("host_port", port.host_port),
+    ] {
         if !(0..=65535).contains(&value) {
-            return Err(CallError::invalid(format!("{field}.{name}"), "is not a port"));
+            return Err(CallError::invalid(
+                format!("{field}.{name}"),
+                "is not a port",
+            ));
         }
     }
     if !(0..=2).contains(&port.protocol) {
-        return Err(CallError::invalid(format!("{field}.protocol"), "is not a protocol"));
+        return Err(CallError::invalid(
+            format!("{field}.protocol"),
+            "is not a protocol",
+        ));
     }
     if !port.host_ip.is_empty() && port.host_ip.parse::<std::net::IpAddr>().is_err() {
-        return Err(CallError::invalid(format!("{field}.host_ip"), "is not an IP address"));
+        return Err(CallError::invalid(
+            format!("{field}.host_ip"),
+            "is not an IP address",
+        ));
     }
     Ok(PortMapping {
         protocol: port.protocol,
@@ -111,13 +138,25 @@ fn cgroup_parent(field: &str, value: String) -> Result<String, CallError> {
 /// Sysctls that have a namespace (sysctl(8) groups `net.*`, `kernel.shm*`, `kernel.msg*`,
 /// `kernel.sem`, `fs.mqueue.*`); others would change the node.
 fn sysctls(field: &str, value: Map) -> Result<Map, CallError> {
-    const NAMESPACED: [&str; 5] = ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+    const NAMESPACED: [&str; 5] = [
+        "net.",
+        "kernel.shm",
+        "kernel.msg",
+        "kernel.sem",
+        "fs.mqueue.",
+    ];
     for (name, setting) in &value {
         let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
         if !name.bytes().all(plain) || name.contains("..") || setting.contains(['\n', '\0']) {
-            return Err(CallError::invalid(field, format!("{name:?} is not a sysctl")));
+            return Err(CallError::invalid(
+                field,
+                format!("{name:?} is not a sysctl"),
+            ));
         }
-        if !NAMESPACED.iter().any(|prefix| name.replace('/', ".").starts_with(prefix)) {
+        if !NAMESPACED
+            .iter()
+            .any(|prefix| name.replace('/', ".").starts_with(prefix))
+        {
             let why = format!("{name:?} has no namespace: it would change the node");
             return Err(CallError::invalid(field, why));
         }
@@ -136,9 +175,10 @@ fn pod_or_node(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
 fn pid_mode(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
     match v1::NamespaceMode::try_from(mode) {
         Ok(v1::NamespaceMode::Container) => Ok(NamespaceMode::Container),
-        Ok(v1::NamespaceMode::Target) => {
-            Err(CallError::invalid(field, "is TARGET, which only a container can ask for"))
-        }
+        Ok(v1::NamespaceMode::Target) => Err(CallError::invalid(
+            field,
+            "is TARGET, which only a container can ask for",
+        )),
         _ => pod_or_node(field, mode),
     }
 }

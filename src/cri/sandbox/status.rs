@@ -15,16 +15,27 @@ pub(in crate::cri) async fn status(
     request: v1::PodSandboxStatusRequest,
     _deadline: Deadline,
 ) -> Result<v1::PodSandboxStatusResponse, CallError> {
-    let id = front.find_sandbox("pod_sandbox_id", request.pod_sandbox_id).await?;
+    let id = front
+        .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
+        .await?;
     tracing::Span::current().record("id", id.as_str());
     let sandbox = front.store.sandbox(&id).await?;
     let visible = sandbox.filter(|s| !matches!(s.state, State::Preparing | State::Failed));
-    let sandbox =
-        visible.ok_or_else(|| CallError::NotFound { noun: "sandbox", id: id.to_string() })?;
+    let sandbox = visible.ok_or_else(|| CallError::NotFound {
+        noun: "sandbox",
+        id: id.to_string(),
+    })?;
     let mut info = HashMap::new();
     if request.verbose {
         info.insert("desired".into(), sandbox.desired.as_str().to_owned());
-        info.insert("spec".into(), serde_json::to_string(&sandbox.spec).unwrap_or_default());
+        info.insert(
+            "spec".into(),
+            serde_json::to_string(&sandbox.spec).unwrap_or_default(),
+        );
     }
-    Ok(v1::PodSandboxStatusResponse { status: Some(view::status(sandbox)), info, ..Default::default() })
+    Ok(v1::PodSandboxStatusResponse {
+        status: Some(view::status(sandbox)),
+        info,
+        ..Default::default()
+    })
 }

@@ -12,19 +12,30 @@ pub(in crate::cri) async fn stop(
     request: v1::StopPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<v1::StopPodSandboxResponse, CallError> {
-    let id = match front.find_sandbox("pod_sandbox_id", request.pod_sandbox_id).await {
+    let id = match front
+        .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
+        .await
+    {
         Err(CallError::NotFound { .. }) => return Ok(v1::StopPodSandboxResponse {}),
         found => found?,
     };
     tracing::Span::current().record("id", id.as_str());
     let known = front.store.sandbox(&id).await?;
     if known.is_some_and(|sandbox| sandbox.state != State::Stopped) {
-        front.desired.lower_sandbox(id.clone(), Desired::Stopped).await?;
         front
-            .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || async {
-                let state = front.store.sandbox(&id).await?.map(|sandbox| sandbox.state);
-                Ok(matches!(state, None | Some(State::Stopped)).then_some(()))
-            })
+            .desired
+            .lower_sandbox(id.clone(), Desired::Stopped)
+            .await?;
+        front
+            .wait_for(
+                "sandbox",
+                ObjectKey::Sandbox(id.clone()),
+                deadline,
+                || async {
+                    let state = front.store.sandbox(&id).await?.map(|sandbox| sandbox.state);
+                    Ok(matches!(state, None | Some(State::Stopped)).then_some(()))
+                },
+            )
             .await?;
     }
     Ok(v1::StopPodSandboxResponse {})

@@ -63,7 +63,9 @@ pub(super) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
             additional_ips: Vec::new(),
         }),
         linux: Some(v1::LinuxPodSandboxStatus {
-            namespaces: Some(v1::Namespace { options: Some(options) }),
+            namespaces: Some(v1::Namespace {
+                options: Some(options),
+            }),
         }),
         labels: spec.labels.into_iter().collect(),
         annotations: spec.annotations.into_iter().collect(),

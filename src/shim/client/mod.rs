@@ -86,6 +86,17 @@ pub enum ShimClientError {
     },
 }
 
+impl ShimClientError {
+    /// Whether the same request may go better once the shim is back or less busy.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Disconnected | Self::Busy | Self::Timeout { .. } | Self::Start { .. }
+        )
+    }
+}
+
 /// What the shim reports of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ShimEvent {
@@ -125,7 +136,9 @@ impl ExecExit {
     /// # Errors
     /// [`ShimClientError::Disconnected`] when the shim goes away first.
     pub async fn wait(&mut self) -> Result<ExitRecord, ShimClientError> {
-        (&mut self.record).await.map_err(|_| ShimClientError::Disconnected)
+        (&mut self.record)
+            .await
+            .map_err(|_| ShimClientError::Disconnected)
     }
 }
 
@@ -314,9 +327,22 @@ impl ShimClient {
         fds.extend(streams.into_iter().flatten());
         // Registered first: the exit of something quick overtakes nothing.
         let (sender, record) = oneshot::channel();
-        self.inner.shared.waiting().execs.insert(exec_id.clone(), sender);
-        let exit = ExecExit { inner: Arc::clone(&self.inner), id: exec_id.clone(), record };
-        let request = Request::Exec { exec_id, container_id, plan, terminal };
+        self.inner
+            .shared
+            .waiting()
+            .execs
+            .insert(exec_id.clone(), sender);
+        let exit = ExecExit {
+            inner: Arc::clone(&self.inner),
+            id: exec_id.clone(),
+            record,
+        };
+        let request = Request::Exec {
+            exec_id,
+            container_id,
+            plan,
+            terminal,
+        };
         Ok((self.start(request, fds).await?, exit))
     }
 
@@ -542,7 +568,10 @@ async fn read(shared: Arc<Shared>, events: mpsc::Sender<ShimEvent>) {
     let abandoned = {
         let mut waiting = shared.waiting();
         waiting.gone = true;
-        (std::mem::take(&mut waiting.answers), std::mem::take(&mut waiting.execs))
+        (
+            std::mem::take(&mut waiting.answers),
+            std::mem::take(&mut waiting.execs),
+        )
     };
     drop(abandoned);
     // Here it may wait: nothing more is read. A daemon that has stopped listening ends it.
