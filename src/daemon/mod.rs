@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -64,25 +65,76 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         state,
         listen,
     } = options;
-    let root = make_directory(&root)?;
-    let state = make_directory(&state)?;
-    // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
-    let _root_lock = Lock::take(&root)?;
-    let _state_lock = Lock::take(&state)?;
-    let socket = bind(&listen).await?;
-    let admin_socket = bind_admin(&state.join("admin.sock")).await?;
-    let (store, desired, observed) = Store::open(&root.join("quilt.db")).await?;
-
     let paths = Paths {
-        root: root.clone(),
-        state: state.clone(),
+        root: make_directory(&root)?,
+        state: make_directory(&state)?,
     };
+    // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
+    let _root_lock = Lock::take(&paths.root)?;
+    let _state_lock = Lock::take(&paths.state)?;
+    let admin_path = paths.state.join("admin.sock");
+    let sockets = Sockets {
+        cri: bind(&listen).await?,
+        admin: bind_admin(&admin_path).await?,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let mut tasks = JoinSet::new();
+    let (front, back) = start(&config, &paths, &mut tasks, &stopped).await?;
+    let engine = Engine {
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        endpoint: listen.to_string(),
+        admin_socket: admin_path.clone(),
+        root: paths.root.clone(),
+        started_at_ns: now_ns(),
+    };
+    let (imports, import_queue) = mpsc::channel(IMPORTS);
+    tasks.spawn(run_imports(back.clone(), import_queue));
+    let admin = AdminService::new(
+        back.store.clone(),
+        engine.clone(),
+        paths.state.clone(),
+        imports,
+    );
+    let mut servers = serve(sockets, front, admin, &stopped);
+    engine
+        .write(&paths.state)
+        .context("cannot write engine.json")?;
+    tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
+    notify(&[sd_notify::NotifyState::Ready]);
+
+    wait_for_signal(&mut servers).await?;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("ending; containers go on");
+    stop.send_replace(true);
+    let ended = async {
+        while servers.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
+        tracing::warn!("not everything ended in time; the next start goes on with it");
+    }
+    leave_nothing_unused(&back).await;
+    Engine::remove(&paths.state);
+    listen.remove();
+    let _ = std::fs::remove_file(admin_path);
+    Ok(())
+}
+
+/// Opens the database and starts the back; returns when calls can be answered.
+async fn start(
+    config: &Config,
+    paths: &Paths,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+) -> anyhow::Result<(Front, Back)> {
+    let (store, desired, observed) = Store::open(&paths.root.join("quilt.db")).await?;
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
         make_directory(&dir)?;
     }
     network::ensure_pin_directory(&paths.sandboxes())?;
     let (health, health_seen) = watch::channel(Report::default());
-    if let Err(error) = ensure_bridge(&config.network, &paths) {
+    if let Err(error) = ensure_bridge(&config.network, paths) {
         let problem = format!("{error:#}");
         tracing::error!(problem, "pods cannot be connected");
         health.send_modify(|report| report.network_problem = Some(problem));
@@ -95,16 +147,13 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         shim: shim_seen.clone(),
         processes,
         cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
-        images: ImageDriver::new(&root, config.image.clone())?,
+        images: ImageDriver::new(&paths.root, config.image.clone())?,
         network: config.network.clone(),
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
     });
     recovery::prepare(&back).await?;
-
-    let (stop, stopped) = watch::channel(false);
-    let mut tasks = JoinSet::new();
     let executable = std::env::current_exe().context("cannot find this executable")?;
     let link = shim_link::Link {
         executable,
@@ -124,67 +173,43 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     sweep::run(&back).await;
     tasks.spawn(worker::run(back.clone(), stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
-    let (imports, import_queue) = mpsc::channel(IMPORTS);
-    tasks.spawn(run_imports(back.clone(), import_queue));
-
-    let engine = Engine {
-        pid: std::process::id(),
-        version: env!("CARGO_PKG_VERSION").into(),
-        endpoint: listen.to_string(),
-        admin_socket: state.join("admin.sock"),
-        root: root.clone(),
-        started_at_ns: now_ns(),
-    };
     let front = Front::new(
-        store.clone(),
+        store,
         desired,
         shim_seen,
         health_seen,
-        node_info(&config, &paths),
+        node_info(config, paths),
     );
-    let admin = AdminService::new(store.clone(), engine.clone(), state.clone(), imports);
+    Ok((front, back))
+}
+
+struct Sockets {
+    cri: UnixListener,
+    admin: UnixListener,
+}
+
+/// Answers on both sockets until told to stop.
+fn serve(
+    sockets: Sockets,
+    front: Front,
+    admin: AdminService,
+    stopped: &watch::Receiver<bool>,
+) -> JoinSet<Result<(), tonic::transport::Error>> {
     let runtime = RuntimeServiceServer::new(front.clone())
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
     let image = ImageServiceServer::new(front)
         .max_decoding_message_size(MESSAGE_MAX)
         .max_encoding_message_size(MESSAGE_MAX);
+    let cri = Server::builder().add_service(runtime).add_service(image);
+    let admin = Server::builder().add_service(AdminServer::new(admin));
     let mut servers = JoinSet::new();
-    let end = wait_for_stop(stopped.clone());
-    let incoming = UnixListenerStream::new(socket);
-    servers.spawn(
-        Server::builder()
-            .add_service(runtime)
-            .add_service(image)
-            .serve_with_incoming_shutdown(incoming, end),
-    );
-    let end = wait_for_stop(stopped);
-    let incoming = UnixListenerStream::new(admin_socket);
-    servers.spawn(
-        Server::builder()
-            .add_service(AdminServer::new(admin))
-            .serve_with_incoming_shutdown(incoming, end),
-    );
-    engine.write(&state).context("cannot write engine.json")?;
-    tracing::info!(endpoint = %listen, root = %root.display(), "ready");
-    notify(&[sd_notify::NotifyState::Ready]);
-
-    wait_for_signal(&mut servers).await?;
-    notify(&[sd_notify::NotifyState::Stopping]);
-    tracing::info!("ending; containers go on");
-    stop.send_replace(true);
-    let ended = async {
-        while servers.join_next().await.is_some() {}
-        while tasks.join_next().await.is_some() {}
-    };
-    if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
-        tracing::warn!("not everything ended in time; the next start goes on with it");
+    for (router, socket) in [(cri, sockets.cri), (admin, sockets.admin)] {
+        let end = wait_for_stop(stopped.clone());
+        let incoming = UnixListenerStream::new(socket);
+        servers.spawn(router.serve_with_incoming_shutdown(incoming, end));
     }
-    leave_nothing_unused(&back).await;
-    Engine::remove(&state);
-    listen.remove();
-    let _ = std::fs::remove_file(state.join("admin.sock"));
-    Ok(())
+    servers
 }
 
 fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {

@@ -11,7 +11,7 @@ use crate::lifecycle::container;
 use crate::lifecycle::sandbox::{Containers, Step, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
-use crate::runtime::plan::CgroupEntry;
+use crate::runtime::plan::{CgroupEntry, PodInitPlan};
 use crate::state::job::Outcome;
 use crate::state::network::Allocation;
 use crate::state::now_ns;
@@ -185,7 +185,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
     blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
-    let plan = crate::runtime::launch::PodInitPlan {
+    let plan = PodInitPlan {
         namespaces: pinned(&dir),
         cgroup: CgroupEntry {
             unified_dir,

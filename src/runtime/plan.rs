@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
+pub use super::launch::PodInitPlan;
+
 /// What to run, in what, and where its output goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaunchPlan {
