@@ -49,7 +49,7 @@ const LAYERS: &[Layer] = &[
         "containerd",
         &["state", "lifecycle", "proto", "id", "telemetry"],
     ),
-    layer("admin", &["state", "lifecycle", "proto", "id", "telemetry"]),
+    layer("admin", &["state", "lifecycle", "proto", "id", "engine", "telemetry"]),
     // Middle: where they meet.
     layer("state", &["lifecycle", "id", "sys"]),
     layer("lifecycle", &["id"]),
@@ -71,7 +71,7 @@ const LAYERS: &[Layer] = &[
             "telemetry",
         ],
     ),
-    layer("image", &["sys", "id"]),
+    layer("image", &["lifecycle", "sys", "id"]),
     layer("snapshot", &["sys", "id"]),
     layer("network", &["sys", "id"]),
     layer("cgroup", &["sys", "id"]),
@@ -81,6 +81,7 @@ const LAYERS: &[Layer] = &[
     // Ground.
     layer("proto", &[]),
     layer("crash", &[]),
+    layer("engine", &[]),
     layer("sys", &[]),
     layer("id", &[]),
 ];
