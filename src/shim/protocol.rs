@@ -337,6 +337,12 @@ pub enum Refusal {
     /// The id is in use by something else.
     #[error("process id {0} is in use")]
     InUse(ProcessId),
+    /// It holds as many processes as its limit of open files allows.
+    #[error("the shim holds {capacity} processes, as many as its limit of open files allows")]
+    Full {
+        /// How many.
+        capacity: usize,
+    },
     /// Descriptors missing, too many, or of the wrong sort.
     #[error("{0}")]
     Descriptors(String),

@@ -723,3 +723,121 @@ async fn an_input_once_ends_when_it_is_closed() {
     assert_eq!(exit.code, 0);
     shim.acknowledge(exit.sequence).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_stream_that_everybody_has_closed_is_closed_here_too() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let script = "printf unfinished; exec >&- 2>&-; exec /bin/busybox sleep 100";
+    let launched = node.run(&shim, "closed", script).await;
+    until("the rest is logged", || {
+        node.content("closed") == "unfinished"
+    })
+    .await;
+    let end = Instant::now() + BOUND;
+    while !shim.handles("closed").await.unwrap().outputs.is_empty() {
+        assert!(Instant::now() < end, "a FIFO without writers is still open");
+    }
+    signal(&launched, Signal::KILL);
+    let exit = next_exit(&mut events).await;
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_grandchild_that_goes_on_holds_back_no_exit_and_is_still_logged() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let script = "exec 3<&0; (read gate <&3; echo late) & printf early; exit 4";
+    let args = ["/bin/busybox", "sh", "-c", script];
+    // In the host's PID namespace nothing ends it with its parent.
+    let plan = node.plan_with("family", &args, |plan| {
+        plan.stdio.stdin = true;
+        let linux = serde_json::from_value(serde_json::json!({
+            "namespaces": [{ "type": "mount" }]
+        }));
+        plan.spec.set_linux(Some(linux.unwrap()));
+    });
+    shim.launch("family", &plan).await.unwrap();
+    let exit = next_exit(&mut events).await;
+    assert_eq!(exit.code, 4);
+    assert_eq!(node.content("family"), "early");
+    let stdin = plan.with_file_name("stdin");
+    fs::OpenOptions::new()
+        .write(true)
+        .open(stdin)
+        .unwrap()
+        .write_all(b"go\n")
+        .unwrap();
+    until("the grandchild is logged", || {
+        node.content("family") == "earlylate\n"
+    })
+    .await;
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn asked_to_end_it_does_so_only_when_nothing_runs() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let launched = node
+        .run(&shim, "alive", "exec /bin/busybox sleep 100")
+        .await;
+    let shim_pid = shim.shim_pid();
+    for refused in [
+        Signal::TERM,
+        Signal::INT,
+        Signal::HUP,
+        Signal::PIPE,
+        Signal::USR1,
+    ] {
+        kill_process(pid(shim_pid), refused).unwrap();
+        shim.ping().await.unwrap();
+    }
+    signal(&launched, Signal::KILL);
+    next_exit(&mut events).await;
+    kill_process(pid(shim_pid), Signal::TERM).unwrap();
+    node.shim_ends(shim_pid).await;
+    // The exit was not acknowledged: it is in the journal, for the next.
+    let (shim, mut events) = node.connect().await;
+    let exit = next_exit(&mut events).await;
+    assert_eq!(exit.signal, Some(9));
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_shim_gives_nothing_away() {
+    let node = Node::new();
+    let (shim, _events) = node.connect().await;
+    let proc = PathBuf::from(format!("/proc/{}", shim.shim_pid()));
+    let stat = fs::read_to_string(proc.join("stat")).unwrap();
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .unwrap()
+        .1
+        .split_whitespace()
+        .collect();
+    let threads = fields[17];
+    assert_eq!(
+        (threads, fields[3]),
+        ("1", fields[2]),
+        "one thread; its session is its group's"
+    );
+    assert_ne!(fields[1], std::process::id().to_string(), "not our child");
+    assert_eq!(fs::read_link(proc.join("cwd")).unwrap(), Path::new("/"));
+    for (fd, target) in [("0", "/dev/null"), ("1", "/dev/null")] {
+        assert_eq!(
+            fs::read_link(proc.join("fd").join(fd)).unwrap(),
+            Path::new(target)
+        );
+    }
+    let socket = node.state().join(SOCKET_NAME);
+    assert_eq!(
+        fs::metadata(socket).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    let own = node.state().join("shim");
+    assert_eq!(
+        fs::metadata(own).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+}
