@@ -158,8 +158,8 @@ pub enum Request {
         /// The container.
         container_id: ProcessId,
     },
-    /// The descriptors of a process that runs, for a daemon that has none because it is new. Answer:
-    /// [`Reply::Launched`].
+    /// The descriptors of a process that runs, for a daemon that has none because it is new.
+    /// Answer: [`Reply::Launched`].
     Handles {
         /// Container, sandbox or exec.
         id: ProcessId,
@@ -433,7 +433,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_message_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
             let _ = decode::<ToShim>(&bytes);
             let _ = decode::<FromShim>(&bytes);
         }

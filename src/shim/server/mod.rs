@@ -15,7 +15,8 @@
 //!                     ends, and removes its socket
 //! ```
 //!
-//! A malformed message closes its connection. Nothing that a peer or a container does ends the shim.
+//! A malformed message closes its connection. Nothing that a peer or a container does ends the
+//! shim.
 
 mod adopt;
 mod connection;
@@ -133,7 +134,7 @@ struct Shim {
     daemon: Option<Connection>,
     /// Connected, and has not said hello.
     newcomer: Option<Connection>,
-    /// Until when the first daemon may come; `None` once one has.
+    /// Until when the first daemon may come; `None` once one has, or the time is over.
     first_daemon_by: Option<Instant>,
     asked_to_end: bool,
     pace: Pace,
@@ -235,10 +236,11 @@ impl Shim {
         if self.daemon.is_some() && !self.asked_to_end {
             return false;
         }
+        // Passed, it must not wake the loop again: whatever is still held may be held for days.
+        self.first_daemon_by = self.first_daemon_by.filter(|by| Instant::now() < *by);
         let holds = self.processes.values().any(Process::is_running);
-        let settled = self.asked_to_end || self.journal.is_settled();
-        let early = self.first_daemon_by.is_some_and(|by| Instant::now() < by);
-        if holds || !settled || (early && !self.asked_to_end) {
+        let early = self.first_daemon_by.is_some();
+        if holds || (!self.asked_to_end && (early || !self.journal.is_settled())) {
             return false;
         }
         self.accept();

@@ -67,8 +67,8 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
         .create(&own_dir)
         .map_err(call("make directory", &own_dir))?;
 
-    // 1. Leave the starter: fork, new session, working directory `/`. Before everything that belongs to
-    //    a process (record locks, signal descriptors), and while there is nothing to share.
+    // 1. Leave the starter: fork, new session, working directory `/`. Before everything that belongs
+    //    to a process (record locks, signal descriptors), and while there is nothing to share.
     nix::unistd::daemon(false, true).map_err(|errno| call("fork in", &own_dir)(errno.into()))?;
 
     // 2. Be the only one. A record lock, for a child that does not exec does not inherit it.
@@ -139,8 +139,8 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Raises the limit of open files and says how many processes fit under it. Only the soft limit: the
-/// hard one is inherited by containers whose plan sets none.
+/// Raises the limit of open files and says how many processes fit under it. Only the soft limit:
+/// the hard one is inherited by containers whose plan sets none.
 fn raise_open_files() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit {
