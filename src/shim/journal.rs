@@ -8,11 +8,11 @@
 //! exit {"sequence":42,"id":"…","kind":"container","code":0,…} 8c11d2e7
 //! ```
 //!
-//! Each line ends with the CRC-32 of what stands before it. The first line carries the next sequence
-//! number across a rewrite. A line that is torn or damaged ends the reading: it and what follows
-//! were never announced, or will be found out again by adoption. Loading rewrites the file, and so does
-//! an acknowledgement that leaves little of it. Acknowledgements themselves are not written: after
-//! a shim's death some records are sent twice.
+//! Each line ends with the CRC-32 of what stands before it. The first line carries the next
+//! sequence number across a rewrite. A torn line ends the reading: its exit was never announced,
+//! and is found out again by adoption. Loading rewrites the file, and so does an acknowledgement
+//! that leaves little of it. Acknowledgements themselves are not written: after a shim's death
+//! some records are sent twice.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

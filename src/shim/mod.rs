@@ -1,5 +1,5 @@
-//! The node's one shim: parent of every container process, writer of every log, keeper of every exit
-//! until the daemon has it. It holds no policy, and knows no SQLite, no CRI and no tokio.
+//! The node's one shim: parent of every container process, writer of every log, keeper of every
+//! exit until the daemon has it. It holds no policy, and knows no SQLite, no CRI and no tokio.
 //!
 //! ```text
 //! daemon ── client ──(protocol, SOCK_SEQPACKET)── server ── runtime ── processes

@@ -158,8 +158,8 @@ pub enum Request {
         /// The container.
         container_id: ProcessId,
     },
-    /// The descriptors of a process that runs, for a daemon that has none because it is new. Answer:
-    /// [`Reply::Launched`].
+    /// The descriptors of a process that runs, for a daemon that has none because it is new.
+    /// Answer: [`Reply::Launched`].
     Handles {
         /// Container, sandbox or exec.
         id: ProcessId,
@@ -337,6 +337,12 @@ pub enum Refusal {
     /// The id is in use by something else.
     #[error("process id {0} is in use")]
     InUse(ProcessId),
+    /// It holds as many processes as its limit of open files allows.
+    #[error("the shim holds {capacity} processes, as many as its limit of open files allows")]
+    Full {
+        /// How many.
+        capacity: usize,
+    },
     /// Descriptors missing, too many, or of the wrong sort.
     #[error("{0}")]
     Descriptors(String),
@@ -427,7 +433,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_message_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_message_or_an_error(
+            bytes in prop::collection::vec(any::<u8>(), 0..300),
+        ) {
             let _ = decode::<ToShim>(&bytes);
             let _ = decode::<FromShim>(&bytes);
         }

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! A container that holds its output `O_RDWR` is its own reader too: when the shim dies it waits at
-//! a full FIFO instead of dying of SIGPIPE, and the next shim opens the same FIFO and reads on. Once
-//! everybody on the container's side has closed, the shim reads the end of file and closes as well: a
-//! FIFO whose writers are all gone would poll readable for ever.
+//! a full FIFO instead of dying of SIGPIPE, and the next shim opens the same FIFO and reads on.
+//! Once everybody on the container's side has closed, the shim reads the end of file and closes as
+//! well: a FIFO whose writers are all gone would poll readable for ever.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

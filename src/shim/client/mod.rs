@@ -378,7 +378,7 @@ impl ShimClient {
         self.done(Request::CloseStdin { container_id }).await
     }
 
-    /// Everything the shim holds, in the order of ids; not one moment when it is longer than a page.
+    /// Everything the shim holds, in the order of ids; longer than a page, not all at one moment.
     ///
     /// # Errors
     /// Any.

@@ -81,8 +81,8 @@ impl Shim {
         })
     }
 
-    /// A dead process is "running" here as well, as long as it has a pidfd: that is readable at once,
-    /// and tells how it ended.
+    /// A dead process is "running" here as well, as long as it has a pidfd: that is readable at
+    /// once, and tells how it ended.
     fn watch_end(&mut self, id: &ProcessId, process: &Process) -> bool {
         let Some(pidfd) = &process.pidfd else {
             return false;

@@ -15,7 +15,8 @@
 //!                     ends, and removes its socket
 //! ```
 //!
-//! A malformed message closes its connection. Nothing that a peer or a container does ends the shim.
+//! A malformed message closes its connection. Nothing that a peer or a container does ends the
+//! shim.
 
 mod adopt;
 mod connection;
@@ -38,10 +39,11 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use self::connection::Connection;
-use self::output::{Scratch, Turn};
+use self::output::Scratch;
 use self::polled::Polled;
 use self::process::Process;
 pub use self::setup::READY;
+use self::streams::Pace;
 use crate::shim::journal::{Journal, JournalError};
 use crate::shim::log::line::StreamName;
 use crate::shim::protocol::{
@@ -54,7 +56,6 @@ const FIRST_DAEMON_WAIT: Duration = Duration::from_secs(30);
 /// How often a reaped-by-others process is asked again how it ended.
 const END_POLL: Duration = Duration::from_millis(10);
 const EVENTS_PER_ROUND: usize = 32;
-const OUTPUTS_PER_ROUND: usize = 16;
 const REQUESTS_PER_ROUND: usize = 16;
 /// All that a shim ever writes to its own log.
 const NOTES_MAX: u32 = 4096;
@@ -94,7 +95,7 @@ pub fn run(state_dir: &Path) -> Result<(), ShimError> {
     let ready = setup::become_shim(state_dir)?;
     let socket_path = ready.socket_path;
     let _held_until_the_end = ready.lock;
-    let mut shim = Shim::new(ready.listener, ready.signals, ready.journal)?;
+    let mut shim = Shim::new(ready.listener, ready.signals, ready.journal, ready.capacity)?;
     shim.serve()?;
     // A daemon that connects between the last look and this finds its connection closed, and starts
     // another shim.
@@ -119,6 +120,8 @@ struct Shim {
     listener: OwnedFd,
     signals: SignalFd,
     journal: Journal,
+    /// Processes that may be held at once, for each takes descriptors.
+    capacity: usize,
     next_token: u64,
     watched: HashMap<u64, Watched>,
     processes: BTreeMap<ProcessId, Process>,
@@ -131,16 +134,22 @@ struct Shim {
     daemon: Option<Connection>,
     /// Connected, and has not said hello.
     newcomer: Option<Connection>,
-    /// Until when the first daemon may come; `None` once one has.
+    /// Until when the first daemon may come; `None` once one has, or the time is over.
     first_daemon_by: Option<Instant>,
     asked_to_end: bool,
+    pace: Pace,
     scratch: Scratch,
     message: Box<[u8]>,
     notes: u32,
 }
 
 impl Shim {
-    fn new(listener: OwnedFd, signals: SignalFd, journal: Journal) -> Result<Shim, ShimError> {
+    fn new(
+        listener: OwnedFd,
+        signals: SignalFd,
+        journal: Journal,
+        capacity: usize,
+    ) -> Result<Shim, ShimError> {
         let create = || {
             epoll::create(CreateFlags::CLOEXEC)
                 .map(Rc::new)
@@ -160,6 +169,7 @@ impl Shim {
             listener,
             signals,
             journal,
+            capacity,
             next_token: FIRST_TOKEN,
             watched: HashMap::new(),
             processes: BTreeMap::new(),
@@ -170,6 +180,7 @@ impl Shim {
             newcomer: None,
             first_daemon_by: Some(Instant::now() + FIRST_DAEMON_WAIT),
             asked_to_end: false,
+            pace: Pace::default(),
             scratch: Scratch::default(),
             message: vec![0; MESSAGE_MAX_BYTES].into_boxed_slice(),
             notes: 0,
@@ -203,15 +214,21 @@ impl Shim {
         }
     }
 
-    fn wait(&self, events: &mut Vec<Event>) -> Result<(), ShimError> {
-        let timeout = if self.reap_again {
-            Some(Duration::ZERO)
-        } else if !self.awaited_ends.is_empty() {
-            Some(END_POLL)
-        } else {
-            self.first_daemon_by
-                .map(|by| by.saturating_duration_since(Instant::now()))
-        };
+    fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), ShimError> {
+        let now = Instant::now();
+        let resume = self.resume_outputs(now)?;
+        let poll_ends = (!self.awaited_ends.is_empty()).then(|| now + END_POLL);
+        let at = [
+            resume,
+            poll_ends,
+            self.first_daemon_by,
+            self.reap_again.then_some(now),
+        ];
+        let timeout = at
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at.saturating_duration_since(now));
         wait_on(&self.poll, events, timeout)
     }
 
@@ -219,10 +236,11 @@ impl Shim {
         if self.daemon.is_some() && !self.asked_to_end {
             return false;
         }
+        // Passed, it must not wake the loop again: whatever is still held may be held for days.
+        self.first_daemon_by = self.first_daemon_by.filter(|by| Instant::now() < *by);
         let holds = self.processes.values().any(Process::is_running);
-        let settled = self.asked_to_end || self.journal.is_settled();
-        let early = self.first_daemon_by.is_some_and(|by| Instant::now() < by);
-        if holds || !settled || (early && !self.asked_to_end) {
+        let early = self.first_daemon_by.is_some();
+        if holds || (!self.asked_to_end && (early || !self.journal.is_settled())) {
             return false;
         }
         self.accept();
@@ -365,25 +383,6 @@ impl Shim {
         if sent.and_then(|()| daemon.watch()).is_err() {
             self.daemon = None;
         }
-    }
-
-    fn pump_outputs(&mut self) -> Result<(), ShimError> {
-        let mut events = Vec::with_capacity(OUTPUTS_PER_ROUND);
-        wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
-        for event in events {
-            let token = event.data.u64();
-            let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
-                continue;
-            };
-            let ended = match self.processes.get_mut(id) {
-                Some(process) => process.output.pump(*name, &mut self.scratch) == Turn::Ended,
-                None => true,
-            };
-            if ended {
-                self.watched.remove(&token);
-            }
-        }
-        Ok(())
     }
 
     fn new_token(&mut self) -> u64 {

@@ -55,13 +55,13 @@ pub(super) struct Output {
     tokens: Vec<u64>,
 }
 
-/// How a turn ended.
+/// What came of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    /// The stream may have more, now or later.
-    Open,
-    /// The stream has ended and been closed.
-    Ended,
+pub(super) struct Turn {
+    /// Bytes read.
+    pub(super) moved: usize,
+    /// The stream has ended and been closed; otherwise it may have more, now or later.
+    pub(super) ended: bool,
 }
 
 impl Output {
@@ -143,7 +143,7 @@ impl Output {
             } else {
                 pipe_capacity(&source.fd)
             };
-            if self.transfer(name, scratch, limit, false) == Turn::Open {
+            if !self.transfer(name, scratch, limit, false).ended {
                 self.finish(name, scratch);
             }
         }
@@ -159,29 +159,31 @@ impl Output {
         once: bool,
     ) -> Turn {
         let mut moved = 0;
-        while moved < limit {
+        let mut ended = false;
+        while moved < limit && !ended {
             let Some(source) = self.slot(name) else {
-                return Turn::Ended;
+                ended = true;
+                break;
             };
             match rustix::io::read(&source.fd, &mut scratch.input[..]) {
                 // EIO: nobody has the terminal open any more.
                 Ok(0) | Err(Errno::IO) => {
                     self.finish(name, scratch);
                     *self.slot(name) = None;
-                    return Turn::Ended;
+                    ended = true;
                 }
                 Ok(length) => {
                     moved += length;
                     self.write(name, scratch, length);
                     if once && length < scratch.input.len() {
-                        return Turn::Open;
+                        break;
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => return Turn::Open,
+                Err(_) => break,
             }
         }
-        Turn::Open
+        Turn { moved, ended }
     }
 
     fn write(&mut self, name: StreamName, scratch: &mut Scratch, length: usize) {
@@ -249,14 +251,21 @@ mod tests {
                 .ends_with(" stdout P half\n")
         );
         rustix::io::write(&writer, b" line\n").unwrap();
-        assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Open);
+        let turn = output.pump(StreamName::Stdout, &mut scratch);
+        assert_eq!(
+            turn,
+            Turn {
+                moved: 6,
+                ended: false
+            }
+        );
         assert!(
             fs::read_to_string(&path)
                 .unwrap()
                 .ends_with(" stdout F  line\n")
         );
         drop(writer);
-        assert_eq!(output.pump(StreamName::Stdout, &mut scratch), Turn::Ended);
+        assert!(output.pump(StreamName::Stdout, &mut scratch).ended);
         assert_eq!(output.streams().count(), 0);
     }
 
@@ -266,13 +275,45 @@ mod tests {
         rustix::pipe::fcntl_setpipe_size(&writer, 1 << 20).unwrap();
         let written = rustix::io::write(&writer, &vec![b'x'; 1 << 20]).unwrap();
         assert!(written > 2 * TURN_BYTES);
+        let turn = output.pump(StreamName::Stdout, &mut Scratch::default());
         assert_eq!(
-            output.pump(StreamName::Stdout, &mut Scratch::default()),
-            Turn::Open
+            turn,
+            Turn {
+                moved: TURN_BYTES,
+                ended: false
+            }
         );
         let mut left = vec![0; 1 << 20];
         let left = rustix::io::read(output.streams().next().unwrap(), &mut left).unwrap();
         assert_eq!(left, written - TURN_BYTES);
+    }
+
+    #[test]
+    fn a_terminal_ends_when_nobody_has_it_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let pty = nix::pty::openpty(None, None).unwrap();
+        rustix::io::ioctl_fionbio(&pty.master, true).unwrap();
+        let poll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+        let daemons = pty.master.try_clone().unwrap();
+        let mut output = Output::new(Some(LogFile::open(&path).unwrap()));
+        output.attach_terminal(Polled::new(&poll, pty.master, 1).unwrap());
+        rustix::io::write(&pty.slave, b"prompt\nhalf").unwrap();
+        let mut scratch = Scratch::default();
+        assert!(output.has_terminal() && !output.pump(StreamName::Stdout, &mut scratch).ended);
+        drop(pty.slave);
+        assert!(output.pump(StreamName::Stdout, &mut scratch).ended && !output.has_terminal());
+        let log = fs::read_to_string(&path).unwrap();
+        assert!(log.contains(" stdout F prompt\r\n") && log.ends_with(" stdout P half\n"));
+        // The daemon still has the terminal: it is out of our epoll all the same.
+        let mut events = Vec::with_capacity(1);
+        let now = rustix::event::Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let buffer = rustix::buffer::spare_capacity(&mut events);
+        assert_eq!(epoll::wait(&poll, buffer, Some(&now)).unwrap(), 0);
+        drop(daemons);
     }
 
     /// Run with `cargo test --release --lib -- --ignored --nocapture how_many_lines`.
@@ -303,11 +344,11 @@ mod tests {
                 }
             });
             let mut scratch = Scratch::default();
-            while output.pump(StreamName::Stdout, &mut scratch) == Turn::Open {}
+            while !output.pump(StreamName::Stdout, &mut scratch).ended {}
             let seconds = start.elapsed().as_secs_f64();
             thread.join().unwrap();
             let size = fs::metadata(&path).unwrap().len();
-            assert_eq!(size % 141, 0);
+            assert_eq!(size, lines as u64 * 140);
             println!(
                 "{writes} B a write: {:.2} M lines/s",
                 lines as f64 / seconds / 1e6

@@ -69,6 +69,15 @@ impl Shim {
             .ok_or_else(|| Refusal::NotFound(id.clone()))
     }
 
+    fn has_room(&self) -> Result<(), Refusal> {
+        if self.processes.len() < self.capacity {
+            return Ok(());
+        }
+        Err(Refusal::Full {
+            capacity: self.capacity,
+        })
+    }
+
     /// The answer for an id that is already held: the same as the first time, while it runs.
     fn already(&self, id: &ProcessId, kind: ProcessKind) -> Option<Answer> {
         let process = self.processes.get(id)?;
@@ -83,6 +92,7 @@ impl Shim {
         if let Some(answer) = self.already(&id, ProcessKind::Container) {
             return answer;
         }
+        self.has_room()?;
         let plan: LaunchPlan = read_plan_file(plan_path)?;
         let (output, streams) = self.open_output(&id, &plan.stdio)?;
         match launch(&plan, streams) {
@@ -98,6 +108,7 @@ impl Shim {
         if let Some(answer) = self.already(&id, ProcessKind::PodInit) {
             return answer;
         }
+        self.has_room()?;
         let started = pod_init(plan).map_err(Refusal::Launch)?;
         launched(self.hold(id, ProcessKind::PodInit, started, Output::default()))
     }
@@ -112,6 +123,7 @@ impl Shim {
         if self.processes.contains_key(&id) {
             return Err(Refusal::InUse(id));
         }
+        self.has_room()?;
         let container = self.held_mut(container_id)?;
         if container.kind != ProcessKind::Container {
             return Err(Refusal::NotFound(container_id.clone()));

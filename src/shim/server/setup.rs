@@ -28,6 +28,10 @@ pub const READY: &[u8] = b"ready\n";
 /// How long a former shim has to finish ending.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(5);
+/// Descriptors of the shim itself, and those that come and go with a request.
+const OWN_FILES: usize = 48;
+/// A pidfd, two FIFOs, the log, and the keeper of an input.
+const FILES_PER_PROCESS: usize = 5;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 
@@ -40,6 +44,8 @@ pub(super) struct Ready {
     pub(super) socket_path: PathBuf,
     pub(super) signals: SignalFd,
     pub(super) journal: Journal,
+    /// Processes it may hold at once.
+    pub(super) capacity: usize,
 }
 
 /// Takes all the steps; returns in the shim, not in the process that was started.
@@ -61,8 +67,8 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
         .create(&own_dir)
         .map_err(call("make directory", &own_dir))?;
 
-    // 1. Leave the starter: fork, new session, working directory `/`. Before everything that belongs to
-    //    a process (record locks, signal descriptors), and while there is nothing to share.
+    // 1. Leave the starter: fork, new session, working directory `/`. Before everything that belongs
+    //    to a process (record locks, signal descriptors), and while there is nothing to share.
     nix::unistd::daemon(false, true).map_err(|errno| call("fork in", &own_dir)(errno.into()))?;
 
     // 2. Be the only one. A record lock, for a child that does not exec does not inherit it.
@@ -79,7 +85,9 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     // 4. Orphans of processes without a PID namespace of their own come to us.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .map_err(|errno| call("become subreaper of", &own_dir)(errno.into()))?;
-    raise_open_files();
+    let capacity = raise_open_files();
+    // What the modes of new files below mean does not depend on who started us.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
 
     // 5. Signals become events. Blocked ones reach nobody else in this single thread.
     let signals =
@@ -106,6 +114,7 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
         socket_path,
         signals,
         journal,
+        capacity,
     })
 }
 
@@ -130,16 +139,20 @@ fn lock(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// One container costs five descriptors. Only the soft limit: the hard one is inherited by
-/// containers whose plan sets none.
-fn raise_open_files() {
+/// Raises the limit of open files and says how many processes fit under it. Only the soft limit:
+/// the hard one is inherited by containers whose plan sets none.
+fn raise_open_files() -> usize {
     let limit = rustix::process::getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    // A lower limit than hoped for shows as an error when it is reached.
-    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+    let raised = rustix::process::setrlimit(Resource::Nofile, raised).is_ok();
+    let files = if raised { limit.maximum } else { limit.current };
+    let files = files
+        .and_then(|files| usize::try_from(files).ok())
+        .unwrap_or(usize::MAX);
+    files.saturating_sub(OWN_FILES) / FILES_PER_PROCESS
 }
 
 fn block_signals() -> nix::Result<SignalFd> {

@@ -1,11 +1,19 @@
-//! Opening, watching and letting go of what a container writes.
+//! Opening, watching, pumping and letting go of what containers write.
+//!
+//! A container that writes line by line would wake the shim for every one of them, and both would
+//! fight for the FIFO's lock. So when rounds follow each other closely and each finds little, the
+//! outputs rest for half a millisecond, and the next round finds a lot. A line that comes after a
+//! silence is read at once.
 
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll::{self, EventData, EventFlags};
 
 use super::output::Output;
 use super::polled::Polled;
 use super::requests::with_source;
-use super::{Shim, Watched};
+use super::{OUTPUTS, Shim, ShimError, Watched, poll_error, wait_on};
 use crate::runtime::launch::ProcessStreams;
 use crate::runtime::plan::Stdio;
 use crate::shim::log::file::LogFile;
@@ -13,7 +21,67 @@ use crate::shim::log::line::StreamName;
 use crate::shim::protocol::{ProcessId, Refusal};
 use crate::shim::stdio::{self, ShimEnds};
 
+const OUTPUTS_PER_ROUND: usize = 16;
+/// How long outputs rest, and how closely rounds must follow each other for it.
+const REST: Duration = Duration::from_micros(500);
+/// What a stream must yield in a round for it to be worth its while.
+const WORTHWHILE_BYTES: usize = 16 * 1024;
+
+/// When outputs are read.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    last_round: Option<Instant>,
+    rests_until: Option<Instant>,
+}
+
 impl Shim {
+    /// Gives some of the streams that have something a turn each.
+    pub(super) fn pump_outputs(&mut self) -> Result<(), ShimError> {
+        let mut events = Vec::with_capacity(OUTPUTS_PER_ROUND);
+        wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
+        let (streams, mut moved) = (events.len(), 0);
+        for event in events {
+            let token = event.data.u64();
+            let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
+                continue;
+            };
+            let turn = self
+                .processes
+                .get_mut(id)
+                .map(|p| p.output.pump(*name, &mut self.scratch));
+            moved += turn.map_or(0, |turn| turn.moved);
+            if turn.is_none_or(|turn| turn.ended) {
+                self.watched.remove(&token);
+            }
+        }
+        let now = Instant::now();
+        let close = self
+            .pace
+            .last_round
+            .is_some_and(|last| now.duration_since(last) < REST);
+        self.pace.last_round = Some(now);
+        if close && moved < streams * WORTHWHILE_BYTES {
+            self.watch_outputs(EventFlags::empty())?;
+            self.pace.rests_until = Some(now + REST);
+        }
+        Ok(())
+    }
+
+    /// Ends a rest that is over, or says when it will be.
+    pub(super) fn resume_outputs(&mut self, now: Instant) -> Result<Option<Instant>, ShimError> {
+        if self.pace.rests_until.is_some_and(|until| until <= now) {
+            self.pace.rests_until = None;
+            // The round after a rest begins a new count: it is worthwhile or the last for a while.
+            self.watch_outputs(EventFlags::IN)?;
+        }
+        Ok(self.pace.rests_until)
+    }
+
+    fn watch_outputs(&self, flags: EventFlags) -> Result<(), ShimError> {
+        let data = EventData::new_u64(OUTPUTS);
+        epoll::modify(&self.poll, &self.outputs_poll, data, flags).map_err(poll_error)
+    }
+
     /// Opens the log and, unless there is to be a terminal, both sides of the FIFOs.
     pub(super) fn open_output(
         &mut self,
