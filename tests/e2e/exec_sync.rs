@@ -42,7 +42,10 @@ async fn output_and_exit_code_come_back_apart() {
 async fn the_command_runs_in_the_containers_place() {
     let node = Node::start().await;
     let pod = node.pod("place").await;
-    let mut config = shell("main", "export SECRET=no; touch /tmp/here; sleep 1000");
+    let mut config = shell(
+        "main",
+        "export SECRET=no; touch /tmp/here; while :; do sleep 0.05; done",
+    );
     config.working_dir = "/tmp".into();
     config.envs = vec![KeyValue {
         key: "GIVEN".into(),

@@ -137,6 +137,11 @@ const FORBIDDEN: &[(&str, &[&str], &str)] = &[
         "it runs in the shim and after clone",
     ),
     (
+        "sys::async_fd",
+        &[],
+        "readiness of descriptors for the daemon, which runs on tokio",
+    ),
+    (
         "sys",
         &["tokio", "tracing", "tokio_util", "reqwest"],
         "system calls only",

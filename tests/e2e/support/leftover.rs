@@ -241,8 +241,8 @@ pub(crate) fn run_apart<T: Send + 'static>(future: impl Future<Output = T> + Sen
     worker.join().expect("the work apart panicked, see above")
 }
 
-/// A mount that everybody on the node sees makes nobody a leftover. Found before anything is removed:
-/// if this were wrong, removing would end every process of the machine.
+/// A mount that everybody on the node sees makes nobody a leftover. Only found, not removed: if
+/// this were wrong, removing would end every process of the machine.
 #[test]
 fn strangers_are_never_taken_for_leftovers() {
     let dir = tempfile::tempdir().expect("a directory");

@@ -26,7 +26,8 @@ pub(crate) fn read(path: &Path) -> Vec<Line> {
     lines.map(|line| parse(&line[..line.len() - 1])).collect()
 }
 
-/// The contents of one stream as lines, partial ones joined.
+/// The contents of one stream as lines, partial ones joined. What a stream ends with without a line
+/// end may be tagged as either.
 pub(crate) fn contents(lines: &[Line], stream: &str) -> Vec<String> {
     let mut whole = Vec::new();
     let mut bytes = Vec::new();
@@ -36,6 +37,9 @@ pub(crate) fn contents(lines: &[Line], stream: &str) -> Vec<String> {
             whole.push(String::from_utf8_lossy(&bytes).into_owned());
             bytes.clear();
         }
+    }
+    if !bytes.is_empty() {
+        whole.push(String::from_utf8_lossy(&bytes).into_owned());
     }
     whole
 }

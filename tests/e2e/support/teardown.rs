@@ -35,9 +35,14 @@ impl Drop for Node {
         let mut problems = Vec::new();
         if failing {
             eprintln!("--- end of quiltd's log ---\n{}\n---", self.log_tail());
-        } else if self.child.is_some() && self.ended().is_none() {
-            problems.extend(self.remove_pods());
-            problems.extend(self.settle());
+        } else if self.child.is_some() {
+            match self.ended() {
+                Some(status) => problems.push(format!("quiltd has ended by itself: {status}")),
+                None => {
+                    problems.extend(self.remove_pods());
+                    problems.extend(self.settle());
+                }
+            }
         }
         problems.extend(self.stop());
         for shim in self.shims() {
