@@ -6,6 +6,7 @@
 
 /// Every point, in the order a pod meets them.
 pub const POINTS: &[&str] = &[
+    "image.layer_committed",
     "sandbox.recorded",
     "sandbox.namespaces",
     "sandbox.network",
@@ -35,7 +36,33 @@ pub const POINTS: &[&str] = &[
     "sandbox.removed",
 ];
 
-/// Dies here, by SIGKILL, when the test asked for it.
+/// Whether the environment arms a point, and which.
+///
+/// # Errors
+/// When it names one that does not exist: a test that would not do what it says.
+#[cfg(debug_assertions)]
+pub fn check() -> Result<(), String> {
+    match std::env::var("QUILT_CRASH_AT") {
+        Ok(name) if !POINTS.contains(&name.as_str()) => {
+            Err(format!("QUILT_CRASH_AT={name}: there is no such point (quiltd crash-points)"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A release build has no points to arm.
+///
+/// # Errors
+/// When the environment names one all the same.
+#[cfg(not(debug_assertions))]
+pub fn check() -> Result<(), String> {
+    match std::env::var_os("QUILT_CRASH_AT") {
+        Some(_) => Err("QUILT_CRASH_AT needs a debug build".into()),
+        None => Ok(()),
+    }
+}
+
+/// Dies here, without another instruction, when the test asked for it.
 #[cfg(debug_assertions)]
 pub fn point(name: &'static str) {
     use std::sync::OnceLock;
@@ -43,7 +70,7 @@ pub fn point(name: &'static str) {
     debug_assert!(POINTS.contains(&name), "{name} is not listed");
     let armed = ARMED.get_or_init(|| std::env::var("QUILT_CRASH_AT").ok());
     if armed.as_deref() == Some(name) {
-        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        std::process::abort();
     }
 }
 

@@ -1,6 +1,6 @@
 //! One look at a cleanup task: remove the thing, then the row that stood for it.
 
-use super::{Back, ReconcileError, blocking, sandbox};
+use super::{Back, ReconcileError, blocking, image, sandbox};
 use crate::crash;
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
@@ -31,7 +31,7 @@ fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
     match task.resource {
         Resource::Network => sandbox::remove_link(back, &task.path)?,
         Resource::Rootfs => snapshot::remove_snapshot(&back.paths.root, &task.path)?,
-        Resource::Layer => back.images.remove_layer(&task.path)?,
+        Resource::Layer => back.images.remove_layer(&image::chain_id(&task.path)?)?,
     }
     Ok(())
 }

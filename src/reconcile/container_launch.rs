@@ -2,7 +2,7 @@
 //! how far it had come.
 
 use super::processes::{self, Handle};
-use super::{Back, ReconcileError, blocking, container, container_plan, sampler};
+use super::{Back, ReconcileError, blocking, container, container_plan, image, sampler};
 use crate::crash;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
-use crate::image::ImageError;
+use crate::image::{ImageError, LayerError};
 use crate::network::NetworkError;
 use crate::shim::client::ShimClientError;
 use crate::snapshot::SnapshotError;
@@ -24,6 +24,9 @@ pub enum ReconcileError {
     /// An image could not be fetched or stored.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// A layer could not be stored or removed.
+    #[error(transparent)]
+    Layer(#[from] LayerError),
     /// A writable layer could not be made or removed.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

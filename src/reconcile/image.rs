@@ -1,17 +1,245 @@
-//! One look at a pull or an image.
-use super::*;
+//! One look at a pull or at an image that is to go, and the import of an archive.
+//!
+//! ```text
+//!  asked for ─► resolved ─► rows of layers ─► layers fetched side by side ─► committed bottom to top
+//!                                                                  ─► row of the image, and answered
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::{Back, ReconcileError, blocking};
+use crate::crash;
+use crate::id::ObjectKey;
+use crate::image::{Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer};
+use crate::lifecycle::spec::ImageSpec;
+use crate::state::image::{NewImage, NewLayer};
 use crate::state::job::Outcome;
-pub(super) async fn pull(_back: &Back, _reference: &str) -> Result<Outcome, ReconcileError> {
-    todo!()
+use crate::state::now_ns;
+use crate::state::operation::Finished;
+use crate::state::progress::Stages;
+use crate::state::pull::Secret;
+
+/// Pause until a layer that is being removed is gone and can be fetched again.
+const LEAVING_NS: i64 = 20_000_000;
+
+/// Pulls a reference that was asked for, and answers.
+pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, ReconcileError> {
+    let Some(pull) = back.store.pull(reference).await? else { return Ok(Outcome::Done) };
+    if pull.finished >= pull.requested {
+        return Ok(Outcome::Done);
+    }
+    let key = ObjectKey::Pull(reference.to_owned());
+    let mut stages = Stages::new(back.store.progress(), key);
+    let started_at = now_ns();
+    let result = fetch(back, reference, &mut stages).await;
+    let done = |stages: Stages<'_>, object_id: String, error| Finished {
+        kind: "pull_image",
+        object_id,
+        started_at,
+        duration_ns: now_ns() - started_at,
+        error,
+        stages: stages.finish(),
+    };
+    match result {
+        Ok(None) => return Ok(Outcome::Again(LEAVING_NS)),
+        Ok(Some(image)) => {
+            stages.enter("record");
+            let new = record(&image, std::slice::from_ref(&image.reference));
+            let done = done(stages, new.id.clone(), None);
+            back.observed.image_present(new, Some(reference.to_owned()), done).await?;
+        }
+        Err(error) if error.is_passing() => return Err(error),
+        Err(error) => {
+            let text = error.full_text();
+            tracing::warn!(reference, error = text, "cannot pull");
+            let done = done(stages, reference.to_owned(), Some(text.clone()));
+            back.observed.pull_failed(reference.to_owned(), kind_of(&error), text, done).await?;
+        }
+    }
+    back.store.pull_secrets().remove(reference);
+    Ok(Outcome::Done)
 }
-pub(super) async fn remove(_back: &Back, _id: &str) -> Result<Outcome, ReconcileError> {
-    todo!()
+
+/// The kind of a failure, as the front turns it into a status.
+fn kind_of(error: &ReconcileError) -> &'static str {
+    match error {
+        ReconcileError::Image(ImageError::NotFound { .. }) => "not_found",
+        ReconcileError::Image(ImageError::Unauthorized { .. }) => "unauthorized",
+        ReconcileError::Image(ImageError::Unavailable { .. }) => "unavailable",
+        ReconcileError::Image(
+            ImageError::Unsupported { .. } | ImageError::DigestMismatch { .. },
+        ) => "invalid",
+        _ => "other",
+    }
 }
-/// x
+
+/// `None` when a layer of the image is being removed just now.
+async fn fetch(
+    back: &Back,
+    reference: &str,
+    stages: &mut Stages<'_>,
+) -> Result<Option<ResolvedImage>, ReconcileError> {
+    let parsed: Reference =
+        reference.parse().map_err(|error| ReconcileError::Plan(format!("{error}")))?;
+    let secret = back.store.pull_secrets().get(reference).unwrap_or_default();
+    stages.enter("resolve");
+    let image = back.images.resolve(&parsed, &credentials(secret)?).await?;
+    Ok(store_layers(back, &image, stages).await?.then_some(image))
+}
+
+fn credentials(secret: Secret) -> Result<Credentials, ReconcileError> {
+    let Secret { username, password, auth, identity_token, registry_token } = secret;
+    if !registry_token.is_empty() {
+        return Ok(Credentials::Bearer(registry_token));
+    }
+    if !identity_token.is_empty() {
+        return Ok(Credentials::IdentityToken(identity_token));
+    }
+    if !username.is_empty() {
+        return Ok(Credentials::Basic { username, password });
+    }
+    if auth.is_empty() { Ok(Credentials::Anonymous) } else { Ok(Credentials::from_auth(&auth)?) }
+}
+
+/// Brings every layer of an image to its place; `false` when one is being removed just now.
+async fn store_layers(
+    back: &Back,
+    image: &ResolvedImage,
+    stages: &mut Stages<'_>,
+) -> Result<bool, ReconcileError> {
+    let mut parent: Option<String> = None;
+    let mut rows = Vec::with_capacity(image.layers.len());
+    for layer in &image.layers {
+        let chain_id = layer.chain_id.to_string();
+        rows.push(NewLayer {
+            chain_id: chain_id.clone(),
+            parent: parent.replace(chain_id),
+            diff_id: layer.diff_id.to_string(),
+            digest: layer.digest.to_string(),
+        });
+    }
+    if !back.observed.expect_layers(rows).await? {
+        return Ok(false);
+    }
+    stages.enter("fetch");
+    let image = Arc::new(image.clone());
+    let mut fetching = JoinSet::new();
+    let mut staged: Vec<Option<StagedLayer>> = Vec::new();
+    for (index, layer) in image.layers.iter().enumerate() {
+        staged.push(None);
+        let known = back.store.has_layer(&layer.chain_id.to_string()).await?;
+        if known && back.images.has_layer(&layer.chain_id) {
+            continue;
+        }
+        let (back, image) = (back.clone(), Arc::clone(&image));
+        fetching.spawn(async move {
+            (index, back.images.fetch_layer(&image, index, &|_| {}).await)
+        });
+    }
+    // Dropping the set on an error ends the other downloads; what they staged goes with them.
+    while let Some(joined) = fetching.join_next().await {
+        let (index, layer) = joined.map_err(|_| ReconcileError::Panicked)?;
+        staged[index] = Some(layer?);
+    }
+    stages.enter("commit");
+    // Bottom to top: a directory a layer only implies takes after the one below it.
+    for layer in staged.into_iter().flatten() {
+        let (back_too, reference) = (back.clone(), image.reference.clone());
+        let committed =
+            blocking(move || Ok(back_too.images.commit_layer(&reference, layer)?)).await?;
+        crash::point("image.layer_committed");
+        let chain_id = committed.chain_id.to_string();
+        back.observed.layer_present(chain_id, committed.size_bytes, committed.inodes).await?;
+    }
+    Ok(true)
+}
+
+/// The rows of a complete image under these names.
+fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
+    let config = &image.config;
+    let mut tags = Vec::new();
+    let mut digests = Vec::new();
+    for name in names {
+        if name.tag().is_some() && name.digest().is_none() {
+            tags.push(name.to_string());
+        }
+        digests.push(name.with_digest(&image.repo_digest_of_index).to_string());
+    }
+    digests.sort();
+    digests.dedup();
+    NewImage {
+        id: image.image_id.to_string(),
+        manifest_digest: image.manifest_digest.to_string(),
+        top_chain_id: image.layers.last().map(|layer| layer.chain_id.to_string()),
+        spec: ImageSpec {
+            env: config.env.clone(),
+            entrypoint: config.entrypoint.clone(),
+            cmd: config.cmd.clone(),
+            user: config.user.clone(),
+            working_dir: config.working_dir.clone(),
+            stop_signal: config.stop_signal.clone(),
+            labels: config.labels.clone(),
+        },
+        tags,
+        digests,
+    }
+}
+
+/// Deletes an image that nobody wants.
+pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
+    back.observed.image_removed(id.to_owned()).await?;
+    Ok(Outcome::Done)
+}
+
+/// Loads every image of an archive; returns id and names of each.
+///
+/// # Errors
+/// When the archive is none, a layer is bad, or an image has no name and none is given.
 pub async fn import(
-    _back: &Back,
-    _p: &std::path::Path,
-    _r: Option<&str>,
+    back: &Back,
+    path: &Path,
+    name: Option<&str>,
 ) -> Result<Vec<(String, Vec<String>)>, ReconcileError> {
-    todo!()
+    let name: Option<Reference> = name
+        .map(|name| name.parse())
+        .transpose()
+        .map_err(|error| ReconcileError::Plan(format!("--reference: {error}")))?;
+    let mut imported = Vec::new();
+    for found in back.images.open_archive(path).await? {
+        let started_at = now_ns();
+        let mut names = found.references;
+        if names.is_empty() {
+            names.extend(name.clone());
+        }
+        if names.is_empty() {
+            let why = "the archive does not name its image: give a name with --reference";
+            return Err(ReconcileError::Plan(why.into()));
+        }
+        let key = ObjectKey::Image(found.image.image_id.to_string());
+        let mut stages = Stages::new(back.store.progress(), key);
+        while !store_layers(back, &found.image, &mut stages).await? {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        let new = record(&found.image, &names);
+        let id = new.id.clone();
+        let done = Finished {
+            kind: "import_image",
+            object_id: id.clone(),
+            started_at,
+            duration_ns: now_ns() - started_at,
+            error: None,
+            stages: stages.finish(),
+        };
+        back.observed.image_present(new, None, done).await?;
+        imported.push((id, names.iter().map(Reference::to_string).collect()));
+    }
+    Ok(imported)
+}
+
+/// A stored chain id.
+pub(super) fn chain_id(text: &str) -> Result<Digest, ReconcileError> {
+    text.parse().map_err(|error| ReconcileError::Plan(format!("chain id {text:?}: {error}")))
 }

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::{Back, ReconcileError, blocking};
+use super::{Back, ReconcileError, blocking, image};
 use crate::{network, snapshot};
 
 /// One sweep. Errors are logged; what could not be removed is found by the next one.
@@ -17,7 +17,11 @@ pub async fn run(back: &Back) {
 async fn sweep(back: &Back) -> Result<(), ReconcileError> {
     // Listed before the rows are read: what is made later has its row already.
     let back_too = back.clone();
-    let found = blocking(move || Found::list(&back_too)).await?;
+    let found = blocking(move || {
+        back_too.images.clear_staging()?;
+        Found::list(&back_too)
+    })
+    .await?;
     let sandboxes = ids(back
         .store
         .all_sandbox_ids()
@@ -74,8 +78,9 @@ async fn sweep(back: &Back) -> Result<(), ReconcileError> {
             note("snapshot", name, removed.map_err(ReconcileError::from));
         }
         for name in found.layers.iter().filter(|name| !layers.contains(*name)) {
-            let removed = back.images.remove_layer(name);
-            note("layer", name, removed.map_err(ReconcileError::from));
+            let removed = image::chain_id(name)
+                .and_then(|chain_id| Ok(back.images.remove_layer(&chain_id)?));
+            note("layer", name, removed);
         }
         for name in found.links.iter().filter(|name| !links.contains(*name)) {
             let removed = network::remove_pod_link(name, &back.paths.marker());
@@ -121,7 +126,7 @@ impl Found {
             sandboxes: names(&back.paths.sandboxes())?,
             containers: names(&back.paths.containers())?,
             snapshots: snapshot::list_snapshots(&back.paths.root)?,
-            layers: back.images.list_layers()?,
+            layers: back.images.list_layers()?.iter().map(ToString::to_string).collect(),
             links: links
                 .into_iter()
                 .filter(|link| link.alias == marker && link.name != back.network.bridge)

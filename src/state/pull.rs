@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use sqlx::FromRow;
 
 use super::error::during;
+use super::operation::Finished;
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
@@ -171,10 +172,14 @@ impl ObservedWriter {
         reference: String,
         kind: &'static str,
         error: String,
+        done: Finished,
     ) -> Result<(), StateError> {
         self.0
             .write("answer a pull", move |tx| {
-                Box::pin(async move { tx.pull_answered(&reference, &Err((kind, error))).await })
+                Box::pin(async move {
+                    tx.operation(&done).await?;
+                    tx.pull_answered(&reference, &Err((kind, error))).await
+                })
             })
             .await
     }
