@@ -64,7 +64,7 @@ pub enum ImageError {
         actual: Digest,
     },
     /// The image is well and here, but cannot run on this node, or its manifest is no image's.
-    #[error("{reference}: {source}")]
+    #[error("{reference}: the image cannot be used here")]
     Unsupported {
         /// The image.
         reference: String,

@@ -81,6 +81,13 @@ struct Platform {
     variant: Option<String>,
 }
 
+impl Descriptor {
+    /// Whether what it names may run here: it says so, or says nothing.
+    pub(crate) fn fits(&self) -> bool {
+        rank(self.platform.as_ref()).is_some()
+    }
+}
+
 /// A manifest or an index.
 pub(crate) enum Document {
     Manifest(Manifest),
