@@ -1,37 +1,39 @@
-//! Images: references, registries, and layers on disk.
+//! Images: from a reference a user typed to layers on disk.
+//!
+//! ```text
+//!   reference ──► session/registry (hosts, clients, auth) ──┐
+//!                                                           ├─► manifest ─► pull ─► unpack ─► layers
+//!   import (archive) ───────────────────────────────────────┘                       settle ──┘
+//! ```
+//! A driver: it knows no database, no CRI and no other driver. Everything that comes from outside
+//! (names, registries, archives, layers) is hostile until its digest or its shape has been checked.
+
+mod archive;
+mod auth;
+mod channel;
+mod clients;
 pub mod digest;
+mod error;
+mod hosts;
+mod import;
+mod layers;
+pub mod manifest;
+mod pull;
 pub mod reference;
+mod registry;
+mod session;
+mod settle;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod unpack;
-/// TEMP
-#[derive(Debug, thiserror::Error)]
-#[error("temp")]
-pub struct ImageError;
-/// TEMP
-#[derive(Debug, Clone, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ImageConfig {
-    /// x
-    pub certs_d: std::path::PathBuf,
-}
-/// TEMP
-pub struct ImageDriver;
-impl ImageDriver {
-    /// TEMP
-    pub fn new(_: &std::path::Path, _: ImageConfig) -> Result<Self, ImageError> {
-        Ok(Self)
-    }
-    /// TEMP
-    pub fn layer_path(&self, _: &str) -> std::path::PathBuf {
-        todo!()
-    }
-    /// TEMP
-    pub fn remove_layer(&self, _: &str) -> Result<(), ImageError> {
-        todo!()
-    }
-    /// TEMP
-    pub fn list_layers(&self) -> Result<Vec<String>, ImageError> {
-        todo!()
-    }
-}
+
+pub use auth::Credentials;
+pub use digest::Digest;
+pub use error::ImageError;
+pub use import::ImportedImage;
+pub use layers::{CommittedLayer, LayerError, StagedLayer};
+pub use manifest::{ImageConfigSummary, LayerDescriptor};
+pub use pull::{ImageConfig, ImageDriver, ResolvedImage};
+pub use reference::{Reference, ReferenceError};
+pub use settle::SettleError;
+pub use unpack::Limits;

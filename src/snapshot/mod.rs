@@ -186,15 +186,3 @@ mod tests {
         }
     }
 }
-
-/// Where the snapshot of a container is, without making it.
-///
-/// # Errors
-/// A bad id.
-pub fn locate(root: &Path, id: &str) -> Result<Snapshot, SnapshotError> {
-    let home = home(root, id)?;
-    Ok(Snapshot {
-        upper: home.join("upper"),
-        work: home.join("work"),
-    })
-}

@@ -12,8 +12,22 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Zstandard skippable frames, with which seekable variants begin (RFC 8878, 3.1.2).
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
+/// Whether a file that begins with these bytes, four or fewer, is compressed.
+pub(crate) fn is_compressed(head: &[u8]) -> bool {
+    is_gzip(head) || is_zstd(head)
+}
+
+fn is_gzip(head: &[u8]) -> bool {
+    head.starts_with(&GZIP)
+}
+
+fn is_zstd(head: &[u8]) -> bool {
+    let skippable = head.len() >= 4 && head[0] & 0xf0 == 0x50 && head[1..4] == ZSTD_SKIPPABLE;
+    head.starts_with(&ZSTD) || skippable
+}
+
 /// The plain tar stream of `source`.
-pub(super) fn open<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub(crate) fn open<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     // A stream may begin with a chunk of a single byte: look at four, then put them back in front.
     let mut head = [0; 4];
     let mut filled = 0;
@@ -24,9 +38,7 @@ pub(super) fn open<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read
         }
     }
     let known = &head[..filled];
-    let skippable = filled == 4 && head[0] & 0xf0 == 0x50 && head[1..] == ZSTD_SKIPPABLE;
-    let gzip = known.starts_with(&GZIP);
-    let zstd = known.starts_with(&ZSTD) || skippable;
+    let (gzip, zstd) = (is_gzip(known), is_zstd(known));
     let whole = Cursor::new(known.to_vec()).chain(source);
     match (gzip, zstd) {
         (true, _) => Ok(Box::new(MultiGzDecoder::new(whole))),

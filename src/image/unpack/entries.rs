@@ -100,6 +100,14 @@ impl<R: Read> Entries<R> {
         self.inner
     }
 
+    /// Leaves it to the caller to pass over the rest of the current entry, so many bytes of the
+    /// stream below: who can seek need not read them.
+    pub(crate) fn leave(&mut self) -> (u64, &mut R) {
+        let rest = self.left.saturating_add(self.padding);
+        (self.left, self.padding) = (0, 0);
+        (rest, &mut self.inner)
+    }
+
     /// The next entry, whether or not the data of the last were read; `None` at the end.
     pub(crate) fn next(&mut self) -> Result<Option<Entry>, ArchiveError> {
         let (mut long_path, mut long_link, mut pax) = (None, None, Pax::default());

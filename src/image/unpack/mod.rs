@@ -4,7 +4,7 @@
 //! id) while it goes by, and writes the entries. Nothing is stored twice. Runs on a thread that may
 //! block, knows no network and no async; a source that fails ends it with an error.
 
-mod decompress;
+pub(crate) mod decompress;
 pub(crate) mod entries;
 mod error;
 mod numbers;

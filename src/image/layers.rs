@@ -1,0 +1,283 @@
+//! Layers on disk: `layers/<chain id>/fs` under the root directory, and what is being made of them
+//! in `staging/`.
+//!
+//! ```text
+//!   (nothing) ──stage──► staging/layer-N/fs ──commit: settle, sync, rename──► layers/<hex>/fs
+//!                              │ dropped, or found at start                        │ remove: rename
+//!                              ▼                                                   ▼
+//!                           deleted                                    staging/trash-N ──► deleted
+//! ```
+//! A directory under `layers/` is whole and on disk, at any moment, after any crash: that is what
+//! its name means. Which layers are wanted is not known here.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::digest::{Algorithm, Digest};
+use super::settle::{SettleError, settle};
+use super::unpack::Unsettled;
+use crate::sys::tree;
+
+/// What went wrong with the layer store, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum LayerError {
+    /// The file system refused something.
+    #[error("{action} {}", path.display())]
+    Storage {
+        /// What was being done.
+        action: &'static str,
+        /// To what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A layer is committed before one that it lies on.
+    #[error("layer {layer} lies on layer {parent}, which is not there")]
+    ParentMissing {
+        /// The layer to commit.
+        layer: Digest,
+        /// The first missing one below it.
+        parent: Digest,
+    },
+    /// Hard links or directory attributes could not be taken over from the layers below.
+    #[error("fitting layer {layer} onto the layers below")]
+    Settle {
+        /// The layer to commit.
+        layer: Digest,
+        /// The entry, and what was wrong.
+        source: SettleError,
+    },
+}
+
+/// The layers under one root directory.
+#[derive(Debug)]
+pub(super) struct LayerStore {
+    layers: PathBuf,
+    staging: PathBuf,
+    next: AtomicU64,
+}
+
+/// A directory that is deleted unless it is renamed away.
+#[derive(Debug)]
+pub(super) struct Staging {
+    path: PathBuf,
+    renamed: bool,
+}
+
+/// An unpacked layer, both its digests verified; nothing refers to it yet, and dropping it deletes
+/// it.
+#[derive(Debug)]
+pub struct StagedLayer {
+    pub(super) chain_id: Digest,
+    /// The layers below it, bottom first.
+    pub(super) parents: Vec<Digest>,
+    pub(super) staging: Staging,
+    pub(super) unsettled: Unsettled,
+}
+
+impl StagedLayer {
+    /// The name it will have.
+    pub fn chain_id(&self) -> &Digest {
+        &self.chain_id
+    }
+}
+
+/// A layer that is whole and on disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedLayer {
+    /// Its name.
+    pub chain_id: Digest,
+    /// Bytes allocated on disk.
+    pub size_bytes: u64,
+    /// Inodes, its own directory included.
+    pub inodes: u64,
+}
+
+impl LayerStore {
+    /// Makes `layers/` and `staging/` under `root`, for root alone: they hold other people's
+    /// set-uid programs.
+    pub(super) fn open(root: &Path) -> Result<Self, LayerError> {
+        let store = Self {
+            layers: root.join("layers"),
+            staging: root.join("staging"),
+            next: AtomicU64::new(0),
+        };
+        for path in [&store.layers, &store.staging] {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+            made.map_err(failed("making", path))?;
+        }
+        Ok(store)
+    }
+
+    pub(super) fn path(&self, chain_id: &Digest) -> PathBuf {
+        self.layers.join(chain_id.hex()).join("fs")
+    }
+
+    pub(super) fn has(&self, chain_id: &Digest) -> bool {
+        self.path(chain_id).is_dir()
+    }
+
+    /// A new directory with an empty `fs` in it.
+    pub(super) fn stage(&self) -> Result<Staging, LayerError> {
+        let path = self.unused("layer");
+        let builder = DirBuilder::new();
+        builder.create(&path).map_err(failed("making", &path))?;
+        let staging = Staging {
+            path,
+            renamed: false,
+        };
+        let fs = staging.fs();
+        let made = DirBuilder::new().mode(0o755).create(&fs);
+        made.map_err(failed("making", &fs))?;
+        // The umask must not decide what containers see as `/`.
+        let mode = Mode::from_raw_mode(0o755);
+        rustix::fs::chmod(&fs, mode).map_err(|errno| failed("opening up", &fs)(errno.into()))?;
+        Ok(staging)
+    }
+
+    /// Makes a staged layer count. Blocks on the disk.
+    pub(super) fn commit(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
+        let StagedLayer {
+            chain_id,
+            parents,
+            mut staging,
+            unsettled,
+        } = staged;
+        let home = self.layers.join(chain_id.hex());
+        if !self.has(&chain_id) {
+            if let Some(parent) = parents.iter().find(|parent| !self.has(parent)) {
+                let parent = parent.clone();
+                return Err(LayerError::ParentMissing {
+                    layer: chain_id,
+                    parent,
+                });
+            }
+            let below: Vec<PathBuf> = parents.iter().rev().map(|id| self.path(id)).collect();
+            settle(&staging.fs(), &unsettled, &below).map_err(|source| LayerError::Settle {
+                layer: chain_id.clone(),
+                source,
+            })?;
+            sync_file_system(&staging.path)?;
+            match rename_new(&staging.path, &home) {
+                Ok(()) => staging.renamed = true,
+                // Another pull of the same layer was faster: theirs has the same content.
+                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+                Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
+            }
+            sync_directory(&self.layers)?;
+        }
+        let fs = self.path(&chain_id);
+        let usage = tree::usage(&fs).map_err(failed("measuring", &fs))?;
+        Ok(CommittedLayer {
+            chain_id,
+            size_bytes: usage.bytes,
+            inodes: usage.inodes,
+        })
+    }
+
+    /// Deletes a layer; one that is not there is no error. Blocks on the disk.
+    pub(super) fn remove(&self, chain_id: &Digest) -> Result<(), LayerError> {
+        let home = self.layers.join(chain_id.hex());
+        let trash = self.unused("trash");
+        match rename_new(&home, &trash) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(failed("removing", &home)(errno.into())),
+        }
+        sync_directory(&self.layers)?;
+        tree::remove_tree(&trash).map_err(failed("deleting", &trash))
+    }
+
+    /// Chain ids of all layers, in no order.
+    pub(super) fn list(&self) -> Result<Vec<Digest>, LayerError> {
+        let failed = |source| failed("listing", &self.layers)(source);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.layers).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let digest = name
+                .to_str()
+                .and_then(|hex| format!("sha256:{hex}").parse().ok());
+            found.extend(digest.filter(|digest| self.has(digest)));
+        }
+        Ok(found)
+    }
+
+    /// Deletes everything that was being made or deleted when the last process ended.
+    pub(super) fn clear_staging(&self) -> Result<(), LayerError> {
+        let failed = |source| failed("clearing", &self.staging)(source);
+        for entry in fs::read_dir(&self.staging).map_err(failed)? {
+            tree::remove_tree(&entry.map_err(failed)?.path()).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn unused(&self, kind: &str) -> PathBuf {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.staging
+            .join(format!("{kind}-{}-{number}", std::process::id()))
+    }
+}
+
+impl Staging {
+    /// The layer's own root directory.
+    pub(super) fn fs(&self) -> PathBuf {
+        self.path.join("fs")
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.renamed {
+            return;
+        }
+        // Deleting a large tree takes a while, and this may run on a thread that must not wait.
+        // What fails here is found by `clear_staging`.
+        let path = std::mem::take(&mut self.path);
+        let again = path.clone();
+        let delete = move || drop(tree::remove_tree(&path));
+        if std::thread::Builder::new()
+            .name("staging".to_owned())
+            .spawn(delete)
+            .is_err()
+        {
+            drop(tree::remove_tree(&again));
+        }
+    }
+}
+
+fn failed<'p>(action: &'static str, path: &'p Path) -> impl Fn(io::Error) -> LayerError + 'p {
+    move |source| LayerError::Storage {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
+    rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
+}
+
+/// One `syncfs` costs less than an `fsync` for each of the thousands of files of a layer.
+fn sync_file_system(path: &Path) -> Result<(), LayerError> {
+    let failed = |errno: Errno| failed("writing out", path)(errno.into());
+    rustix::fs::syncfs(open_dir(path).map_err(failed)?).map_err(failed)
+}
+
+fn sync_directory(path: &Path) -> Result<(), LayerError> {
+    let failed = |errno: Errno| failed("writing out", path)(errno.into());
+    rustix::fs::fsync(open_dir(path).map_err(failed)?).map_err(failed)
+}
+
+fn open_dir(path: &Path) -> Result<std::os::fd::OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+}
+
+/// Chain ids are SHA-256 whatever algorithm the layers use, so their hex alone names a directory.
+pub(super) const CHAIN_ALGORITHM: Algorithm = Algorithm::Sha256;

@@ -1,0 +1,283 @@
+//! Fitting an unpacked layer onto the layers below it.
+//!
+//! A layer is unpacked without looking at the others, so that all can be unpacked at once. Two
+//! things need the others in the end: directories that the archive used but did not describe, whose
+//! attributes must stay what they were; and hard links to files of a layer below, which are copied
+//! up first, as overlayfs itself would have done. Layers below are already whole.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::unpack::{OPAQUE, Unsettled, shown};
+use crate::sys::inroot::{self, CleanPath, Dir, Root};
+use crate::sys::xattr;
+
+/// Why a layer does not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum SettleError {
+    /// The kernel refused something.
+    #[error("{action} {path:?}")]
+    Entry {
+        /// What was being done.
+        action: &'static str,
+        /// To which path of the layer.
+        path: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A hard link to something that no layer has.
+    #[error("hard link {path:?} points to {target:?}, which no layer has")]
+    LinkTarget {
+        /// The link.
+        path: String,
+        /// Its target.
+        target: String,
+    },
+    /// A layer's directory could not be opened.
+    #[error("opening {}", .0.display())]
+    Open(PathBuf, #[source] io::Error),
+}
+
+/// What one layer says about a path.
+enum Seen {
+    /// It is here: the directory that has it, and what it is.
+    Here(OwnedFd, FileType, Stat),
+    /// Nothing; look further down.
+    Absent,
+    /// Nothing, and nothing further down shows through.
+    Hidden,
+}
+
+/// Completes the layer at `fs`; `below` are the layers it lies on, topmost first.
+pub(super) fn settle(
+    fs: &Path,
+    unsettled: &Unsettled,
+    below: &[PathBuf],
+) -> Result<(), SettleError> {
+    if unsettled.links.is_empty() && (unsettled.implicit.is_empty() || below.is_empty()) {
+        return Ok(());
+    }
+    let open =
+        |path: &Path| Root::open(path).map_err(|source| SettleError::Open(path.to_owned(), source));
+    let own = open(fs)?;
+    let below = below
+        .iter()
+        .map(|path| open(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut implicit = unsettled.implicit.clone();
+    for (path, target) in &unsettled.links {
+        let linked = link(&own, &below, path, target, &mut implicit);
+        if !linked.map_err(entry("linking", path))? {
+            let (path, target) = (shown(path), shown(target));
+            return Err(SettleError::LinkTarget { path, target });
+        }
+    }
+    for path in &implicit {
+        inherit(&own, &below, path).map_err(entry("taking over the attributes of", path))?;
+    }
+    Ok(())
+}
+
+fn entry(action: &'static str, path: &[u8]) -> impl Fn(io::Error) -> SettleError {
+    let path = shown(path);
+    move |source| SettleError::Entry {
+        action,
+        path: path.clone(),
+        source,
+    }
+}
+
+/// Gives a directory that the archive did not describe the attributes it has further down.
+fn inherit(own: &Root, below: &[Root], path: &[u8]) -> io::Result<()> {
+    // Something else may have taken its place since; and what is opaque is new here.
+    let Ok(dir) = own.open_plain(path) else {
+        return Ok(());
+    };
+    if hides_below(own, path)? {
+        return Ok(());
+    }
+    let Some((layer, FileType::Directory)) = find(below, path)? else {
+        return Ok(());
+    };
+    let source = layer.open_plain(path)?;
+    copy_attributes(&source, &dir)
+}
+
+/// Makes the hard link `path`; `false` when its target is nowhere.
+fn link(
+    own: &Root,
+    below: &[Root],
+    path: &[u8],
+    target: &[u8],
+    implicit: &mut Vec<CleanPath>,
+) -> io::Result<bool> {
+    let (Some((parent, name)), Some((target_parent, target_name))) =
+        (inroot::split(path), inroot::split(target))
+    else {
+        return Ok(false);
+    };
+    match look(own, target)? {
+        Seen::Here(..) => {}
+        Seen::Hidden => return Ok(false),
+        Seen::Absent => {
+            let Some((layer, kind)) = find(below, target)? else {
+                return Ok(false);
+            };
+            let from = layer.open_plain(target_parent)?;
+            let into = own.walk(target_parent, &mut |dir: &Dir, name: &[u8]| {
+                rustix::fs::mkdirat(&dir.fd, name, Mode::from_raw_mode(0o755))?;
+                implicit.push(inroot::join(&dir.path, name));
+                Ok(())
+            })?;
+            keeping_time(&into.fd, || copy_up(&from, &into.fd, target_name, kind))?;
+        }
+    }
+    let from = own.open_plain(target_parent)?;
+    let into = own.open_plain(parent)?;
+    keeping_time(&into, || {
+        Ok(rustix::fs::linkat(
+            &from,
+            target_name,
+            &into,
+            name,
+            AtFlags::empty(),
+        )?)
+    })?;
+    Ok(true)
+}
+
+/// The topmost layer that shows `path`, and what it is there.
+fn find<'r>(layers: &'r [Root], path: &[u8]) -> io::Result<Option<(&'r Root, FileType)>> {
+    for layer in layers {
+        match look(layer, path)? {
+            Seen::Here(_, kind, _) => return Ok(Some((layer, kind))),
+            Seen::Absent => {}
+            Seen::Hidden => return Ok(None),
+        }
+    }
+    Ok(None)
+}
+
+/// Whether `path` or a directory above it is opaque in this layer.
+fn hides_below(layer: &Root, path: &[u8]) -> io::Result<bool> {
+    let slashes = path
+        .iter()
+        .enumerate()
+        .filter(|(_, b)| **b == b'/')
+        .map(|(at, _)| at);
+    for end in [0].into_iter().chain(slashes).chain([path.len()]) {
+        if is_opaque(&layer.open_plain(&path[..end])?)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn is_opaque(dir: &OwnedFd) -> io::Result<bool> {
+    Ok(xattr::get(dir, OPAQUE)?.as_deref() == Some(b"y"))
+}
+
+fn look(layer: &Root, path: &[u8]) -> io::Result<Seen> {
+    let mut here = layer.open_plain(b"")?;
+    let mut opaque = is_opaque(&here)?;
+    let mut rest = path;
+    loop {
+        let (name, further) = match rest.iter().position(|b| *b == b'/') {
+            Some(slash) => (&rest[..slash], Some(&rest[slash + 1..])),
+            None if rest.is_empty() => (&b"."[..], None),
+            None => (rest, None),
+        };
+        let (kind, stat) = match inroot::kind_at(&here, name)? {
+            None if opaque => return Ok(Seen::Hidden),
+            None => return Ok(Seen::Absent),
+            Some(found) => found,
+        };
+        let Some(further) = further else {
+            let whiteout = kind == FileType::CharacterDevice && stat.st_rdev == 0;
+            return Ok(if whiteout {
+                Seen::Hidden
+            } else {
+                Seen::Here(here, kind, stat)
+            });
+        };
+        if kind != FileType::Directory {
+            return Ok(Seen::Hidden);
+        }
+        here = inroot::open_dir_at(&here, name)?;
+        opaque = opaque || is_opaque(&here)?;
+        rest = further;
+    }
+}
+
+/// Copies a file or symlink of a layer below into this one.
+fn copy_up(from: &OwnedFd, into: &OwnedFd, name: &[u8], kind: FileType) -> io::Result<()> {
+    match kind {
+        FileType::RegularFile => {
+            let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let source = rustix::fs::openat(from, name, read, Mode::empty())?;
+            let make =
+                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let copy = rustix::fs::openat(into, name, make, Mode::RUSR | Mode::WUSR)?;
+            let (mut source, mut copy) = (File::from(source), File::from(copy));
+            io::copy(&mut source, &mut copy)?;
+            copy_attributes(&source.into(), &copy.into())
+        }
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+            let stat = rustix::fs::statat(from, name, nofollow)?;
+            rustix::fs::symlinkat(target, into, name)?;
+            let (uid, gid) = owner(&stat);
+            rustix::fs::chownat(into, name, Some(uid), Some(gid), nofollow)?;
+            Ok(rustix::fs::utimensat(into, name, &times(&stat), nofollow)?)
+        }
+        _ => Err(Errno::PERM.into()),
+    }
+}
+
+/// Owner, mode, extended attributes and times; not what steers overlayfs.
+fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    let (uid, gid) = owner(&stat);
+    rustix::fs::fchown(to, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    for name in xattr::list(from)? {
+        let name = name.to_bytes();
+        if !name.starts_with(b"trusted.overlay.")
+            && let Some(value) = xattr::get(from, name)?
+        {
+            xattr::set(to, name, &value)?;
+        }
+    }
+    Ok(rustix::fs::futimens(to, &times(&stat))?)
+}
+
+/// Runs `work`, which changes a directory, and gives the directory its times back.
+fn keeping_time(dir: &OwnedFd, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    let before = times(&rustix::fs::fstat(dir)?);
+    work()?;
+    Ok(rustix::fs::futimens(dir, &before)?)
+}
+
+fn owner(stat: &Stat) -> (rustix::fs::Uid, rustix::fs::Gid) {
+    (
+        rustix::fs::Uid::from_raw(stat.st_uid),
+        rustix::fs::Gid::from_raw(stat.st_gid),
+    )
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let spec = |seconds: i64, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    Timestamps {
+        last_access: spec(stat.st_atime, stat.st_atime_nsec),
+        last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
+    }
+}
