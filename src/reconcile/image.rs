@@ -86,22 +86,22 @@ async fn fetch(
         reference.parse().map_err(|error| ReconcileError::Plan(format!("{error}")))?;
     let secret = back.store.pull_secrets().get(reference).unwrap_or_default();
     stages.enter("resolve");
-    let image = back.images.resolve(&parsed, &credentials(secret)?).await?;
+    let image = back.images.resolve(&parsed, &credentials(secret)).await?;
     Ok(store_layers(back, &image, stages).await?.then_some(image))
 }
 
-fn credentials(secret: Secret) -> Result<Credentials, ReconcileError> {
-    let Secret { username, password, auth, identity_token, registry_token } = secret;
+fn credentials(secret: Secret) -> Credentials {
+    let Secret { username, password, identity_token, registry_token } = secret;
     if !registry_token.is_empty() {
-        return Ok(Credentials::Bearer(registry_token));
+        return Credentials::RegistryToken(registry_token);
     }
     if !identity_token.is_empty() {
-        return Ok(Credentials::IdentityToken(identity_token));
+        return Credentials::IdentityToken(identity_token);
     }
-    if !username.is_empty() {
-        return Ok(Credentials::Basic { username, password });
+    if username.is_empty() {
+        return Credentials::Anonymous;
     }
-    if auth.is_empty() { Ok(Credentials::Anonymous) } else { Ok(Credentials::from_auth(&auth)?) }
+    Credentials::Password { username, password }
 }
 
 /// Brings every layer of an image to its place; `false` when one is being removed just now.

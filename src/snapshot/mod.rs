@@ -63,6 +63,18 @@ pub fn ensure_snapshot(root: &Path, id: &str) -> Result<Snapshot, SnapshotError>
     Ok(snapshot)
 }
 
+/// Where the snapshot of a container is, without making it.
+///
+/// # Errors
+/// A bad id.
+pub fn locate(root: &Path, id: &str) -> Result<Snapshot, SnapshotError> {
+    let home = home(root, id)?;
+    Ok(Snapshot {
+        upper: home.join("upper"),
+        work: home.join("work"),
+    })
+}
+
 /// Removes the snapshot of a container: out of the way at once, then off the disk. One that is not
 /// there is no error. Blocks on the disk.
 ///

@@ -18,8 +18,6 @@ pub struct Secret {
     pub username: String,
     /// Password.
     pub password: String,
-    /// Base64 of `username:password`.
-    pub auth: String,
     /// Token to be exchanged for an access token.
     pub identity_token: String,
     /// Access token.

@@ -1,5 +1,6 @@
 //! PullImage: equal pulls are one; a caller that goes away cancels nothing.
 
+use base64::Engine;
 use tonic::Code;
 
 use crate::cri::call::Deadline;
@@ -23,17 +24,9 @@ pub(in crate::cri) async fn pull(
         .map_err(|error| CallError::invalid("image.image", error.to_string()))?;
     let reference = reference.to_string();
     tracing::Span::current().record("id", &reference);
-    if let Some(auth) = request.auth {
-        let secret = Secret {
-            username: auth.username,
-            password: auth.password,
-            auth: auth.auth,
-            identity_token: auth.identity_token,
-            registry_token: auth.registry_token,
-        };
-        if secret != Secret::default() {
-            front.store.pull_secrets().put(&reference, secret);
-        }
+    let secret = secret(request.auth.unwrap_or_default())?;
+    if secret != Secret::default() {
+        front.store.pull_secrets().put(&reference, secret);
     }
     let request = front.desired.request_pull(reference.clone()).await?;
     let key = ObjectKey::Pull(reference.clone());
@@ -46,6 +39,28 @@ pub(in crate::cri) async fn pull(
         })
         .await?;
     Ok(v1::PullImageResponse { image_ref })
+}
+
+/// What a client gave for the registry: `auth` is base64 of `username:password`, and gives way to
+/// the two written out.
+fn secret(auth: v1::AuthConfig) -> Result<Secret, CallError> {
+    let mut secret = Secret {
+        username: auth.username,
+        password: auth.password,
+        identity_token: auth.identity_token,
+        registry_token: auth.registry_token,
+    };
+    if secret.username.is_empty() && !auth.auth.is_empty() {
+        let invalid = || CallError::invalid("auth.auth", "is not base64 of username:password");
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(auth.auth.trim())
+            .map_err(|_| invalid())?;
+        let text = String::from_utf8(decoded).map_err(|_| invalid())?;
+        let (username, password) = text.split_once(':').ok_or_else(invalid)?;
+        secret.username = username.to_owned();
+        secret.password = password.trim_end_matches('\0').to_owned();
+    }
+    Ok(secret)
 }
 
 /// What came of a pull, as kubelet takes it (`RegistryUnavailable` is one of its sentinel words,
