@@ -1,3 +1,4 @@
 //! Quilt, a Kubernetes node runtime.
 pub mod proto;
 pub mod runtime;
+pub mod sys;
