@@ -23,7 +23,7 @@ pub struct Config {
     /// Calls.
     pub cri: CriConfig,
     /// Registries and layers.
-    pub image: ImageConfig,
+    pub image: ImageSection,
     /// What is logged, and how.
     pub log: LogConfig,
     /// The pod network.
@@ -59,6 +59,46 @@ impl Default for CriConfig {
         // Kubelet names a deadline everywhere but with PullImage and ExecSync hooks.
         Self {
             default_deadline_s: 3600,
+        }
+    }
+}
+
+/// `[image]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageSection {
+    /// Directory with `<host>/hosts.toml`, as containerd's operators have it.
+    pub certs_d: PathBuf,
+    /// Layers downloaded and unpacked at once, over all pulls.
+    pub parallel_layers: usize,
+    /// Longest time, in seconds, to make a connection to a registry.
+    pub connect_timeout_s: u64,
+    /// Longest silence, in seconds, of a registry in the middle of a download.
+    pub stall_timeout_s: u64,
+}
+
+impl Default for ImageSection {
+    fn default() -> Self {
+        let driver = ImageConfig::default();
+        Self {
+            certs_d: driver.certs_d,
+            parallel_layers: driver.parallel_layers,
+            connect_timeout_s: driver.connect_timeout.as_secs(),
+            stall_timeout_s: driver.stall_timeout.as_secs(),
+        }
+    }
+}
+
+impl ImageSection {
+    /// The driver's configuration.
+    #[must_use]
+    pub fn driver(&self) -> ImageConfig {
+        ImageConfig {
+            certs_d: self.certs_d.clone(),
+            parallel_layers: self.parallel_layers,
+            connect_timeout: Duration::from_secs(self.connect_timeout_s),
+            stall_timeout: Duration::from_secs(self.stall_timeout_s),
+            ..ImageConfig::default()
         }
     }
 }
@@ -150,6 +190,9 @@ impl Config {
         }
         if config.cri.default_deadline_s == 0 {
             return Err(value("cri.default_deadline_s", "must not be 0".into()));
+        }
+        if config.image.parallel_layers == 0 {
+            return Err(value("image.parallel_layers", "must not be 0".into()));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)

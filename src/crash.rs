@@ -43,9 +43,9 @@ pub const POINTS: &[&str] = &[
 #[cfg(debug_assertions)]
 pub fn check() -> Result<(), String> {
     match std::env::var("QUILT_CRASH_AT") {
-        Ok(name) if !POINTS.contains(&name.as_str()) => {
-            Err(format!("QUILT_CRASH_AT={name}: there is no such point (quiltd crash-points)"))
-        }
+        Ok(name) if !POINTS.contains(&name.as_str()) => Err(format!(
+            "QUILT_CRASH_AT={name}: there is no such point (quiltd crash-points)"
+        )),
         _ => Ok(()),
     }
 }

@@ -147,7 +147,7 @@ async fn start(
         shim: shim_seen.clone(),
         processes,
         cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
-        images: ImageDriver::new(&paths.root, config.image.clone())?,
+        images: ImageDriver::new(&paths.root, config.image.driver())?,
         network: config.network.clone(),
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,

@@ -109,11 +109,9 @@ impl Session {
         usable: impl Fn(&Endpoint) -> bool,
         patience: Patience,
     ) -> Result<Fetched, ImageError> {
-        let mut candidates = self
-            .endpoints
-            .iter()
-            .filter(|endpoint| usable(endpoint))
-            .peekable();
+        // Collected: an iterator that borrows a closure across an await is not `Send` enough.
+        let usable: Vec<&Endpoint> = self.endpoints.iter().filter(|each| usable(each)).collect();
+        let mut candidates = usable.into_iter().peekable();
         let mut last = None;
         while let Some(endpoint) = candidates.next() {
             let is_last = candidates.peek().is_none();
@@ -228,7 +226,8 @@ impl Session {
             hasher: Hasher::new(digest.algorithm()),
         };
         let path = format!("{}/blobs/{digest}", self.reference.path());
-        let mut candidates = self.endpoints.iter().filter(|each| each.pulls).peekable();
+        let pulling: Vec<&Endpoint> = self.endpoints.iter().filter(|each| each.pulls).collect();
+        let mut candidates = pulling.into_iter().peekable();
         let mut last = None;
         while let Some(endpoint) = candidates.next() {
             let is_last = candidates.peek().is_none();

@@ -175,8 +175,8 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
     };
     let lower = chain
         .iter()
-        .map(|chain_id| back.images.layer_path(chain_id))
-        .collect();
+        .map(|chain_id| Ok(back.images.layer_path(&image::chain_id(chain_id)?)))
+        .collect::<Result<_, ReconcileError>>()?;
     let snapshot = snapshot::locate(&back.paths.root, container.id.as_str())?;
     container_plan::build(back, container, &sandbox, snapshot, lower)
 }

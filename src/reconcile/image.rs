@@ -27,7 +27,9 @@ const LEAVING_NS: i64 = 20_000_000;
 
 /// Pulls a reference that was asked for, and answers.
 pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, ReconcileError> {
-    let Some(pull) = back.store.pull(reference).await? else { return Ok(Outcome::Done) };
+    let Some(pull) = back.store.pull(reference).await? else {
+        return Ok(Outcome::Done);
+    };
     if pull.finished >= pull.requested {
         return Ok(Outcome::Done);
     }
@@ -49,14 +51,18 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             stages.enter("record");
             let new = record(&image, std::slice::from_ref(&image.reference));
             let done = done(stages, new.id.clone(), None);
-            back.observed.image_present(new, Some(reference.to_owned()), done).await?;
+            back.observed
+                .image_present(new, Some(reference.to_owned()), done)
+                .await?;
         }
         Err(error) if error.is_passing() => return Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(reference, error = text, "cannot pull");
             let done = done(stages, reference.to_owned(), Some(text.clone()));
-            back.observed.pull_failed(reference.to_owned(), kind_of(&error), text, done).await?;
+            back.observed
+                .pull_failed(reference.to_owned(), kind_of(&error), text, done)
+                .await?;
         }
     }
     back.store.pull_secrets().remove(reference);
@@ -82,8 +88,9 @@ async fn fetch(
     reference: &str,
     stages: &mut Stages<'_>,
 ) -> Result<Option<ResolvedImage>, ReconcileError> {
-    let parsed: Reference =
-        reference.parse().map_err(|error| ReconcileError::Plan(format!("{error}")))?;
+    let parsed: Reference = reference
+        .parse()
+        .map_err(|error| ReconcileError::Plan(format!("{error}")))?;
     let secret = back.store.pull_secrets().get(reference).unwrap_or_default();
     stages.enter("resolve");
     let image = back.images.resolve(&parsed, &credentials(secret)).await?;
@@ -91,7 +98,12 @@ async fn fetch(
 }
 
 fn credentials(secret: Secret) -> Credentials {
-    let Secret { username, password, identity_token, registry_token } = secret;
+    let Secret {
+        username,
+        password,
+        identity_token,
+        registry_token,
+    } = secret;
     if !registry_token.is_empty() {
         return Credentials::RegistryToken(registry_token);
     }
@@ -135,9 +147,8 @@ async fn store_layers(
             continue;
         }
         let (back, image) = (back.clone(), Arc::clone(&image));
-        fetching.spawn(async move {
-            (index, back.images.fetch_layer(&image, index, &|_| {}).await)
-        });
+        fetching
+            .spawn(async move { (index, back.images.fetch_layer(&image, index, &|_| {}).await) });
     }
     // Dropping the set on an error ends the other downloads; what they staged goes with them.
     while let Some(joined) = fetching.join_next().await {
@@ -152,7 +163,9 @@ async fn store_layers(
             blocking(move || Ok(back_too.images.commit_layer(&reference, layer)?)).await?;
         crash::point("image.layer_committed");
         let chain_id = committed.chain_id.to_string();
-        back.observed.layer_present(chain_id, committed.size_bytes, committed.inodes).await?;
+        back.observed
+            .layer_present(chain_id, committed.size_bytes, committed.inodes)
+            .await?;
     }
     Ok(true)
 }
@@ -241,5 +254,6 @@ pub async fn import(
 
 /// A stored chain id.
 pub(super) fn chain_id(text: &str) -> Result<Digest, ReconcileError> {
-    text.parse().map_err(|error| ReconcileError::Plan(format!("chain id {text:?}: {error}")))
+    text.parse()
+        .map_err(|error| ReconcileError::Plan(format!("chain id {text:?}: {error}")))
 }

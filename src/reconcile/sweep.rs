@@ -126,7 +126,12 @@ impl Found {
             sandboxes: names(&back.paths.sandboxes())?,
             containers: names(&back.paths.containers())?,
             snapshots: snapshot::list_snapshots(&back.paths.root)?,
-            layers: back.images.list_layers()?.iter().map(ToString::to_string).collect(),
+            layers: back
+                .images
+                .list_layers()?
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             links: links
                 .into_iter()
                 .filter(|link| link.alias == marker && link.name != back.network.bridge)

@@ -1,100 +1,199 @@
-//! Stand-in.
-#![expect(missing_docs, reason = "replaced at merge")]
+//! What the shim calls: start a container, a further process in one, or the init of a pod.
+//!
+//! For a caller with one thread. Each call comes in two forms: one that returns when the child has
+//! executed its command (or reported why not), and one, `begin_…`, that returns at once, for an
+//! event loop that has other things to do meanwhile.
+
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 
+use rustix::thread::ThreadNameSpaceType;
 use serde::{Deserialize, Serialize};
 
+pub use super::error::LaunchError;
+use super::error::stage;
+use super::namespaces::Namespaces;
 use super::plan::{CgroupEntry, ExecPlan, LaunchPlan};
+use super::rootfs::OverlayInterface;
+pub use super::spawn::Launching;
+use super::spawn::{Birth, PidNamespace, begin};
+pub use super::user::Identity;
+use super::{container, join, limits, pod_init as init};
 
+/// A process that runs its command.
 #[derive(Debug)]
 pub struct Started {
+    /// Process id in the caller's PID namespace. The process is the caller's child, to be reaped.
     pub pid: i32,
+    /// Refers to the process even when the number has been given away.
     pub pidfd: OwnedFd,
+    /// The master side of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
+    /// Who it runs as; `None` for the init of a pod, and for a child that was killed before exec.
+    pub identity: Option<Identity>,
 }
 
+/// How far a launch has come.
+#[derive(Debug)]
+pub enum Progress {
+    /// The child is still at it; [`Launching::channel`] tells when to look again.
+    Waiting(Launching),
+    /// The command runs.
+    Started(Started),
+}
+
+/// Streams handed to a process that has no terminal.
 #[derive(Debug)]
 pub struct ProcessStreams {
+    /// Descriptor 0.
     pub stdin: OwnedFd,
+    /// Descriptor 1.
     pub stdout: OwnedFd,
+    /// Descriptor 2.
     pub stderr: OwnedFd,
 }
 
+/// The first process of a running container, whose namespaces and root an exec joins.
 #[derive(Debug)]
 pub struct Target {
+    /// Process id in the caller's PID namespace.
     pub pid: i32,
+    /// Of the same process.
     pub pidfd: OwnedFd,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// The first process of a PID namespace that the containers of a pod share.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodInitPlan {
+    /// Namespaces it joins, as (`net`, `ipc` or `uts`; path).
     pub namespaces: Vec<(String, PathBuf)>,
+    /// Cgroups it enters.
     pub cgroup: CgroupEntry,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{message}")]
-pub struct LaunchError {
-    pub stage: String,
-    pub errno: Option<i32>,
-    pub message: String,
-}
-
-impl LaunchError {
-    pub fn is_command_error(&self) -> bool {
-        self.stage == "exec"
-    }
-}
-
-fn spawn(args: &[String], streams: Option<ProcessStreams>) -> Result<Started, LaunchError> {
-    let mut command = Command::new(&args[0]);
-    command.args(&args[1..]);
-    if let Some(streams) = streams {
-        command.stdin(Stdio::from(streams.stdin));
-        command.stdout(Stdio::from(streams.stdout));
-        command.stderr(Stdio::from(streams.stderr));
-    }
-    let child = command.spawn().map_err(|error| LaunchError {
-        stage: "exec".to_owned(),
-        errno: error.raw_os_error(),
-        message: format!("exec {:?}: {error}", args[0]),
-    })?;
-    let pid = rustix::process::Pid::from_child(&child);
-    let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
-    Ok(Started {
-        pid: pid.as_raw_nonzero().get(),
-        pidfd,
-        terminal: None,
-    })
-}
-
+/// Starts the first process of a container. `streams` is `None` exactly if it has a terminal.
+///
+/// On success the process has executed its command, or was killed while about to; its exit status
+/// tells. On failure nothing is left of it.
+///
+/// # Errors
+///
+/// At which stage what failed, see [`LaunchError`].
 pub fn launch(plan: &LaunchPlan, streams: Option<ProcessStreams>) -> Result<Started, LaunchError> {
-    let args = plan
+    begin_launch(plan, streams)?.wait()
+}
+
+/// [`launch`] without the wait.
+///
+/// # Errors
+///
+/// What fails before the child exists; the rest comes from [`Launching`].
+pub fn begin_launch(
+    plan: &LaunchPlan,
+    streams: Option<ProcessStreams>,
+) -> Result<Launching, LaunchError> {
+    let invalid = |message: &str| LaunchError::invalid(stage::PLAN, message);
+    let process = plan
         .spec
         .process()
         .as_ref()
-        .unwrap()
-        .args()
+        .ok_or_else(|| invalid("no process is given"))?;
+    let terminal = plan.stdio.terminal || process.terminal() == Some(true);
+    if terminal == streams.is_some() {
+        return Err(invalid("a process has either streams or a terminal"));
+    }
+    let given = plan
+        .spec
+        .linux()
         .as_ref()
-        .unwrap();
-    spawn(args, streams)
+        .and_then(|linux| linux.namespaces().as_deref());
+    let namespaces = Namespaces::from_spec(given.unwrap_or_default())?;
+    let overlay = OverlayInterface::of_this_kernel();
+    let birth = Birth {
+        created: namespaces.created,
+        pid: namespaces
+            .pid
+            .as_deref()
+            .map_or(PidNamespace::Inherited, PidNamespace::At),
+        cgroup: plan.cgroup.unified_dir.as_deref(),
+    };
+    begin(&birth, |born| {
+        let task = container::Task {
+            plan,
+            process,
+            namespaces: &namespaces,
+            overlay,
+        };
+        container::run(&task, streams, &born)
+    })
 }
 
+/// Starts a further process in the container of `target`. `streams` is `None` exactly if it gets a
+/// `terminal`. It inherits the resource limits and the OOM score of the container's first process.
+///
+/// # Errors
+///
+/// At which stage what failed, see [`LaunchError`].
 pub fn exec(
     target: &Target,
     plan: &ExecPlan,
     streams: Option<ProcessStreams>,
-    _terminal: bool,
+    terminal: bool,
 ) -> Result<Started, LaunchError> {
-    let _ = target.pidfd.as_fd();
-    spawn(&plan.args, streams)
+    begin_exec(target, plan, streams, terminal)?.wait()
 }
 
-pub fn pod_init(_plan: &PodInitPlan) -> Result<Started, LaunchError> {
-    spawn(
-        &["/bin/busybox".into(), "sleep".into(), "1000".into()],
-        None,
-    )
+/// [`exec`] without the wait.
+///
+/// # Errors
+///
+/// What fails before the child exists; the rest comes from [`Launching`].
+pub fn begin_exec(
+    target: &Target,
+    plan: &ExecPlan,
+    streams: Option<ProcessStreams>,
+    terminal: bool,
+) -> Result<Launching, LaunchError> {
+    if terminal == streams.is_some() {
+        let message = "a process has either streams or a terminal";
+        return Err(LaunchError::invalid(stage::PLAN, message));
+    }
+    let inherited = limits::of_process(target.pid);
+    let birth = Birth {
+        created: ThreadNameSpaceType::empty(),
+        // Also the proof that the limits were those of the target: a process that can still be
+        // joined cannot have lost its number before.
+        pid: PidNamespace::Of(target.pidfd.as_fd()),
+        cgroup: plan.cgroup.unified_dir.as_deref(),
+    };
+    begin(&birth, |born| {
+        join::run(target, plan, &inherited, streams, &born)
+    })
+}
+
+/// Starts PID 1 of a pod that shares its PID namespace. It reaps what is orphaned there, ignores
+/// everything else, and ends with SIGTERM (from outside of the namespace) or SIGKILL.
+///
+/// It is this program, not a command: a process with an empty root, no capability, no descriptor,
+/// and only its stack to work on.
+///
+/// # Errors
+///
+/// At which stage what failed, see [`LaunchError`].
+pub fn pod_init(plan: &PodInitPlan) -> Result<Started, LaunchError> {
+    begin_pod_init(plan)?.wait()
+}
+
+/// [`pod_init`] without the wait.
+///
+/// # Errors
+///
+/// What fails before the child exists; the rest comes from [`Launching`].
+pub fn begin_pod_init(plan: &PodInitPlan) -> Result<Launching, LaunchError> {
+    let birth = Birth {
+        created: ThreadNameSpaceType::PROCESS_ID | ThreadNameSpaceType::MOUNT,
+        pid: PidNamespace::Inherited,
+        cgroup: plan.cgroup.unified_dir.as_deref(),
+    };
+    begin(&birth, |born| init::run(plan, &born))
 }

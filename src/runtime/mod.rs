@@ -1,5 +1,29 @@
 //! From launch plan to exec: namespaces, rootfs, mounts, devices, capabilities, limits.
 //!
 //! Runs in the shim and in the child after clone. Knows no SQLite, no CRI and no tokio.
+//!
+//! In the order of a launch:
+//! `launch` (shim) → `spawn` → `container` or `join` or `pod_init` (child), which use the rest.
+mod capabilities;
+mod cgroup_entry;
+mod cgroup_mount;
+mod channel;
+mod command;
+mod container;
+mod devices;
+pub mod error;
+mod hidden_paths;
+mod join;
 pub mod launch;
+mod limits;
+mod mount_options;
+mod mounts;
+mod namespaces;
 pub mod plan;
+mod pod_init;
+pub mod protect;
+mod root;
+mod rootfs;
+mod spawn;
+mod terminal;
+mod user;

@@ -161,7 +161,11 @@ impl Store {
         for name in names {
             // The name comes from the schema itself.
             // Of cleanup tasks those count that still stand for something.
-            let which = if name == "cleanup_tasks" { "WHERE status <> 'completed'" } else { "" };
+            let which = if name == "cleanup_tasks" {
+                "WHERE status <> 'completed'"
+            } else {
+                ""
+            };
             let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM \"{name}\" {which}"));
             let count = sqlx::query_scalar(sql)
                 .fetch_one(&self.readers)

@@ -4,9 +4,14 @@
 //! The only place for `unsafe`: each file opens the lint for itself, each block carries its proof.
 //! Nothing here knows what a container is.
 pub mod async_fd;
+pub mod clone;
 pub mod inroot;
 pub mod mountinfo;
+pub mod mounts;
+pub mod nsfd;
 pub mod pidfd_info;
+pub mod process;
+pub mod reaper;
 pub mod seqpacket;
 pub mod tree;
 pub mod xattr;

@@ -49,7 +49,10 @@ const LAYERS: &[Layer] = &[
         "containerd",
         &["state", "lifecycle", "proto", "id", "telemetry"],
     ),
-    layer("admin", &["state", "lifecycle", "proto", "id", "engine", "telemetry"]),
+    layer(
+        "admin",
+        &["state", "lifecycle", "proto", "id", "engine", "telemetry"],
+    ),
     // Middle: where they meet.
     layer("state", &["lifecycle", "id", "sys"]),
     layer("lifecycle", &["id"]),

@@ -161,6 +161,7 @@ impl Shim {
             pid,
             pidfd,
             terminal,
+            identity: _,
         } = started;
         if let Some(master) = terminal {
             self.attach_terminal(&id, &mut output, master);

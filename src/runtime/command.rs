@@ -1,0 +1,249 @@
+//! The last steps of a child: its working directory, its streams, and exec.
+//!
+//! What execvpe(3) does is done by hand here, because the search happens in the container's
+//! environment and its errors have to be told apart: a command that is absent, one that may not be
+//! run, and one that is no program.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, openat2};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::process::{chdir, fchdir, getcwd};
+
+use super::error::{At, LaunchError, stage};
+use super::launch::ProcessStreams;
+use super::root::{Missing, Root};
+use crate::sys::process::{close_on_exec_from, reset_signals};
+
+/// Where commands are looked for if the environment has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Arguments and environment, ready for the kernel.
+#[derive(Debug)]
+pub(super) struct Command {
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+    path: String,
+}
+
+impl Command {
+    /// Checks and converts. `arguments` must not be empty.
+    pub(super) fn new(arguments: &[String], environment: &[String]) -> Result<Self, LaunchError> {
+        if arguments.is_empty() {
+            return Err(LaunchError::invalid(stage::PLAN, "no command is given"));
+        }
+        let convert = |what: &'static str, texts: &[String]| -> Result<Vec<CString>, LaunchError> {
+            let invalid = |_| LaunchError::invalid(stage::PLAN, format!("{what} holds a NUL"));
+            texts
+                .iter()
+                .map(|text| CString::new(text.as_str()).map_err(invalid))
+                .collect()
+        };
+        let path = environment
+            .iter()
+            .rev()
+            .find_map(|entry| entry.strip_prefix("PATH="));
+        Ok(Self {
+            arguments: convert("an argument", arguments)?,
+            environment: convert("the environment", environment)?,
+            path: path.unwrap_or(DEFAULT_PATH).to_owned(),
+        })
+    }
+
+    /// Adds `HOME` if the plan did not set it.
+    pub(super) fn set_missing_home(&mut self, home: &[u8]) {
+        let set = self
+            .environment
+            .iter()
+            .any(|entry| entry.as_bytes().starts_with(b"HOME="));
+        if !set && let Ok(entry) = CString::new([b"HOME=", home].concat()) {
+            self.environment.push(entry);
+        }
+    }
+
+    /// Becomes the command. Signals are reset and every descriptor but the streams closes.
+    pub(super) fn exec(&self) -> Result<Infallible, LaunchError> {
+        let name = &self.arguments[0];
+        let what = || format!("exec {:?}", name.to_string_lossy());
+        close_on_exec_from(3).at(stage::EXEC, what)?;
+        reset_signals();
+        if name.is_empty() {
+            return Err(LaunchError::refused(stage::EXEC, what(), Errno::NOENT));
+        }
+        if name.as_bytes().contains(&b'/') {
+            return Err(self.attempt(name).into_error(what()));
+        }
+        // As execvpe(3): the search goes on past what is absent, remembers what was forbidden, and
+        // ends at anything else.
+        let mut refusal = Refusal {
+            errno: Errno::NOENT,
+            interpreter: false,
+        };
+        for directory in self.path.split(':') {
+            let directory = if directory.is_empty() { "." } else { directory };
+            let candidate = [directory.as_bytes(), b"/", name.as_bytes()].concat();
+            let Ok(candidate) = CString::new(candidate) else {
+                continue;
+            };
+            let attempt = self.attempt(&candidate);
+            match attempt.errno {
+                Errno::NOENT | Errno::NOTDIR if !attempt.interpreter => {}
+                Errno::ACCESS => refusal = attempt,
+                _ => return Err(attempt.into_error(what())),
+            }
+        }
+        let what = match refusal.errno {
+            Errno::NOENT => format!("{} (searched in {:?})", what(), self.path),
+            _ => what(),
+        };
+        Err(refusal.into_error(what))
+    }
+
+    /// Tries one file; returns only if it could not be executed.
+    fn attempt(&self, file: &CString) -> Refusal {
+        // A magic link (`/proc/self/exe` above all, which is this program) is no command. Opening
+        // it here also tells a missing file from a missing interpreter.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let found = openat2(CWD, file, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
+        let found = match found.and_then(fstat) {
+            Ok(stat) => FileType::from_raw_mode(stat.st_mode),
+            Err(errno) => {
+                return Refusal {
+                    errno,
+                    interpreter: false,
+                };
+            }
+        };
+        if found == FileType::Directory {
+            return Refusal {
+                errno: Errno::ACCESS,
+                interpreter: false,
+            };
+        }
+        let refused = match nix::unistd::execve(file, &self.arguments, &self.environment) {
+            Ok(never) => match never {},
+            Err(errno) => Errno::from_raw_os_error(errno as i32),
+        };
+        Refusal {
+            errno: refused,
+            interpreter: refused == Errno::NOENT,
+        }
+    }
+}
+
+/// Why a file could not be executed.
+#[derive(Debug, Clone, Copy)]
+struct Refusal {
+    errno: Errno,
+    /// The file is there; what it is to be run by is not.
+    interpreter: bool,
+}
+
+impl Refusal {
+    fn into_error(self, what: String) -> LaunchError {
+        let what = match self.interpreter {
+            true => format!("{what}: its interpreter or loader"),
+            false => what,
+        };
+        LaunchError::refused(stage::EXEC, what, self.errno)
+    }
+}
+
+/// Enters the working directory, making it if it is missing, as images expect since Docker.
+///
+/// It is entered through a descriptor that was resolved inside the root, and what the kernel then
+/// calls it is checked: a directory outside of the root would have no name.
+pub(super) fn enter_directory(root: &Root, path: &str) -> Result<(), LaunchError> {
+    let what = || format!("enter working directory {path:?}");
+    if !path.starts_with('/') {
+        return Err(LaunchError::refused(stage::CWD, what(), Errno::INVAL));
+    }
+    let directory = root.ensure(path, Missing::Directory).at(stage::CWD, what)?;
+    fchdir(&directory).at(stage::CWD, what)?;
+    let inside = getcwd(Vec::new()).is_ok_and(|name| name.as_bytes().starts_with(b"/"));
+    if inside {
+        return Ok(());
+    }
+    let _ = chdir("/");
+    Err(LaunchError::invalid(
+        stage::CWD,
+        format!("{}: it is outside of the root", what()),
+    ))
+}
+
+/// Gives the streams to the user, so that programs can open `/dev/stdout`. Only pipes and
+/// terminals: other files (`/dev/null`) are not the container's.
+pub(super) fn own_streams(streams: &ProcessStreams, uid: u32) -> Result<(), LaunchError> {
+    for (name, fd) in [
+        ("stdin", &streams.stdin),
+        ("stdout", &streams.stdout),
+        ("stderr", &streams.stderr),
+    ] {
+        let what = || format!("give {name} to user {uid}");
+        let stat = fstat(fd).at(stage::STDIO, what)?;
+        let theirs = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Fifo => true,
+            FileType::CharacterDevice => rustix::termios::isatty(fd),
+            _ => false,
+        };
+        if theirs && stat.st_uid != uid {
+            fchown(fd, Some(Uid::from_raw(uid)), None).at(stage::STDIO, what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes the streams descriptors 0, 1 and 2.
+pub(super) fn install_streams(streams: ProcessStreams) -> Result<(), LaunchError> {
+    let what = || "install the standard streams";
+    // Out of the way first: one of them may be 0, 1 or 2 itself, in the wrong place.
+    let streams = [streams.stdin, streams.stdout, streams.stderr]
+        .into_iter()
+        .map(|fd| {
+            if fd.as_raw_fd() > 2 {
+                Ok(fd)
+            } else {
+                fcntl_dupfd_cloexec(&fd, 3)
+            }
+        })
+        .collect::<Result<Vec<OwnedFd>, Errno>>()
+        .at(stage::STDIO, what)?;
+    let [stdin, stdout, stderr] = &streams[..] else {
+        return Err(LaunchError::invalid(
+            stage::STDIO,
+            "three streams are needed",
+        ));
+    };
+    rustix::stdio::dup2_stdin(stdin).at(stage::STDIO, what)?;
+    rustix::stdio::dup2_stdout(stdout).at(stage::STDIO, what)?;
+    rustix::stdio::dup2_stderr(stderr).at(stage::STDIO, what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_command_needs_arguments_without_nul() {
+        assert!(Command::new(&[], &[]).is_err());
+        assert!(Command::new(&strings(&["a\0b"]), &[]).is_err());
+        assert!(Command::new(&strings(&["a"]), &strings(&["X=\0"])).is_err());
+    }
+
+    #[test]
+    fn home_is_added_only_when_missing() {
+        let mut command = Command::new(&strings(&["a"]), &strings(&["HOME=/x"])).expect("valid");
+        command.set_missing_home(b"/root");
+        assert_eq!(command.environment.len(), 1);
+        let mut command = Command::new(&strings(&["a"]), &strings(&["PATH=/p"])).expect("valid");
+        command.set_missing_home(b"/root");
+        assert_eq!(command.environment[1].as_bytes(), b"HOME=/root");
+        assert_eq!(command.path, "/p");
+    }
+}

@@ -1,0 +1,275 @@
+//! Creating a child and hearing how it fared.
+//!
+//! ```text
+//! begin ─► child sets itself up ─► exec        ─► channel closes        ─► Started
+//!    │            └──────────────► error       ─► message, child reaped ─► LaunchError
+//!    └─ no end in LAUNCH_TIMEOUT ─────────────── killed, reaped          ─► LaunchError
+//! ```
+//!
+//! The shim's own namespaces are never left, with one exception that lasts two system calls: the
+//! PID namespace *for children*, when a child has to be born in an existing one. That is cheaper
+//! than a process in between, and leaves the shim the parent that reaps the child.
+
+use std::convert::Infallible;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
+
+use super::channel::{self, Message};
+use super::error::{At, LaunchError, stage};
+use super::launch::{Progress, Started};
+use super::protect::protect_self;
+use super::user::Identity;
+use crate::sys::clone::{self, Child};
+
+/// How long a child may take to set itself up. Only a hung file system takes that long.
+const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a killed child may take to go.
+const REAP_TIMEOUT: Duration = Duration::from_secs(1);
+/// Exit status of a child that failed before exec; it reported why.
+const FAILED: i32 = 125;
+
+/// The PID namespace a child is born in.
+pub(super) enum PidNamespace<'a> {
+    /// The shim's, or a new one, as the clone flags say.
+    Inherited,
+    /// That of a running process.
+    Of(BorrowedFd<'a>),
+    /// That at a path.
+    At(&'a Path),
+}
+
+/// What has to be decided before a child exists.
+pub(super) struct Birth<'a> {
+    pub(super) created: ThreadNameSpaceType,
+    pub(super) pid: PidNamespace<'a>,
+    /// A cgroup v2 directory.
+    pub(super) cgroup: Option<&'a Path>,
+}
+
+/// What a child knows of its birth.
+pub(super) struct Born<'a> {
+    pub(super) channel: BorrowedFd<'a>,
+    /// Whether it is in the cgroup v2 directory already.
+    pub(super) in_cgroup: bool,
+}
+
+/// A child on its way to exec.
+#[derive(Debug)]
+pub struct Launching {
+    /// Gone once it is known how the launch ended.
+    child: Option<Child>,
+    channel: OwnedFd,
+    identity: Option<Identity>,
+    terminal: Option<OwnedFd>,
+}
+
+/// Creates a child that runs `body`, which ends in exec or in an error.
+pub(super) fn begin(
+    birth: &Birth<'_>,
+    body: impl FnOnce(Born<'_>) -> Result<Infallible, LaunchError>,
+) -> Result<Launching, LaunchError> {
+    let what = || "create a channel to the new process";
+    let (parent_end, child_end) = channel::pair().at(stage::CLONE, what)?;
+    let cgroup = birth.cgroup.map(|directory| {
+        openat(
+            CWD,
+            directory,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .at(stage::CGROUP, || format!("open cgroup {directory:?}"))
+    });
+    let cgroup = cgroup.transpose()?;
+    let home = enter_pid_namespace(&birth.pid)?;
+    let child = clone::spawn(
+        birth.created,
+        cgroup.as_ref().map(AsFd::as_fd),
+        |in_cgroup| {
+            let channel = child_end.as_fd();
+            let protected = protect_self().at(stage::CLONE, || "make the process non-dumpable");
+            let error = match protected.and_then(|()| body(Born { channel, in_cgroup })) {
+                Ok(never) => match never {},
+                Err(error) => error,
+            };
+            channel::send_failure(channel, &error);
+            FAILED
+        },
+    );
+    leave_pid_namespace(home);
+    let child = child.at(stage::CLONE, || "create a process")?;
+    Ok(Launching {
+        child: Some(child),
+        channel: parent_end,
+        identity: None,
+        terminal: None,
+    })
+}
+
+/// Chooses the PID namespace of the next child; returns the way back.
+fn enter_pid_namespace(wanted: &PidNamespace<'_>) -> Result<Option<OwnedFd>, LaunchError> {
+    let open = |path: &Path| {
+        openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at(stage::NAMESPACE, || format!("open PID namespace {path:?}"))
+    };
+    let kind = Some(LinkNameSpaceType::ProcessID);
+    let what = || "join the PID namespace";
+    match wanted {
+        PidNamespace::Inherited => Ok(None),
+        PidNamespace::At(path) => {
+            let (there, home) = (open(path)?, open(Path::new("/proc/self/ns/pid"))?);
+            move_into_link_name_space(there.as_fd(), kind).at(stage::NAMESPACE, what)?;
+            Ok(Some(home))
+        }
+        PidNamespace::Of(process) => {
+            let home = open(Path::new("/proc/self/ns/pid"))?;
+            move_into_link_name_space(*process, kind).map_err(|errno| match errno {
+                Errno::SRCH => {
+                    LaunchError::refused(stage::NAMESPACE, "the container has ended", errno)
+                }
+                _ => LaunchError::refused(stage::NAMESPACE, what(), errno),
+            })?;
+            Ok(Some(home))
+        }
+    }
+}
+
+/// A shim whose children were born in a container's namespace would be worse than none: the daemon
+/// starts another, and the containers do not notice. The kernel has no reason to refuse.
+fn leave_pid_namespace(home: Option<OwnedFd>) {
+    if let Some(home) = home {
+        let kind = Some(LinkNameSpaceType::ProcessID);
+        if move_into_link_name_space(home.as_fd(), kind).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+impl Launching {
+    /// Becomes readable whenever [`Launching::advance`] can make progress, for an event loop.
+    #[must_use]
+    pub fn channel(&self) -> BorrowedFd<'_> {
+        self.channel.as_fd()
+    }
+
+    /// Takes in what the child has said, without waiting.
+    ///
+    /// # Errors
+    ///
+    /// The child's error; it has been reaped.
+    pub fn advance(mut self) -> Result<Progress, LaunchError> {
+        loop {
+            match channel::receive(self.channel.as_fd()) {
+                Err(Errno::AGAIN) => return Ok(Progress::Waiting(self)),
+                Err(errno) => {
+                    return Err(LaunchError::refused(
+                        stage::CLONE,
+                        "hear from the process",
+                        errno,
+                    ));
+                }
+                Ok(Some(Message::Failed(error))) => return Err(error),
+                Ok(Some(Message::Identity(identity))) => self.identity = Some(identity),
+                Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
+                Ok(Some(Message::Ready) | None) => return self.started().map(Progress::Started),
+            }
+        }
+    }
+
+    /// Waits until the child has executed its command or failed, at most 30 seconds.
+    ///
+    /// # Errors
+    ///
+    /// The child's error, or a timeout; the child has been reaped.
+    pub fn wait(mut self) -> Result<Started, LaunchError> {
+        let deadline = Instant::now() + LAUNCH_TIMEOUT;
+        loop {
+            match self.advance()? {
+                Progress::Started(started) => return Ok(started),
+                Progress::Waiting(waiting) => self = waiting,
+            }
+            if !wait_readable(self.channel.as_fd(), deadline) {
+                return Err(self.timed_out());
+            }
+        }
+    }
+
+    fn started(mut self) -> Result<Started, LaunchError> {
+        let gone = || LaunchError::invalid(stage::CLONE, "the launch has ended already");
+        let Child { pid, pidfd } = self.child.take().ok_or_else(gone)?;
+        let terminal = self.terminal.take();
+        Ok(Started {
+            pid,
+            pidfd,
+            terminal,
+            identity: self.identity.take(),
+        })
+    }
+
+    /// The error for a child that takes too long. Drop the value to end the child.
+    #[must_use]
+    pub fn timed_out(&self) -> LaunchError {
+        // The child keeps its stage in its name: readable from here whatever it is stuck in.
+        let name = self
+            .child
+            .as_ref()
+            .map(|child| format!("/proc/{}/comm", child.pid));
+        let name = name
+            .and_then(|path| std::fs::read_to_string(path).ok())
+            .unwrap_or_default();
+        let reached = name
+            .trim()
+            .strip_prefix(STAGE_PREFIX)
+            .unwrap_or("its beginning");
+        let seconds = LAUNCH_TIMEOUT.as_secs();
+        let message = format!("the launch did not finish in {seconds} s; it reached: {reached}");
+        LaunchError::invalid(stage::TIMEOUT, message)
+    }
+}
+
+/// A launch that is given up, or that failed, leaves no process behind.
+impl Drop for Launching {
+    fn drop(&mut self) {
+        let Some(child) = self.child.take() else {
+            return;
+        };
+        let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+        // One that cannot die (a hung file system) is left to the shim's reaper.
+        if wait_readable(child.pidfd.as_fd(), Instant::now() + REAP_TIMEOUT) {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+            let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
+        }
+    }
+}
+
+fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        match poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&timeout)) {
+            Ok(0) => return false,
+            Ok(_) => return true,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What a child's name begins with while it sets itself up.
+const STAGE_PREFIX: &str = "quilt:";
+
+/// Marks the stage that the calling child is at, for whoever wonders what it is waiting for.
+pub(super) fn reached(stage: &str) {
+    if let Ok(name) = std::ffi::CString::new(format!("{STAGE_PREFIX}{stage}")) {
+        let _ = rustix::thread::set_name(&name);
+    }
+}

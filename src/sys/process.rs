@@ -1,0 +1,96 @@
+//! What a child does to itself before exec: signals back to their defaults, descriptors closed.
+//!
+//! Also the way out of a process that must not run its parent's exit handlers.
+#![expect(
+    unsafe_code,
+    reason = "sigaction, close_range, prlimit and _exit have no safe wrapper"
+)]
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit};
+
+/// Turns the return value of `libc::syscall` into a result.
+pub(super) fn check(returned: libc::c_long) -> Result<(), Errno> {
+    if returned == 0 {
+        return Ok(());
+    }
+    let error = std::io::Error::last_os_error();
+    Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL))
+}
+
+/// Ends the process at once: no exit handler, no unwinding, no flush of buffers it inherited.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit touches no memory of ours.
+    unsafe { libc::_exit(status) }
+}
+
+/// Gives every signal its default disposition and unblocks all. exec keeps ignored signals ignored
+/// and blocked signals blocked (signal(7)), and the Rust runtime ignores SIGPIPE.
+pub fn reset_signals() {
+    // SAFETY: sigaction is a C struct for which all zeroes means SIG_DFL with no flags.
+    let default: libc::sigaction = unsafe { std::mem::zeroed() };
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: the struct outlives the call. Numbers that cannot be set (SIGKILL, SIGSTOP,
+        // those the C library keeps) are refused, and are at their default anyway.
+        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+    }
+    // SAFETY: sigset_t is a C struct for which all zeroes is the empty set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set outlives the call.
+    unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+}
+
+/// Marks every descriptor from `first` on close-on-exec. exec does the closing.
+///
+/// # Errors
+///
+/// What close_range(2) returns.
+pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    close_range(first, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes every descriptor from `first` on.
+///
+/// Values that own such a descriptor must not be dropped afterwards: for a process that only waits
+/// and exits.
+///
+/// # Errors
+///
+/// What close_range(2) returns.
+pub fn close_from(first: u32) -> Result<(), Errno> {
+    close_range(first, 0)
+}
+
+fn close_range(first: u32, flags: u32) -> Result<(), Errno> {
+    // SAFETY: three integers. Closing descriptors is not a matter of memory safety.
+    let returned = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    check(returned)
+}
+
+/// Reads a resource limit of another process.
+///
+/// # Errors
+///
+/// What prlimit(2) returns.
+pub fn limit_of(pid: i32, resource: Resource) -> Result<Rlimit, Errno> {
+    let mut limit = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: with no new limit the call only writes the struct, which outlives it.
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid,
+            resource as libc::c_uint,
+            std::ptr::null::<libc::rlimit64>(),
+            &raw mut limit,
+        )
+    };
+    check(returned)?;
+    let bound = |value: u64| (value != libc::RLIM64_INFINITY).then_some(value);
+    Ok(Rlimit {
+        current: bound(limit.rlim_cur),
+        maximum: bound(limit.rlim_max),
+    })
+}
