@@ -74,6 +74,8 @@ pub(super) struct Staging {
 /// it.
 #[derive(Debug)]
 pub struct StagedLayer {
+    /// For messages.
+    pub(super) reference: String,
     pub(super) chain_id: Digest,
     /// The layers below it, bottom first.
     pub(super) parents: Vec<Digest>,
@@ -144,6 +146,7 @@ impl LayerStore {
     /// Makes a staged layer count. Blocks on the disk.
     pub(super) fn commit(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
         let StagedLayer {
+            reference: _,
             chain_id,
             parents,
             mut staging,

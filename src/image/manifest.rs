@@ -22,6 +22,7 @@ pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKER_SCHEMA_1: &str = "application/vnd.docker.distribution.manifest.v1+";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 
@@ -130,7 +131,7 @@ impl Document {
         let content_type = content_type.split(';').next().unwrap_or_default().trim();
         if probe.schema_version == Some(1)
             || probe.fs_layers.is_some()
-            || content_type.contains("manifest.v1+")
+            || content_type.starts_with(DOCKER_SCHEMA_1)
         {
             let text = "image has a Docker schema 1 manifest, which is obsolete; push it again with \
                         a current tool";

@@ -25,6 +25,8 @@ mod session;
 mod settle;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 pub mod unpack;
 
 pub use auth::Credentials;

@@ -234,6 +234,7 @@ impl ImageDriver {
             });
         }
         Ok(StagedLayer {
+            reference: image.reference.to_string(),
             chain_id: layer.chain_id.clone(),
             parents: image.layers[..index]
                 .iter()
@@ -304,13 +305,8 @@ impl ImageDriver {
     ///
     /// # Errors
     /// `Store`: the file system's, or a missing layer below.
-    pub fn commit_layer(
-        &self,
-        reference: &Reference,
-        staged: StagedLayer,
-    ) -> Result<CommittedLayer, ImageError> {
-        let layer = staged.chain_id.clone();
-        let reference = reference.to_string();
+    pub fn commit_layer(&self, staged: StagedLayer) -> Result<CommittedLayer, ImageError> {
+        let (reference, layer) = (staged.reference.clone(), staged.chain_id.clone());
         self.store
             .commit(staged)
             .map_err(|source| ImageError::Store {

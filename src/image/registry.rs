@@ -61,23 +61,13 @@ impl Session {
         patience: Patience,
     ) -> Result<Fetched, ImageError> {
         let path = format!("{}/manifests/{selector}", self.reference.path());
-        let by_tag = expected.is_none();
-        let usable = |endpoint: &Endpoint| {
-            if by_tag {
-                endpoint.resolves
-            } else {
-                endpoint.pulls
-            }
+        // Turning a tag into a digest is a capability of its own.
+        let hosts = match expected {
+            None => self.endpoints.iter().filter(|each| each.resolves).collect(),
+            Some(_) => self.pulling(),
         };
-        self.document(
-            &path,
-            "manifest",
-            expected,
-            &accept(ACCEPT),
-            usable,
-            patience,
-        )
-        .await
+        self.document(&hosts, &path, expected, &accept(ACCEPT), patience)
+            .await
     }
 
     /// A small blob by digest.
@@ -87,40 +77,26 @@ impl Session {
         patience: Patience,
     ) -> Result<Fetched, ImageError> {
         let path = format!("{}/blobs/{digest}", self.reference.path());
-        let usable = |endpoint: &Endpoint| endpoint.pulls;
-        let headers = accept("*/*");
-        self.document(
-            &path,
-            "configuration",
-            Some(digest),
-            &headers,
-            usable,
-            patience,
-        )
-        .await
+        let hosts = self.pulling();
+        self.document(&hosts, &path, Some(digest), &accept("*/*"), patience)
+            .await
     }
 
     async fn document(
         &self,
+        hosts: &[&Endpoint],
         path: &str,
-        what: &str,
         expected: Option<&Digest>,
         headers: &HeaderMap,
-        usable: impl Fn(&Endpoint) -> bool,
         patience: Patience,
     ) -> Result<Fetched, ImageError> {
-        // Collected: an iterator that borrows a closure across an await is not `Send` enough.
-        let usable: Vec<&Endpoint> = self.endpoints.iter().filter(|each| usable(each)).collect();
-        let mut candidates = usable.into_iter().peekable();
         let mut last = None;
-        while let Some(endpoint) = candidates.next() {
-            let is_last = candidates.peek().is_none();
+        for (at, endpoint) in hosts.iter().enumerate() {
+            let is_last = at + 1 == hosts.len();
             let mut tried = 0;
             let outcome = loop {
                 tried += 1;
-                let fetched = self
-                    .one_document(endpoint, path, what, expected, headers)
-                    .await;
+                let fetched = self.one_document(endpoint, path, expected, headers).await;
                 match self
                     .again(endpoint, fetched, tried, is_last, patience)
                     .await
@@ -173,7 +149,6 @@ impl Session {
         &self,
         endpoint: &Endpoint,
         path: &str,
-        what: &str,
         expected: Option<&Digest>,
         headers: &HeaderMap,
     ) -> Result<Fetched, Failure> {
@@ -201,7 +176,7 @@ impl Session {
         };
         match expected {
             Some(expected) if expected != digest => Err(Failure::Final(
-                self.mismatch(endpoint, what, expected, digest),
+                self.mismatch(endpoint, path, expected, digest),
             )),
             _ => Ok(Fetched {
                 bytes,
@@ -226,11 +201,10 @@ impl Session {
             hasher: Hasher::new(digest.algorithm()),
         };
         let path = format!("{}/blobs/{digest}", self.reference.path());
-        let pulling: Vec<&Endpoint> = self.endpoints.iter().filter(|each| each.pulls).collect();
-        let mut candidates = pulling.into_iter().peekable();
+        let hosts = self.pulling();
         let mut last = None;
-        while let Some(endpoint) = candidates.next() {
-            let is_last = candidates.peek().is_none();
+        for (at, endpoint) in hosts.iter().enumerate() {
+            let is_last = at + 1 == hosts.len();
             let mut tried = 0;
             let outcome = loop {
                 let before = transfer.received;
@@ -252,7 +226,7 @@ impl Session {
                     let actual = transfer.hasher.finish();
                     return match actual == *digest {
                         true => Ok(true),
-                        false => Err(self.mismatch(endpoint, "layer", digest.clone(), actual)),
+                        false => Err(self.mismatch(endpoint, &path, digest.clone(), actual)),
                     };
                 }
                 Err(error) => last = Some(error),
@@ -326,6 +300,11 @@ impl Session {
                 ))
             }
         }
+    }
+
+    /// The endpoints that may serve content by digest, in the operator's order.
+    fn pulling(&self) -> Vec<&Endpoint> {
+        self.endpoints.iter().filter(|each| each.pulls).collect()
     }
 
     fn unavailable(&self, endpoint: &Endpoint, detail: String) -> ImageError {

@@ -45,8 +45,8 @@ pub enum SettleError {
 
 /// What one layer says about a path.
 enum Seen {
-    /// It is here: the directory that has it, and what it is.
-    Here(OwnedFd, FileType, Stat),
+    /// It is here, and of this kind.
+    Here(FileType),
     /// Nothing; look further down.
     Absent,
     /// Nothing, and nothing further down shows through.
@@ -122,7 +122,7 @@ fn link(
         return Ok(false);
     };
     match look(own, target)? {
-        Seen::Here(..) => {}
+        Seen::Here(_) => {}
         Seen::Hidden => return Ok(false),
         Seen::Absent => {
             let Some((layer, kind)) = find(below, target)? else {
@@ -155,7 +155,7 @@ fn link(
 fn find<'r>(layers: &'r [Root], path: &[u8]) -> io::Result<Option<(&'r Root, FileType)>> {
     for layer in layers {
         match look(layer, path)? {
-            Seen::Here(_, kind, _) => return Ok(Some((layer, kind))),
+            Seen::Here(kind) => return Ok(Some((layer, kind))),
             Seen::Absent => {}
             Seen::Hidden => return Ok(None),
         }
@@ -202,7 +202,7 @@ fn look(layer: &Root, path: &[u8]) -> io::Result<Seen> {
             return Ok(if whiteout {
                 Seen::Hidden
             } else {
-                Seen::Here(here, kind, stat)
+                Seen::Here(kind)
             });
         };
         if kind != FileType::Directory {
