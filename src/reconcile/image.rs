@@ -158,9 +158,8 @@ async fn store_layers(
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
     for layer in staged.into_iter().flatten() {
-        let (back_too, reference) = (back.clone(), image.reference.clone());
-        let committed =
-            blocking(move || Ok(back_too.images.commit_layer(&reference, layer)?)).await?;
+        let back_too = back.clone();
+        let committed = blocking(move || Ok(back_too.images.commit_layer(layer)?)).await?;
         crash::point("image.layer_committed");
         let chain_id = committed.chain_id.to_string();
         back.observed
