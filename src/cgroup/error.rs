@@ -34,7 +34,7 @@ pub enum CgroupError {
         /// The controller.
         controller: String,
         /// What was asked for.
-        wanted: &'static str,
+        wanted: String,
     },
     /// A directory or file could not be worked with.
     #[error("{action} {}", .path.display())]

@@ -98,14 +98,14 @@ fn either(cgroups: &Cgroups, name: &str, path: &CgroupPath) -> Option<std::path:
 pub(super) fn require(
     cgroups: &Cgroups,
     controller: &str,
-    wanted: &'static str,
+    wanted: &str,
 ) -> Result<(), CgroupError> {
     if cgroups.has_controller(controller) {
         return Ok(());
     }
     Err(CgroupError::ControllerMissing {
         controller: controller.to_owned(),
-        wanted,
+        wanted: wanted.to_owned(),
     })
 }
 
@@ -173,7 +173,7 @@ fn validate_unified(cgroups: &Cgroups, name: &str, value: &str) -> Result<(), Cg
     let controller = controller.to_owned();
     Err(CgroupError::ControllerMissing {
         controller,
-        wanted: "a cgroup v2 setting",
+        wanted: format!("the cgroup v2 setting {name}"),
     })
 }
 

@@ -26,7 +26,7 @@ pub(super) fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> anyhow
 pub(super) async fn connect(state: &Path) -> anyhow::Result<Client> {
     let engine = Engine::read(state).with_context(|| {
         let state = state.display();
-        format!("no daemon with the state directory {state} (--state names another)")
+        format!("no daemon runs here: cannot read {state}/engine.json (--state names another)")
     })?;
     let socket = engine.admin_socket;
     let path = socket.clone();

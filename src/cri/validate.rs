@@ -139,7 +139,7 @@ pub(super) fn id_prefix(field: &str, value: String) -> Result<Option<String>, Ca
     }
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     if value.len() > ID_LENGTH {
-        let why = format!("{value:?} is longer than an id, {ID_LENGTH} digits");
+        let why = format!("has {} bytes, more than an id's {ID_LENGTH}", value.len());
         return Err(CallError::invalid(field, why));
     }
     if !value.bytes().all(plain) {

@@ -33,8 +33,10 @@ use crate::state::{Store, now_ns};
 pub use listen::Endpoint;
 use listen::{Lock, bind, bind_admin};
 
-/// Largest message either way, as kubelet has it.
-const MESSAGE_MAX: usize = 16 * 1024 * 1024;
+/// Largest request, as kubelet has it.
+const REQUEST_MAX: usize = 16 * 1024 * 1024;
+/// Largest answer: two full streams of ExecSync. Whether a client takes it is its own decision.
+const ANSWER_MAX: usize = 64 * 1024 * 1024;
 /// Longest wait for the first shim before calls are answered without one.
 const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for calls and steps under way when the daemon is told to end.
@@ -196,11 +198,11 @@ fn serve(
     stopped: &watch::Receiver<bool>,
 ) -> JoinSet<Result<(), tonic::transport::Error>> {
     let runtime = RuntimeServiceServer::new(front.clone())
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX);
+        .max_decoding_message_size(REQUEST_MAX)
+        .max_encoding_message_size(ANSWER_MAX);
     let image = ImageServiceServer::new(front)
-        .max_decoding_message_size(MESSAGE_MAX)
-        .max_encoding_message_size(MESSAGE_MAX);
+        .max_decoding_message_size(REQUEST_MAX)
+        .max_encoding_message_size(ANSWER_MAX);
     let cri = Server::builder().add_service(runtime).add_service(image);
     let admin = Server::builder().add_service(AdminServer::new(admin));
     let mut servers = JoinSet::new();

@@ -66,17 +66,17 @@ pub const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
-/// The capabilities of a container, with `CAP_`, in the kernel's order. `ALL` is applied before
+/// The capabilities of a container, without `CAP_`, in the kernel's order. `ALL` is applied before
 /// single names, adding before dropping, as Kubernetes documents.
 #[must_use]
-pub fn granted(security: &Security) -> Vec<String> {
+pub fn granted(security: &Security) -> Vec<&'static str> {
     if security.privileged {
-        return with_prefix(|_| true);
+        return of_kernel(|_| true);
     }
     let has = |list: &[String], name: &str| list.iter().any(|item| item == name);
     let all_added = has(&security.add_capabilities, "ALL");
     let all_dropped = has(&security.drop_capabilities, "ALL");
-    with_prefix(|name| {
+    of_kernel(|name| {
         if has(&security.add_capabilities, name) || has(&security.add_ambient_capabilities, name) {
             return !has(&security.drop_capabilities, name);
         }
@@ -91,20 +91,17 @@ pub fn granted(security: &Security) -> Vec<String> {
 
 /// Those of [`granted`] that are ambient as well.
 #[must_use]
-pub fn ambient(security: &Security) -> Vec<String> {
+pub fn ambient(security: &Security) -> Vec<&'static str> {
     let granted = granted(security);
-    let asked = with_prefix(|name| security.add_ambient_capabilities.iter().any(|n| n == name));
+    let asked = of_kernel(|name| security.add_ambient_capabilities.iter().any(|n| n == name));
     asked
         .into_iter()
         .filter(|name| granted.contains(name))
         .collect()
 }
 
-fn with_prefix(keep: impl Fn(&str) -> bool) -> Vec<String> {
-    ALL.iter()
-        .filter(|name| keep(name))
-        .map(|name| format!("CAP_{name}"))
-        .collect()
+fn of_kernel(keep: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    ALL.into_iter().filter(|name| keep(name)).collect()
 }
 
 #[cfg(test)]
@@ -127,12 +124,9 @@ mod tests {
 
     #[test]
     fn all_comes_before_single_names() {
-        assert_eq!(
-            granted(&security(&["NET_ADMIN"], &["ALL"])),
-            ["CAP_NET_ADMIN"]
-        );
+        assert_eq!(granted(&security(&["NET_ADMIN"], &["ALL"])), ["NET_ADMIN"]);
         let but_one = granted(&security(&["ALL"], &["SYS_ADMIN"]));
         assert_eq!(but_one.len(), ALL.len() - 1);
-        assert!(!but_one.contains(&"CAP_SYS_ADMIN".to_owned()));
+        assert!(!but_one.contains(&"SYS_ADMIN"));
     }
 }

@@ -98,6 +98,7 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     let refuse = |because| {
         Verdict::Refused(Impossible {
             noun: "container",
+            id: String::new(),
             from: state.as_str(),
             to: to.as_str(),
             because,

@@ -23,16 +23,29 @@ pub enum Verdict {
 
 /// A transition that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a {noun} that is {from} cannot become {to}: {because}")]
+#[error("{noun} {id} is {from} and cannot become {to}: {because}")]
 pub struct Impossible {
     /// `sandbox` or `container`.
     pub noun: &'static str,
+    /// Which; the rules themselves know no ids.
+    pub id: String,
     /// The state it is in.
     pub from: &'static str,
     /// The state that was asked for.
     pub to: &'static str,
     /// Why not, in words for the client.
     pub because: &'static str,
+}
+
+impl Impossible {
+    /// The same, about this object.
+    #[must_use]
+    pub fn of(self, id: impl std::fmt::Display) -> Self {
+        Self {
+            id: id.to_string(),
+            ..self
+        }
+    }
 }
 
 /// Declares an enum that is stored as text, with both directions.

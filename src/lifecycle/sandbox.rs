@@ -72,6 +72,7 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
         Desired::Ready if desired == Desired::Ready && state != State::Failed => Verdict::Already,
         Desired::Ready => Verdict::Refused(Impossible {
             noun: "sandbox",
+            id: String::new(),
             from: state.as_str(),
             to: "ready",
             because: "a sandbox is started once; run a new one",

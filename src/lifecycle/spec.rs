@@ -102,7 +102,7 @@ pub struct ContainerSpec {
     pub user_specified_image: String,
     /// A name of the image that was found, for status: a tag if it has one.
     pub image_name: String,
-    /// The image that was found, for status: name and digest, or its id.
+    /// The image that was found, for status: what PullImage answers.
     pub image_ref: String,
     /// Replaces the image's entry point when not empty.
     pub command: Vec<String>,

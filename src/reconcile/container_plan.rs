@@ -119,7 +119,7 @@ fn runtime_spec(
         .masked_paths(masked)
         .readonly_paths(readonly)
         .build()?;
-    SpecBuilder::default()
+    let mut whole = SpecBuilder::default()
         .version(OCI_VERSION)
         .process(process)
         .root(
@@ -130,20 +130,23 @@ fn runtime_spec(
         )
         .mounts(mounts::all(spec, &files)?)
         .linux(linux)
-        .build()
+        .build()?;
+    // The library's default; the name is the pinned UTS namespace's business.
+    whole.set_hostname(None);
+    Ok(whole)
 }
 
 fn capabilities(
     spec: &ContainerSpec,
 ) -> Result<oci_spec::runtime::LinuxCapabilities, OciSpecError> {
-    let set = |names: Vec<String>| -> Capabilities {
-        names
-            .iter()
-            .filter_map(|name| name.parse::<Capability>().ok())
-            .collect()
+    let set = |names: Vec<&str>| -> Result<Capabilities, OciSpecError> {
+        let parsed = names.into_iter().map(str::parse::<Capability>);
+        parsed
+            .collect::<Result<_, _>>()
+            .map_err(|error| OciSpecError::Other(error.to_string()))
     };
-    let granted = set(capability::granted(&spec.security));
-    let ambient = set(capability::ambient(&spec.security));
+    let granted = set(capability::granted(&spec.security))?;
+    let ambient = set(capability::ambient(&spec.security))?;
     LinuxCapabilitiesBuilder::default()
         .bounding(granted.clone())
         .permitted(granted.clone())

@@ -120,7 +120,7 @@ impl LaunchPlan {
             capabilities: granted
                 .into_iter()
                 .flatten()
-                .map(|name| name.to_string())
+                .map(|name| format!("CAP_{name}"))
                 .collect(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             cgroup: self.cgroup.clone(),

@@ -288,7 +288,7 @@ impl Tx {
         };
         let state: SandboxState = state.parse().map_err(corrupt("sandboxes.state"))?;
         if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
-            return Err(sandbox::not_ready(state).into());
+            return Err(sandbox::not_ready(state).of(&new.sandbox_id).into());
         }
         let twin: Option<String> = sqlx::query_scalar(
             "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?

@@ -165,7 +165,7 @@ impl DesiredWriter {
                     if let Some((twin, state)) = tx.find_twin(&spec).await? {
                         return match admit(Desired::Ready, twin_desired(state), state) {
                             Verdict::Already | Verdict::Admitted => Ok(twin),
-                            Verdict::Refused(impossible) => Err(impossible.into()),
+                            Verdict::Refused(impossible) => Err(impossible.of(&twin).into()),
                         };
                     }
                     tx.insert_sandbox(&id, &spec).await?;
@@ -471,6 +471,7 @@ impl Tx {
 pub fn not_ready(state: State) -> Impossible {
     Impossible {
         noun: "sandbox",
+        id: String::new(),
         from: state.as_str(),
         to: "host of a new container",
         because: "only a ready sandbox takes containers",

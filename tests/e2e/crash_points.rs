@@ -11,7 +11,7 @@ use tonic::Status;
 
 use crate::support::cri::*;
 use crate::support::node::quiltd;
-use crate::support::pod::shell;
+use crate::support::pod::{namespaces, shell};
 use crate::support::wait::{BOUND, appears};
 use crate::support::{Cri, Node, registry};
 
@@ -96,8 +96,17 @@ impl Life {
         self.node.restart().await;
         let cri = self.node.cri.clone();
         for pod in cri.list_pods(None).await.expect("ListPodSandbox") {
-            let status = cri.pod_status(&pod.id).await.expect("PodSandboxStatus");
-            assert_eq!(status.state, pod.state, "{}: {what}", self.point);
+            // It may be on its way down, and then gone the next moment; never half there.
+            let status = match cri.pod_status(&pod.id).await {
+                Err(gone) if gone.code() == tonic::Code::NotFound => continue,
+                found => found.expect("PodSandboxStatus"),
+            };
+            let further = status.state() == PodSandboxState::SandboxNotready;
+            assert!(
+                status.state == pod.state || further,
+                "{}: {what}",
+                self.point
+            );
             if status.state() == PodSandboxState::SandboxReady {
                 let ip = status.network.map(|network| network.ip).unwrap_or_default();
                 assert!(
@@ -108,7 +117,10 @@ impl Life {
             }
         }
         for container in cri.list(None).await.expect("ListContainers") {
-            let status = cri.status(&container.id).await.expect("ContainerStatus");
+            let status = match cri.status(&container.id).await {
+                Err(gone) if gone.code() == tonic::Code::NotFound => continue,
+                found => found.expect("ContainerStatus"),
+            };
             if status.state() == ContainerState::ContainerRunning {
                 let answer = cri.exec(&container.id, &["true"], 10).await;
                 // It may end while we look, and then it is exited, not half there.
@@ -164,7 +176,12 @@ impl Life {
 async fn live(point: &str) {
     let mut node = Node::prepare("");
     node.env = vec![(VARIABLE.into(), point.into())];
-    let pod = node.pod_config("crash");
+    let mut pod = node.pod_config("crash");
+    let shares_pids = point == "sandbox.init";
+    if shares_pids {
+        // Only a pod that shares its PID namespace has a process of its own to start.
+        namespaces(&mut pod).pid = NamespaceMode::Pod as i32;
+    }
     let image = registry().image("busybox:latest");
     let name = image.as_str();
     let mut life = Life {

@@ -29,8 +29,6 @@ async fn what_is_not_there_yet_says_so_by_its_name() {
         exec(ExecRequest) = "Exec",
         attach(AttachRequest) = "Attach",
         port_forward(PortForwardRequest) = "PortForward",
-        container_stats(ContainerStatsRequest) = "ContainerStats",
-        list_container_stats(ListContainerStatsRequest) = "ListContainerStats",
         stream_container_stats(StreamContainerStatsRequest) = "StreamContainerStats",
         pod_sandbox_stats(PodSandboxStatsRequest) = "PodSandboxStats",
         list_pod_sandbox_stats(ListPodSandboxStatsRequest) = "ListPodSandboxStats",

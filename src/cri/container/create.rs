@@ -111,7 +111,8 @@ fn refuse_unlike(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallErro
 fn name_image(spec: &mut ContainerSpec, image: &Image) {
     let named = image.tags.first().or(image.digests.first());
     spec.image_name = named.unwrap_or(&spec.image).clone();
-    spec.image_ref = image.digests.first().unwrap_or(&image.id).clone();
+    // What PullImage answers, as the interface demands of both.
+    spec.image_ref = image.id.clone();
 }
 
 /// The host name a container of this sandbox sees.

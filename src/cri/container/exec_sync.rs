@@ -4,9 +4,11 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 
+use super::leaf::Leaf;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};
 use crate::id::ContainerId;
@@ -19,9 +21,8 @@ use crate::shim::client::ShimClientError;
 /// What is kept of each stream; the rest is read and thrown away, without an error (CRI, and
 /// CVE-2022-1708).
 const OUTPUT_MAX: usize = 16 * 1024 * 1024;
-/// How long output is read for after the command itself has ended: what it left running may hold
-/// the pipes open for ever.
-const DRAIN: Duration = Duration::from_millis(500);
+/// Longest wait for a killed command to be gone.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Runs a command in a running container.
 pub(in crate::cri) async fn exec_sync(
@@ -48,6 +49,7 @@ pub(in crate::cri) async fn exec_sync(
     if container.state != State::Running {
         return Err(CallError::Impossible(Impossible {
             noun: "container",
+            id: id.to_string(),
             from: container.state.as_str(),
             to: "host of a command",
             because: "only a running container can execute one",
@@ -59,11 +61,11 @@ pub(in crate::cri) async fn exec_sync(
         Ok(0) | Err(_) => deadline.left(),
         Ok(seconds) => Duration::from_secs(seconds).min(deadline.left()),
     };
-    let mut session = Session::start(&front, &id, &plan).await?;
+    let mut session = Session::start(&front, &id, plan).await?;
     match tokio::time::timeout(patience, session.run()).await {
         Ok(result) => result,
         Err(_) => {
-            session.kill();
+            session.end().await;
             Err(CallError::ExecTimeout {
                 command,
                 seconds: request.timeout,
@@ -105,10 +107,11 @@ struct Session {
     stderr: pipe::Receiver,
     exit: crate::shim::client::ExecExit,
     pidfd: OwnedFd,
+    leaf: Option<Leaf>,
 }
 
 impl Session {
-    async fn start(front: &Front, id: &ContainerId, plan: &ExecPlan) -> Result<Self, CallError> {
+    async fn start(front: &Front, id: &ContainerId, mut plan: ExecPlan) -> Result<Self, CallError> {
         let broken = |error: std::io::Error| CallError::Failed(format!("cannot exec: {error}"));
         let nothing = std::fs::File::open("/dev/null").map_err(broken)?;
         let (stdout_end, stdout) = output_pipe().map_err(broken)?;
@@ -116,9 +119,10 @@ impl Session {
         let streams = [OwnedFd::from(nothing), stdout_end, stderr_end];
         // Exec ids are never seen by clients.
         let exec_id = ContainerId::random();
+        let leaf = Leaf::make(&mut plan.cgroup, &exec_id);
         let started = front
             .shim()?
-            .exec(exec_id.as_str(), id.as_str(), plan, Some(streams))
+            .exec(exec_id.as_str(), id.as_str(), &plan, Some(streams))
             .await;
         let (launched, exit) = started.map_err(|error| match error {
             ShimClientError::Launch(error) => CallError::Failed(error.message),
@@ -129,6 +133,7 @@ impl Session {
             stderr,
             exit,
             pidfd: launched.pidfd,
+            leaf,
         })
     }
 
@@ -138,24 +143,22 @@ impl Session {
         let exit = {
             let reading = async {
                 tokio::join!(
-                    read_capped(&mut self.stdout, &mut stdout),
-                    read_capped(&mut self.stderr, &mut stderr)
+                    read_to_end(&mut self.stdout, &mut stdout),
+                    read_to_end(&mut self.stderr, &mut stderr)
                 );
             };
             tokio::pin!(reading);
             let mut read = false;
-            let exit = loop {
+            loop {
                 tokio::select! {
                     exit = self.exit.wait() => break exit,
                     () = &mut reading, if !read => read = true,
                 }
-            };
-            if !read {
-                // What is in the pipes already is read at once; more is not waited for long.
-                let _ = tokio::time::timeout(DRAIN, reading).await;
             }
-            exit
         };
+        // What it wrote is in the pipes by now; what its children still write is not its answer.
+        read_ready(&self.stdout, &mut stdout);
+        read_ready(&self.stderr, &mut stderr);
         let record = exit.map_err(|error| CallError::Failed(error.to_string()))?;
         Ok(v1::ExecSyncResponse {
             stdout,
@@ -164,8 +167,19 @@ impl Session {
         })
     }
 
+    /// Kills the command with its children, and waits a moment for it to be gone.
+    async fn end(&mut self) {
+        self.kill();
+        let _ = tokio::time::timeout(END_PATIENCE, self.exit.wait()).await;
+    }
+
     fn kill(&self) {
-        let killed = rustix::process::pidfd_send_signal(&self.pidfd, rustix::process::Signal::KILL);
+        if let Some(leaf) = &self.leaf
+            && leaf.kill().is_ok()
+        {
+            return;
+        }
+        let killed = pidfd_send_signal(&self.pidfd, Signal::KILL);
         if let Err(error) = killed {
             tracing::debug!(%error, "cannot kill a command whose time was over");
         }
@@ -181,15 +195,26 @@ fn output_pipe() -> std::io::Result<(OwnedFd, pipe::Receiver)> {
 }
 
 /// Reads to the end, keeping the first 16 MiB.
-async fn read_capped(from: &mut pipe::Receiver, kept: &mut Vec<u8>) {
+async fn read_to_end(from: &mut pipe::Receiver, kept: &mut Vec<u8>) {
     let mut buffer = vec![0; 64 * 1024];
-    loop {
-        match from.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
-            Ok(count) => {
-                let room = OUTPUT_MAX - kept.len();
-                kept.extend_from_slice(&buffer[..count.min(room)]);
-            }
+    while let Ok(count @ 1..) = from.read(&mut buffer).await {
+        keep(kept, &buffer[..count]);
+    }
+}
+
+/// Reads what is there, without waiting.
+fn read_ready(from: &pipe::Receiver, kept: &mut Vec<u8>) {
+    let mut buffer = vec![0; 64 * 1024];
+    // A pipe holds at most this much; whoever goes on writing does not hold us up.
+    for _ in 0..16 {
+        match from.try_read(&mut buffer) {
+            Ok(count @ 1..) => keep(kept, &buffer[..count]),
+            _ => return,
         }
     }
+}
+
+fn keep(kept: &mut Vec<u8>, piece: &[u8]) {
+    let room = OUTPUT_MAX - kept.len();
+    kept.extend_from_slice(&piece[..piece.len().min(room)]);
 }

@@ -2,6 +2,7 @@
 
 pub mod create;
 pub mod exec_sync;
+mod leaf;
 pub mod list;
 pub mod remove;
 pub mod reopen_log;

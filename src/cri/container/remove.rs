@@ -28,7 +28,7 @@ pub(in crate::cri) async fn remove(
         .await
     {
         Err(StateError::NotFound { .. }) => return Ok(v1::RemoveContainerResponse {}),
-        Ok(Verdict::Refused(impossible)) => return Err(impossible.into()),
+        Ok(Verdict::Refused(impossible)) => return Err(impossible.of(&id).into()),
         Ok(Verdict::Admitted | Verdict::Already) => {}
         Err(error) => return Err(error.into()),
     }

@@ -24,6 +24,7 @@ pub(in crate::cri) async fn reopen(
     if container.state != State::Running {
         return Err(CallError::Impossible(Impossible {
             noun: "container",
+            id: id.to_string(),
             from: container.state.as_str(),
             to: "one with a reopened log",
             because: "only a running container writes its log",

@@ -22,7 +22,7 @@ pub(in crate::cri) async fn start(
         .lower_container(id.clone(), Desired::Running, None)
         .await?
     {
-        Verdict::Refused(impossible) => return Err(impossible.into()),
+        Verdict::Refused(impossible) => return Err(impossible.of(&id).into()),
         Verdict::Admitted | Verdict::Already => {}
     }
     let key = ObjectKey::Container(id.clone());

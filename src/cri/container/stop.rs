@@ -30,7 +30,7 @@ pub(in crate::cri) async fn stop(
         .await
     {
         Err(StateError::NotFound { .. }) => return Ok(v1::StopContainerResponse {}),
-        Ok(Verdict::Refused(impossible)) => return Err(impossible.into()),
+        Ok(Verdict::Refused(impossible)) => return Err(impossible.of(&id).into()),
         Ok(Verdict::Admitted | Verdict::Already) => {}
         Err(error) => return Err(error.into()),
     }
