@@ -27,3 +27,6 @@ mod rootfs;
 mod spawn;
 mod terminal;
 mod user;
+
+#[cfg(test)]
+mod launch_tests;
