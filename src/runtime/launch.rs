@@ -174,6 +174,9 @@ pub fn begin_exec(
 /// Starts PID 1 of a pod that shares its PID namespace. It reaps what is orphaned there, ignores
 /// everything else, and ends with SIGTERM (from outside of the namespace) or SIGKILL.
 ///
+/// Its end takes the pod's other processes with it, and is complete (its pidfd readable, its status
+/// to be had) only when the caller has reaped those that are its children.
+///
 /// It is this program, not a command: a process with an empty root, no capability, no descriptor,
 /// and only its stack to work on.
 ///
