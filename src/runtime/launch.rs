@@ -18,7 +18,7 @@ use super::rootfs::OverlayInterface;
 pub use super::spawn::Launching;
 use super::spawn::{Birth, PidNamespace, begin};
 pub use super::user::Identity;
-use super::{container, join, limits, pod_init as init};
+use super::{container, join, limits, pod_init as init, unsupported};
 
 /// A process that runs its command.
 #[derive(Debug)]
@@ -102,6 +102,7 @@ pub fn begin_launch(
     if terminal == streams.is_some() {
         return Err(invalid("a process has either streams or a terminal"));
     }
+    unsupported::refuse(&plan.spec)?;
     let given = plan
         .spec
         .linux()

@@ -26,6 +26,7 @@ mod root;
 mod rootfs;
 mod spawn;
 mod terminal;
+mod unsupported;
 mod user;
 
 #[cfg(test)]

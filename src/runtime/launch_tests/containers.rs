@@ -385,3 +385,62 @@ fn a_terminal_is_the_controlling_one_and_its_master_comes_back() {
         }
     });
 }
+
+#[test]
+fn a_launch_that_hangs_is_waited_for_elsewhere_and_can_be_given_up() {
+    use crate::runtime::launch::{Progress, begin_launch};
+    alone(|| {
+        let image = Image::new();
+        let fifo = image.path("tasks");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, mode).expect("mkfifo");
+        let mut plan = image.plan(&["true"]);
+        plan.cgroup.v1_tasks_files.push(fifo.clone());
+        // Opening a FIFO without a reader hangs, like a file system that has gone away.
+        let launching = begin_launch(&plan, Some(streams().0)).expect("begins");
+        let Ok(Progress::Waiting(launching)) = launching.advance() else {
+            panic!("there is nothing to hear yet");
+        };
+        drop(launching);
+        let children = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
+        assert_eq!(
+            children.err(),
+            Some(rustix::io::Errno::CHILD),
+            "it was reaped"
+        );
+
+        let launching = begin_launch(&plan, Some(streams().0)).expect("begins");
+        let reader = fs::File::open(&fifo).expect("the child is there to write");
+        assert!(ready(launching.channel(), TEST_TIMEOUT));
+        let started = launching.wait().expect("goes on");
+        assert_eq!(wait(&started), 0);
+        drop(reader);
+    });
+}
+
+#[test]
+fn the_stage_of_a_hanging_launch_can_be_told() {
+    use crate::runtime::launch::begin_launch;
+    alone(|| {
+        let image = Image::new();
+        let fifos = [image.path("first"), image.path("second")];
+        for fifo in &fifos {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mkfifoat(rustix::fs::CWD, fifo, mode).expect("mkfifo");
+        }
+        let mut plan = image.plan(&["true"]);
+        plan.cgroup.v1_tasks_files = fifos.to_vec();
+        let launching = begin_launch(&plan, Some(streams().0)).expect("begins");
+        let mut first = [0];
+        fs::File::open(&fifos[0])
+            .expect("open")
+            .read_exact(&mut first)
+            .expect("one byte");
+        assert_eq!(first, *b"0");
+        let error = launching.timed_out();
+        assert_eq!(
+            error.message,
+            "the launch did not finish in 30 s; it reached: cgroup"
+        );
+    });
+}

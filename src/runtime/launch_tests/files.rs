@@ -260,8 +260,9 @@ fn nested_tmpfs(path: &Path) {
 #[test]
 fn read_only_reaches_mounts_below_only_when_recursive() {
     alone(|| {
+        // Removed by the process that does not see what is mounted in it.
+        let image = Image::new();
         with_mounts(|| {
-            let image = Image::new();
             nested_tmpfs(&image.path("volume"));
             for (option, refused) in [("ro", 1), ("rro", 2)] {
                 let script = "echo x > /data/file; echo x > /data/sub/file";
@@ -281,8 +282,9 @@ fn read_only_reaches_mounts_below_only_when_recursive() {
 #[test]
 fn propagation_is_as_asked_for() {
     alone(|| {
+        // Removed by the process that does not see what is mounted in it.
+        let image = Image::new();
         with_mounts(|| {
-            let image = Image::new();
             nested_tmpfs(&image.path("volume"));
             for (option, shared, master) in [
                 ("rprivate", false, false),

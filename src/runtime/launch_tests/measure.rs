@@ -30,7 +30,12 @@ fn launch_and_exec_times() {
         }
         let mut started = Vec::new();
         let mut exited = Vec::new();
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
+            // Layers of its own, as every container has.
+            plan.rootfs.upper = image.path(&format!("{round}/upper"));
+            plan.rootfs.work = image.path(&format!("{round}/work"));
+            fs::create_dir_all(&plan.rootfs.upper).expect("mkdir");
+            fs::create_dir_all(&plan.rootfs.work).expect("mkdir");
             let (streams, _stdout, _stderr) = streams();
             let begin = Instant::now();
             let process = launch(&plan, Some(streams)).expect("starts");

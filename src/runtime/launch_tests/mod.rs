@@ -29,7 +29,7 @@ const ALONE: &str = "QUILT_LAUNCH_TEST_ALONE";
 const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Runs `body` in a process of its own, in which nothing else goes on.
-fn alone(body: impl FnOnce()) {
+pub(super) fn alone(body: impl FnOnce()) {
     if std::env::var_os(ALONE).is_some() {
         return body();
     }
