@@ -18,7 +18,7 @@ use super::rootfs::OverlayInterface;
 pub use super::spawn::Launching;
 use super::spawn::{Birth, PidNamespace, begin};
 pub use super::user::Identity;
-use super::{container, join, limits, pod_init as init};
+use super::{container, join, limits, pod_init as init, unsupported};
 
 /// A process that runs its command.
 #[derive(Debug)]
@@ -102,6 +102,7 @@ pub fn begin_launch(
     if terminal == streams.is_some() {
         return Err(invalid("a process has either streams or a terminal"));
     }
+    unsupported::refuse(&plan.spec)?;
     let given = plan
         .spec
         .linux()
@@ -173,6 +174,9 @@ pub fn begin_exec(
 
 /// Starts PID 1 of a pod that shares its PID namespace. It reaps what is orphaned there, ignores
 /// everything else, and ends with SIGTERM (from outside of the namespace) or SIGKILL.
+///
+/// Its end takes the pod's other processes with it, and is complete (its pidfd readable, its status
+/// to be had) only when the caller has reaped those that are its children.
 ///
 /// It is this program, not a command: a process with an empty root, no capability, no descriptor,
 /// and only its stack to work on.

@@ -26,4 +26,8 @@ mod root;
 mod rootfs;
 mod spawn;
 mod terminal;
+mod unsupported;
 mod user;
+
+#[cfg(test)]
+mod launch_tests;

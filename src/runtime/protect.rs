@@ -67,3 +67,32 @@ pub fn reexec_read_only() -> Result<(), Errno> {
         Err(errno) => Err(Errno::from_raw_os_error(errno as i32)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::launch_tests::alone;
+
+    #[test]
+    fn the_program_can_run_from_a_file_that_nobody_can_write() {
+        alone(|| {
+            reexec_read_only().expect("a new process, or the same the second time");
+            // Changing its mode asks the mount alone; opening it for writing would also find it busy.
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            let changed = std::fs::set_permissions("/proc/self/exe", mode);
+            assert_eq!(
+                changed.expect_err("read-only").raw_os_error(),
+                Some(libc::EROFS)
+            );
+        });
+    }
+
+    #[test]
+    fn a_protected_process_is_not_dumpable() {
+        alone(|| {
+            protect_self().expect("prctl");
+            let now = rustix::process::dumpable_behavior().expect("prctl");
+            assert_eq!(now, DumpableBehavior::NotDumpable);
+        });
+    }
+}

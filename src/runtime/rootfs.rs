@@ -103,14 +103,23 @@ pub(super) fn assemble(rootfs: &Rootfs, with: OverlayInterface) -> Result<OwnedF
 /// crash of the node the container is not started again.
 fn forget_volatile(work: &Path) -> Result<(), LaunchError> {
     let mark = work.join("work/incompat/volatile");
-    match unlinkat(CWD, &mark, AtFlags::REMOVEDIR) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(errno) => Err(LaunchError::refused(
-            stage::ROOTFS,
-            format!("remove {mark:?}"),
-            errno,
-        )),
+    for (path, flags) in [
+        (&mark.join("dirty"), AtFlags::empty()),
+        (&mark, AtFlags::REMOVEDIR),
+    ] {
+        match unlinkat(CWD, path, flags) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => {
+                return Err(LaunchError::refused(
+                    stage::ROOTFS,
+                    format!("remove {path:?}"),
+                    errno,
+                ));
+            }
+        }
     }
+    Ok(())
 }
 
 fn place(tree: OwnedFd, mount_point: &Path) -> Result<OwnedFd, LaunchError> {

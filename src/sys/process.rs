@@ -24,15 +24,27 @@ pub fn exit_now(status: i32) -> ! {
     unsafe { libc::_exit(status) }
 }
 
+/// Signals of Linux: 1 to 64 (signal(7)).
+const SIGNALS: libc::c_int = 64;
+
 /// Gives every signal its default disposition and unblocks all. exec keeps ignored signals ignored
 /// and blocked signals blocked (signal(7)), and the Rust runtime ignores SIGPIPE.
 pub fn reset_signals() {
-    // SAFETY: sigaction is a C struct for which all zeroes means SIG_DFL with no flags.
-    let default: libc::sigaction = unsafe { std::mem::zeroed() };
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: the struct outlives the call. Numbers that cannot be set (SIGKILL, SIGSTOP,
-        // those the C library keeps) are refused, and are at their default anyway.
-        unsafe { libc::sigaction(signal, &raw const default, std::ptr::null_mut()) };
+    // The kernel's own struct: handler, flags, restorer, mask. All zeroes means SIG_DFL. Not the C
+    // library's call, which keeps two signals to itself that a parent may have ignored.
+    let default = [0_u64; 4];
+    for signal in 1..=SIGNALS {
+        // SAFETY: the struct outlives the call and nothing is handled by us. SIGKILL and SIGSTOP
+        // are refused, and are at their default anyway.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
+        };
     }
     // SAFETY: sigset_t is a C struct for which all zeroes is the empty set.
     let none: libc::sigset_t = unsafe { std::mem::zeroed() };

@@ -1,0 +1,99 @@
+//! What a runtime spec may ask for and this runtime does not do: refused, never passed over.
+//!
+//! A container that was promised a confinement must not run without it. Resources and sysctls are
+//! not here: somebody else has applied them before the launch.
+
+use oci_spec::runtime::Spec;
+
+use super::error::{LaunchError, stage};
+
+/// Checks that `spec` asks for nothing that would be passed over.
+pub(super) fn refuse(spec: &Spec) -> Result<(), LaunchError> {
+    let asked = of_process(spec)
+        .into_iter()
+        .chain(of_linux(spec))
+        .chain(of_mounts(spec));
+    let mut asked = asked.chain(spec.hooks().as_ref().map(|_| "hooks"));
+    asked.next().map_or(Ok(()), |what| {
+        Err(LaunchError::invalid(
+            stage::PLAN,
+            format!("{what} is not supported"),
+        ))
+    })
+}
+
+fn of_process(spec: &Spec) -> Vec<&'static str> {
+    let Some(process) = spec.process() else {
+        return Vec::new();
+    };
+    let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
+    named_true([
+        (named(process.apparmor_profile()), "process.apparmorProfile"),
+        (named(process.selinux_label()), "process.selinuxLabel"),
+        (process.scheduler().is_some(), "process.scheduler"),
+        (process.io_priority().is_some(), "process.ioPriority"),
+        (
+            process.exec_cpu_affinity().is_some(),
+            "process.execCPUAffinity",
+        ),
+    ])
+}
+
+fn of_linux(spec: &Spec) -> Vec<&'static str> {
+    let Some(linux) = spec.linux() else {
+        return Vec::new();
+    };
+    named_true([
+        (linux.seccomp().is_some(), "linux.seccomp"),
+        (linux.uid_mappings().is_some(), "linux.uidMappings"),
+        (linux.gid_mappings().is_some(), "linux.gidMappings"),
+        (linux.mount_label().is_some(), "linux.mountLabel"),
+        (linux.intel_rdt().is_some(), "linux.intelRdt"),
+        (linux.memory_policy().is_some(), "linux.memoryPolicy"),
+        (linux.personality().is_some(), "linux.personality"),
+        (linux.time_offsets().is_some(), "linux.timeOffsets"),
+        (linux.net_devices().is_some(), "linux.netDevices"),
+    ])
+}
+
+fn of_mounts(spec: &Spec) -> Option<&'static str> {
+    let mut mounts = spec.mounts().iter().flatten();
+    let mapped =
+        mounts.any(|mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some());
+    mapped.then_some("an id-mapped mount")
+}
+
+fn named_true<const N: usize>(parts: [(bool, &'static str); N]) -> Vec<&'static str> {
+    parts
+        .into_iter()
+        .filter(|(asked, _)| *asked)
+        .map(|(_, name)| name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_confinement_that_would_be_missing_is_an_error() {
+        let spec = |linux, process| {
+            let mut process: serde_json::Value = process;
+            process["user"] = json!({"uid": 0, "gid": 0});
+            process["cwd"] = json!("/");
+            let spec = json!({"ociVersion": "1.2.0", "linux": linux, "process": process});
+            serde_json::from_value::<Spec>(spec).expect("a runtime spec")
+        };
+        assert_eq!(
+            refuse(&spec(json!({}), json!({"apparmorProfile": ""}))),
+            Ok(())
+        );
+        let seccomp = json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}});
+        let error = refuse(&spec(seccomp, json!({}))).expect_err("refused");
+        assert_eq!(error.message, "linux.seccomp is not supported");
+        let profile = json!({"apparmorProfile": "runtime/default"});
+        assert!(refuse(&spec(json!({}), profile)).is_err());
+    }
+}
