@@ -5,7 +5,7 @@
 //! "Whiteouts"; kernel overlayfs.rst): a character device 0/0, or an opaque directory.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
@@ -43,7 +43,6 @@ pub(super) struct Writer {
     kept_bytes: u64,
     times: Vec<(CleanPath, Time)>,
     links: BTreeMap<CleanPath, (u64, CleanPath)>,
-    buffer: Vec<u8>,
 }
 
 impl Writer {
@@ -55,12 +54,11 @@ impl Writer {
             kept_bytes: 0,
             times: Vec::new(),
             links: BTreeMap::new(),
-            buffer: vec![0; 128 * 1024],
         }
     }
 
     /// Writes one entry with its data.
-    pub(super) fn write<R: Read>(
+    pub(super) fn write<R: BufRead>(
         &mut self,
         entry: &Entry,
         data: &mut Entries<R>,
@@ -268,7 +266,7 @@ impl Writer {
         }
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         entry: &Entry,
         dir: &Dir,
@@ -289,10 +287,10 @@ impl Writer {
             .place(dir, name, &open)
             .map_err(failed("making file"))?;
         match &entry.extents {
-            None => self.fill(entry, &file, data, 0, entry.size)?,
+            None => Self::fill(entry, &file, data, 0, entry.size)?,
             Some(extents) => {
                 for extent in extents {
-                    self.fill(entry, &file, data, extent.offset, extent.length)?;
+                    Self::fill(entry, &file, data, extent.offset, extent.length)?;
                 }
                 rustix::fs::ftruncate(&file, entry.size)
                     .map_err(|errno| failed("sizing")(errno.into()))?;
@@ -302,8 +300,7 @@ impl Writer {
     }
 
     /// Writes `length` bytes of data at `offset`.
-    fn fill<R: Read>(
-        &mut self,
+    fn fill<R: BufRead>(
         entry: &Entry,
         file: &OwnedFd,
         data: &mut Entries<R>,
@@ -312,36 +309,28 @@ impl Writer {
     ) -> Result<(), UnpackError> {
         let mut left = length;
         while left > 0 {
-            let want = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(self.buffer.len());
-            let read =
-                data.read(&mut self.buffer[..want])
-                    .map_err(|source| UnpackError::Archive {
-                        after: shown(&entry.path),
-                        source,
-                    })?;
-            if read == 0 {
+            let chunk = data.data(left).map_err(|source| {
+                let after = shown(&entry.path);
+                UnpackError::Archive { after, source }
+            })?;
+            if chunk.is_empty() {
                 let source = super::ArchiveError::Read(io::ErrorKind::UnexpectedEof.into());
                 return Err(UnpackError::Archive {
                     after: shown(&entry.path),
                     source,
                 });
             }
-            let mut chunk = &self.buffer[..read];
-            while !chunk.is_empty() {
-                let written = rustix::io::pwrite(file, chunk, offset).map_err(|errno| {
-                    let action = "writing";
-                    UnpackError::Entry {
-                        entry: shown(&entry.path),
-                        action,
-                        source: errno.into(),
-                    }
-                })?;
-                offset += written as u64;
-                chunk = &chunk[written..];
-            }
-            left -= read as u64;
+            let written = rustix::io::pwrite(file, chunk, offset).map_err(|errno| {
+                let (entry, source) = (shown(&entry.path), errno.into());
+                UnpackError::Entry {
+                    entry,
+                    action: "writing",
+                    source,
+                }
+            })?;
+            data.consume(written);
+            offset += written as u64;
+            left -= written as u64;
         }
         Ok(())
     }
