@@ -276,23 +276,29 @@ impl ImageDriver {
         let (store, limits) = (Arc::clone(&self.store), self.config.limits.clone());
         let (reference, layer) = (image.reference.to_string(), layer.clone());
         tokio::task::spawn_blocking(move || {
-            let staging = store.stage().map_err(|source| ImageError::Store {
+            let staging = store.stage().map_err(|error| ImageError::Store {
                 reference: reference.clone(),
                 layer: layer.chain_id.clone(),
-                source,
+                source: Box::new(error),
             })?;
             let taken = Arc::new(AtomicU64::new(0));
             let source = ChannelReader::new(receiver, Arc::clone(&taken));
             let algorithm = layer.diff_id.algorithm();
-            let given_up = || drop(give_up.send(()));
+            let given_up = || {
+                // Nobody may be listening any more, and that is as good.
+                let _ = give_up.send(());
+            };
             let unpacked = unpack(source, &taken, &staging.fs(), algorithm, &limits, given_up);
             match unpacked {
                 Ok(unpacked) => Ok((staging, unpacked)),
-                Err(source) => Err(ImageError::Unpack {
-                    reference,
-                    layer: layer.digest,
-                    source,
-                }),
+                Err(error) => {
+                    let (layer, source) = (layer.digest, Box::new(error));
+                    Err(ImageError::Unpack {
+                        reference,
+                        layer,
+                        source,
+                    })
+                }
             }
         })
     }
@@ -304,13 +310,14 @@ impl ImageDriver {
     /// `Store`: the file system's, or a missing layer below.
     pub fn commit_layer(&self, staged: StagedLayer) -> Result<CommittedLayer, ImageError> {
         let (reference, layer) = (staged.reference.clone(), staged.chain_id.clone());
-        self.store
-            .commit(staged)
-            .map_err(|source| ImageError::Store {
+        self.store.commit(staged).map_err(|error| {
+            let source = Box::new(error);
+            ImageError::Store {
                 reference,
                 layer,
                 source,
-            })
+            }
+        })
     }
 
     /// Where a committed layer's files are: a lower directory for overlayfs.

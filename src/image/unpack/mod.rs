@@ -156,6 +156,4 @@ fn write(plain: stream::Plain, root: Root, limits: &Limits) -> Result<Unpacked, 
 }
 
 #[cfg(test)]
-mod measure;
-#[cfg(test)]
 mod tests;
