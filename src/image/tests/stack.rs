@@ -103,3 +103,81 @@ fn what_a_dead_process_left_is_cleared() {
         0o700
     );
 }
+
+/// Mounts the layers as the runtime does, in a mount namespace that ends with the command.
+fn in_overlay(node: &Node, image: &ResolvedImage, script: &str) -> String {
+    let paths = image
+        .layers
+        .iter()
+        .rev()
+        .map(|each| node.driver.layer_path(&each.chain_id));
+    let lower: Vec<String> = paths.map(|path| path.display().to_string()).collect();
+    let snapshot = crate::snapshot::ensure_snapshot(node.root.path(), "c1").unwrap();
+    let merged = node.root.path().join("merged");
+    fs::create_dir_all(&merged).unwrap();
+    let mount = format!(
+        "mount -t overlay overlay -o lowerdir={},upperdir={},workdir={} {}",
+        lower.join(":"),
+        snapshot.upper.display(),
+        snapshot.work.display(),
+        merged.display()
+    );
+    let script = format!("{mount} && cd {} && {script}", merged.display());
+    let unshare = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", &script])
+        .output();
+    let output = unshare.unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn overlayfs_shows_what_the_layers_mean() {
+    let node = Node::new();
+    let bottom = Tar::default()
+        .dir("keep/")
+        .file("keep/a", "")
+        .file("keep/gone", "")
+        .dir("emptied/")
+        .file("emptied/old", "")
+        .dir("replaced/")
+        .file("replaced/old", "")
+        .file("file", "below")
+        .end();
+    let top = Tar::default()
+        .file("keep/.wh.gone", "")
+        .file("keep/b", "")
+        .file("emptied/.wh..wh..opq", "")
+        .file("emptied/new", "")
+        .file(".wh.replaced", "")
+        .file("replaced/new", "")
+        .link("linked", "file")
+        .end();
+    let image = TestImage::of(&[bottom, top]);
+    let server = Server::start(move |request, _| image.answer(request.resource()));
+    let name = format!("{}/a", server.address);
+    let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
+    let script = "for d in keep emptied replaced; do ls $d; done; cat linked; \
+                  rm -r keep && mkdir keep && touch keep/own && ls keep";
+    let shown = in_overlay(&node, &pulled, script);
+    assert_eq!(
+        shown.split_whitespace().collect::<Vec<_>>(),
+        ["a", "b", "new", "new", "belowown"]
+    );
+    assert!(
+        crate::snapshot::usage(node.root.path(), "c1")
+            .unwrap()
+            .inodes
+            >= 3
+    );
+    crate::snapshot::remove_snapshot(node.root.path(), "c1").unwrap();
+    assert!(
+        crate::snapshot::list_snapshots(node.root.path())
+            .unwrap()
+            .is_empty()
+    );
+}

@@ -4,6 +4,7 @@
 //! id) while it goes by, and writes the entries. Nothing is stored twice. Runs on a thread that may
 //! block, knows no network and no async; a source that fails ends it with an error.
 
+mod attributes;
 pub(crate) mod decompress;
 pub(crate) mod entries;
 mod error;
