@@ -208,3 +208,16 @@ async fn missing_images_and_other_machines_have_errors_of_their_own() {
         .await;
     assert!(matches!(error, Err(ImageError::Unsupported { .. })));
 }
+
+#[tokio::test]
+async fn https_is_not_given_up_for_http() {
+    let (node, image) = (Node::new(), image());
+    let server = Server::start(move |request, _| image.answer(request.resource()));
+    let file = format!("server = \"https://{}\"\n", server.address);
+    node.mirror("registry.example", &file);
+    let error = node
+        .pull("registry.example/a", &Credentials::Anonymous)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
+}
