@@ -64,17 +64,6 @@ impl ChannelReader {
             taken,
         }
     }
-
-    /// Reads to the end of the blob.
-    pub(super) fn drain(&mut self) -> io::Result<()> {
-        loop {
-            let length = self.fill_buf()?.len();
-            if length == 0 {
-                return Ok(());
-            }
-            self.consume(length);
-        }
-    }
 }
 
 impl BufRead for ChannelReader {

@@ -79,7 +79,7 @@ pub enum ImageError {
         /// The blob.
         layer: Digest,
         /// What was wrong with it.
-        source: UnpackError,
+        source: Box<UnpackError>,
     },
     /// The layer store failed.
     #[error("{reference}: storing layer {layer}")]
@@ -89,7 +89,7 @@ pub enum ImageError {
         /// The layer's chain id.
         layer: Digest,
         /// What failed.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// The operator's configuration for a registry host does not parse or cannot be used.
     #[error("registry configuration {}: {detail}", path.display())]
@@ -114,6 +114,14 @@ pub enum ImageError {
         path: PathBuf,
         /// The kernel's answer.
         source: std::io::Error,
+    },
+    /// No room could be made for a decompressed copy of an archive.
+    #[error("making room to read {}", path.display())]
+    Stage {
+        /// The file.
+        path: PathBuf,
+        /// What failed.
+        source: Box<LayerError>,
     },
     /// A name inside an archive to import is no image reference.
     #[error("archive {}", path.display())]

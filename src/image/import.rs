@@ -76,13 +76,11 @@ impl ImageDriver {
         let shown = path.display().to_string();
         let work = move || {
             let stage = || {
-                let layer = Digest::sha256(b"");
-                let reference = path.display().to_string();
-                store.stage().map_err(|source| ImageError::Store {
-                    reference,
-                    layer,
+                let failed = |source| ImageError::Stage {
+                    path: path.clone(),
                     source,
-                })
+                };
+                store.stage().map_err(Box::new).map_err(failed)
             };
             let mut archive = Archive::open(&path, &limits, stage)?;
             let found = find(&mut archive)?;

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::archive::Archive;
 use super::auth::Credentials;
@@ -28,7 +28,7 @@ use super::manifest::{self, Document, ImageConfigSummary, LayerDescriptor, Manif
 use super::reference::Reference;
 use super::registry::Patience;
 use super::session::Session;
-use super::unpack::{Limits, UnpackError, unpack};
+use super::unpack::{Limits, unpack};
 
 /// Indexes may name indexes; not deeper than this.
 const INDEX_DEPTH_MAX: usize = 3;
@@ -207,15 +207,15 @@ impl ImageDriver {
             return Err(ImageError::ShuttingDown(reference));
         };
         let (sender, receiver) = mpsc::channel(PIECES_MAX);
-        let unpacking = self.spawn_unpack(image, layer, receiver);
+        let (give_up, given_up) = oneshot::channel();
+        let unpacking = self.spawn_unpack(image, layer, receiver, give_up);
         let fed = {
-            let unpacker = sender.clone();
             let mut feed = Feed::new(sender, progress);
             tokio::select! {
                 biased;
                 fed = self.feed(image, layer, &mut feed) => fed,
-                // It found the layer bad: do not wait for a slow server to send the rest.
-                () = unpacker.closed() => Ok(()),
+                // The layer is bad: do not wait for a slow server to send the rest.
+                Ok(()) = given_up => Ok(()),
             }
         };
         let unpacked = unpacking
@@ -271,31 +271,34 @@ impl ImageDriver {
         image: &ResolvedImage,
         layer: &LayerDescriptor,
         receiver: mpsc::Receiver<Piece>,
+        give_up: oneshot::Sender<()>,
     ) -> tokio::task::JoinHandle<Result<Unpacking, ImageError>> {
         let (store, limits) = (Arc::clone(&self.store), self.config.limits.clone());
         let (reference, layer) = (image.reference.to_string(), layer.clone());
         tokio::task::spawn_blocking(move || {
-            let staging = store.stage().map_err(|source| ImageError::Store {
+            let staging = store.stage().map_err(|error| ImageError::Store {
                 reference: reference.clone(),
                 layer: layer.chain_id.clone(),
-                source,
+                source: Box::new(error),
             })?;
             let taken = Arc::new(AtomicU64::new(0));
-            let mut source = ChannelReader::new(receiver, Arc::clone(&taken));
+            let source = ChannelReader::new(receiver, Arc::clone(&taken));
             let algorithm = layer.diff_id.algorithm();
-            let unpacked = unpack(&mut source, &taken, &staging.fs(), algorithm, &limits);
-            // The decompressor may be content before the blob's end, and its digest, are seen.
-            let unpacked = unpacked.and_then(|unpacked| match source.drain() {
-                Ok(()) => Ok(unpacked),
-                Err(_) => Err(UnpackError::Cancelled),
-            });
+            let given_up = || {
+                // Nobody may be listening any more, and that is as good.
+                let _ = give_up.send(());
+            };
+            let unpacked = unpack(source, &taken, &staging.fs(), algorithm, &limits, given_up);
             match unpacked {
                 Ok(unpacked) => Ok((staging, unpacked)),
-                Err(source) => Err(ImageError::Unpack {
-                    reference,
-                    layer: layer.digest,
-                    source,
-                }),
+                Err(error) => {
+                    let (layer, source) = (layer.digest, Box::new(error));
+                    Err(ImageError::Unpack {
+                        reference,
+                        layer,
+                        source,
+                    })
+                }
             }
         })
     }
@@ -307,13 +310,14 @@ impl ImageDriver {
     /// `Store`: the file system's, or a missing layer below.
     pub fn commit_layer(&self, staged: StagedLayer) -> Result<CommittedLayer, ImageError> {
         let (reference, layer) = (staged.reference.clone(), staged.chain_id.clone());
-        self.store
-            .commit(staged)
-            .map_err(|source| ImageError::Store {
+        self.store.commit(staged).map_err(|error| {
+            let source = Box::new(error);
+            ImageError::Store {
                 reference,
                 layer,
                 source,
-            })
+            }
+        })
     }
 
     /// Where a committed layer's files are: a lower directory for overlayfs.

@@ -4,10 +4,9 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// A request: method, path with query, headers with lowercase names.
+/// A request: path with query, headers with lowercase names.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
-    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
 }
@@ -132,7 +131,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     let mut words = first.split(' ').map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
+    let path = words.nth(1)?;
     let mut headers = Vec::new();
     for line in lines
         .map_while(Result::ok)
@@ -141,11 +140,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
         let (name, value) = line.split_once(':')?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Some(Request {
-        method,
-        path,
-        headers,
-    })
+    Some(Request { path, headers })
 }
 
 fn send(mut stream: &TcpStream, response: &Response) {

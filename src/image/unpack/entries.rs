@@ -5,7 +5,7 @@
 //! ustar, PAX, GNU long names, and sparse files in the old GNU format and PAX 0.0, 0.1 and 1.0.
 //! Writes nothing; decides nothing about paths.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use tar::{GnuExtSparseHeader, GnuSparseHeader, Header};
 
@@ -85,7 +85,7 @@ pub(crate) struct Entries<R> {
     extension_max: u64,
 }
 
-impl<R: Read> Entries<R> {
+impl<R: BufRead> Entries<R> {
     /// `extension_max` bounds each long name, PAX header and sparse map, in bytes.
     pub(crate) fn new(inner: R, extension_max: u64) -> Self {
         Self {
@@ -141,23 +141,24 @@ impl<R: Read> Entries<R> {
         }
     }
 
-    /// Reads data of the current entry; zero when there are no more.
-    pub(crate) fn read(&mut self, into: &mut [u8]) -> Result<usize, ArchiveError> {
-        let want = usize::try_from(self.left)
-            .unwrap_or(usize::MAX)
-            .min(into.len());
-        if want == 0 {
-            return Ok(0);
+    /// Data of the current entry, at most `max` bytes, to be taken with [`Entries::consume`]; empty
+    /// when there are no more.
+    pub(crate) fn data(&mut self, max: u64) -> Result<&[u8], ArchiveError> {
+        let max = usize::try_from(self.left.min(max)).unwrap_or(usize::MAX);
+        if max == 0 {
+            return Ok(&[]);
         }
-        let read = self
-            .inner
-            .read(&mut into[..want])
-            .map_err(ArchiveError::Read)?;
-        if read == 0 {
-            return Err(ArchiveError::Read(io::ErrorKind::UnexpectedEof.into()));
+        let data = self.inner.fill_buf().map_err(ArchiveError::Read)?;
+        match data.len() {
+            0 => Err(ArchiveError::Read(io::ErrorKind::UnexpectedEof.into())),
+            length => Ok(&data[..length.min(max)]),
         }
-        self.left -= read as u64;
-        Ok(read)
+    }
+
+    /// Takes so many bytes of what [`Entries::data`] gave.
+    pub(crate) fn consume(&mut self, amount: usize) {
+        self.inner.consume(amount);
+        self.left -= amount as u64;
     }
 
     /// Settles how many bytes follow, and where they belong.

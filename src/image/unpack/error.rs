@@ -62,9 +62,6 @@ pub enum UnpackError {
     /// The directory to unpack into could not be prepared.
     #[error("preparing the directory to unpack into")]
     Prepare(#[source] io::Error),
-    /// Nobody wants the layer any more.
-    #[error("unpacking was cancelled")]
-    Cancelled,
 }
 
 /// An entry's name for an error message: readable, and not longer than a line or two.

@@ -4,18 +4,19 @@
 //! id) while it goes by, and writes the entries. Nothing is stored twice. Runs on a thread that may
 //! block, knows no network and no async; a source that fails ends it with an error.
 
+mod attributes;
 pub(crate) mod decompress;
 pub(crate) mod entries;
 mod error;
 mod numbers;
 mod parents;
 mod pax;
+mod stream;
 mod writer;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::BufRead;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 pub use entries::ArchiveError;
 pub use error::UnpackError;
@@ -23,7 +24,7 @@ pub(crate) use error::shown;
 pub(crate) use parents::OPAQUE;
 pub(crate) use writer::Unsettled;
 
-use super::digest::{Algorithm, Digest, Hasher};
+use super::digest::{Algorithm, Digest};
 use crate::sys::inroot::Root;
 
 /// Bounds on what one layer may make of us.
@@ -73,31 +74,36 @@ pub(crate) struct Unpacked {
 
 /// Unpacks `source` into the existing, empty directory `into`.
 ///
+/// Two threads, because decompressing and writing files take about as long: this one writes.
 /// `taken` counts the bytes taken from `source`; the source itself keeps it, because decompressors
-/// read ahead.
+/// read ahead. `given_up` is called when writing fails while the source may be waiting for more: it
+/// should make the source end.
 pub(crate) fn unpack(
-    source: impl BufRead,
-    taken: &Arc<AtomicU64>,
+    source: impl BufRead + Send,
+    taken: &AtomicU64,
     into: &Path,
     algorithm: Algorithm,
     limits: &Limits,
+    given_up: impl FnOnce(),
 ) -> Result<Unpacked, UnpackError> {
     let root = Root::open(into).map_err(UnpackError::Prepare)?;
-    let stream = |after: &[u8]| {
-        let after = shown(after);
-        move |source| UnpackError::Stream { after, source }
-    };
-    let plain = decompress::open(source).map_err(stream(b""))?;
-    let meter = Meter {
-        inner: plain,
-        hasher: Hasher::new(algorithm),
-        bytes: 0,
-        taken: Arc::clone(taken),
-        limits: limits.clone(),
-        passed: None,
-    };
-    let buffered = BufReader::with_capacity(128 * 1024, meter);
-    let mut entries = entries::Entries::new(buffered, limits.extension_bytes);
+    std::thread::scope(|scope| {
+        let (producer, plain) = stream::pair();
+        let produce = move || producer.run(source, taken, algorithm, limits);
+        let spawned = std::thread::Builder::new().name("inflate".to_owned());
+        spawned
+            .spawn_scoped(scope, produce)
+            .map_err(UnpackError::Prepare)?;
+        let written = write(plain, root, limits);
+        if written.is_err() {
+            given_up();
+        }
+        written
+    })
+}
+
+fn write(plain: stream::Plain, root: Root, limits: &Limits) -> Result<Unpacked, UnpackError> {
+    let mut entries = entries::Entries::new(plain, limits.extension_bytes);
     let mut writer = writer::Writer::new(root, limits.clone());
     let mut last = Vec::new();
     let mut body = || -> Result<(), UnpackError> {
@@ -113,62 +119,41 @@ pub(crate) fn unpack(
         }
     };
     let written = body();
-    let mut rest = entries.into_inner();
-    // What a limit stopped shows as a read error: give the reason, not the symptom.
-    if let Some((what, limit)) = rest.get_ref().passed {
-        return Err(UnpackError::Limit {
-            entry: shown(&last),
-            what,
-            limit,
-        });
+    let mut plain = entries.into_inner();
+    // The diff id covers whatever follows the archive's end, too.
+    let drained = written.is_ok().then(|| plain.drain());
+    // What the stream itself has to say explains the symptom that it made in the archive.
+    match plain.into_end() {
+        Some(stream::End::Limit { what, limit }) => {
+            return Err(UnpackError::Limit {
+                entry: shown(&last),
+                what,
+                limit,
+            });
+        }
+        Some(stream::End::Failed(source)) => {
+            return Err(UnpackError::Stream {
+                after: shown(&last),
+                source,
+            });
+        }
+        Some(stream::End::Whole(diff_id)) => {
+            written?;
+            return Ok(Unpacked {
+                diff_id,
+                unsettled: writer.finish()?,
+            });
+        }
+        None => {}
     }
     written?;
-    // The diff id covers whatever follows the archive's end, too.
-    let drained = std::io::copy(&mut rest, &mut std::io::sink());
-    if let Some((what, limit)) = rest.get_ref().passed {
-        return Err(UnpackError::Limit {
-            entry: shown(&last),
-            what,
-            limit,
-        });
-    }
-    drained.map_err(stream(&last))?;
-    let meter = rest.into_inner();
-    Ok(Unpacked {
-        diff_id: meter.hasher.finish(),
-        unsettled: writer.finish()?,
+    let source = drained
+        .and_then(Result::err)
+        .unwrap_or_else(|| std::io::ErrorKind::Other.into());
+    Err(UnpackError::Stream {
+        after: shown(&last),
+        source,
     })
-}
-
-/// Counts and digests the tar stream, and stops it at the limits.
-struct Meter<R> {
-    inner: R,
-    hasher: Hasher,
-    bytes: u64,
-    taken: Arc<AtomicU64>,
-    limits: Limits,
-    passed: Option<(&'static str, u64)>,
-}
-
-impl<R: Read> Read for Meter<R> {
-    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.inner.read(into)?;
-        self.hasher.update(&into[..read]);
-        self.bytes += read as u64;
-        let allowed = self
-            .taken
-            .load(Ordering::Relaxed)
-            .saturating_mul(self.limits.ratio);
-        if self.bytes > self.limits.unpacked_bytes {
-            self.passed = Some(("bytes unpacked", self.limits.unpacked_bytes));
-        } else if self.bytes > self.limits.ratio_from_bytes && self.bytes > allowed {
-            self.passed = Some(("times its compressed size", self.limits.ratio));
-        }
-        match self.passed {
-            None => Ok(read),
-            Some(_) => Err(std::io::ErrorKind::FileTooLarge.into()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -74,6 +74,10 @@ impl Parents {
         if let Some(dir) = self.open.get(path) {
             return Ok(Some(Rc::clone(dir)));
         }
+        if let Ok(fd) = self.root.open_plain(path) {
+            let path = path.to_vec();
+            return Ok(Some(self.keep(path.clone(), Dir { fd, path })));
+        }
         match self.root.walk(path, &mut |_, _| Err(Errno::NOENT.into())) {
             Ok(dir) => Ok(Some(self.keep(path.to_vec(), dir))),
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => Ok(None),

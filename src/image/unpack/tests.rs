@@ -25,9 +25,9 @@ impl Layer {
         fs::create_dir(tmp.path().join("fs")).unwrap();
         fs::create_dir(tmp.path().join("outside")).unwrap();
         fs::write(tmp.path().join("outside/secret"), "secret").unwrap();
-        let taken = Arc::new(AtomicU64::new(archive.len() as u64));
+        let taken = AtomicU64::new(archive.len() as u64);
         let into = tmp.path().join("fs");
-        let result = unpack(archive, &taken, &into, Algorithm::Sha256, limits);
+        let result = unpack(archive, &taken, &into, Algorithm::Sha256, limits, || ());
         Self { tmp, result }
     }
 

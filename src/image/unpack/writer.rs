@@ -5,12 +5,13 @@
 //! "Whiteouts"; kernel overlayfs.rst): a character device 0/0, or an opaque directory.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, BufRead};
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::attributes::{attributes, attributes_at, owner, timestamps};
 use super::entries::{Entries, Entry, Kind};
 use super::error::{UnpackError, shown};
 use super::parents::{OPAQUE, Parents};
@@ -43,7 +44,6 @@ pub(super) struct Writer {
     kept_bytes: u64,
     times: Vec<(CleanPath, Time)>,
     links: BTreeMap<CleanPath, (u64, CleanPath)>,
-    buffer: Vec<u8>,
 }
 
 impl Writer {
@@ -55,12 +55,11 @@ impl Writer {
             kept_bytes: 0,
             times: Vec::new(),
             links: BTreeMap::new(),
-            buffer: vec![0; 128 * 1024],
         }
     }
 
     /// Writes one entry with its data.
-    pub(super) fn write<R: Read>(
+    pub(super) fn write<R: BufRead>(
         &mut self,
         entry: &Entry,
         data: &mut Entries<R>,
@@ -268,7 +267,7 @@ impl Writer {
         }
     }
 
-    fn file<R: Read>(
+    fn file<R: BufRead>(
         &mut self,
         entry: &Entry,
         dir: &Dir,
@@ -289,10 +288,10 @@ impl Writer {
             .place(dir, name, &open)
             .map_err(failed("making file"))?;
         match &entry.extents {
-            None => self.fill(entry, &file, data, 0, entry.size)?,
+            None => Self::fill(entry, &file, data, 0, entry.size)?,
             Some(extents) => {
                 for extent in extents {
-                    self.fill(entry, &file, data, extent.offset, extent.length)?;
+                    Self::fill(entry, &file, data, extent.offset, extent.length)?;
                 }
                 rustix::fs::ftruncate(&file, entry.size)
                     .map_err(|errno| failed("sizing")(errno.into()))?;
@@ -302,8 +301,7 @@ impl Writer {
     }
 
     /// Writes `length` bytes of data at `offset`.
-    fn fill<R: Read>(
-        &mut self,
+    fn fill<R: BufRead>(
         entry: &Entry,
         file: &OwnedFd,
         data: &mut Entries<R>,
@@ -312,36 +310,28 @@ impl Writer {
     ) -> Result<(), UnpackError> {
         let mut left = length;
         while left > 0 {
-            let want = usize::try_from(left)
-                .unwrap_or(usize::MAX)
-                .min(self.buffer.len());
-            let read =
-                data.read(&mut self.buffer[..want])
-                    .map_err(|source| UnpackError::Archive {
-                        after: shown(&entry.path),
-                        source,
-                    })?;
-            if read == 0 {
+            let chunk = data.data(left).map_err(|source| {
+                let after = shown(&entry.path);
+                UnpackError::Archive { after, source }
+            })?;
+            if chunk.is_empty() {
                 let source = super::ArchiveError::Read(io::ErrorKind::UnexpectedEof.into());
                 return Err(UnpackError::Archive {
                     after: shown(&entry.path),
                     source,
                 });
             }
-            let mut chunk = &self.buffer[..read];
-            while !chunk.is_empty() {
-                let written = rustix::io::pwrite(file, chunk, offset).map_err(|errno| {
-                    let action = "writing";
-                    UnpackError::Entry {
-                        entry: shown(&entry.path),
-                        action,
-                        source: errno.into(),
-                    }
-                })?;
-                offset += written as u64;
-                chunk = &chunk[written..];
-            }
-            left -= read as u64;
+            let written = rustix::io::pwrite(file, chunk, offset).map_err(|errno| {
+                let (entry, source) = (shown(&entry.path), errno.into());
+                UnpackError::Entry {
+                    entry,
+                    action: "writing",
+                    source,
+                }
+            })?;
+            data.consume(written);
+            offset += written as u64;
+            left -= written as u64;
         }
         Ok(())
     }
@@ -436,79 +426,4 @@ impl Writer {
 /// The character device that overlayfs reads as "nothing here".
 pub(crate) fn make_whiteout(dir: &Dir, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::mknodat(&dir.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
-}
-
-/// Numeric owner and group, where both are ids that exist (-1 means "unchanged" to the kernel).
-fn owner(entry: &Entry) -> Option<(Uid, Gid)> {
-    let id = |id: i64| u32::try_from(id).ok().filter(|id| *id != u32::MAX);
-    Some((Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?)))
-}
-
-fn timestamps(time: Time) -> Timestamps {
-    let spec = Timespec {
-        tv_sec: time.seconds,
-        tv_nsec: i64::from(time.nanoseconds),
-    };
-    Timestamps {
-        last_access: spec,
-        last_modification: spec,
-    }
-}
-
-/// Owner, mode, extended attributes and, for what is not filled later, time; in this order,
-/// because a change of owner clears the set-id bits and file capabilities.
-fn attributes(fd: &OwnedFd, entry: &Entry, with_time: bool) -> io::Result<()> {
-    let (uid, gid) = owner(entry).ok_or(Errno::INVAL)?;
-    rustix::fs::fchown(fd, Some(uid), Some(gid))?;
-    rustix::fs::fchmod(fd, Mode::from_raw_mode(entry.mode))?;
-    for (name, value) in wanted(entry) {
-        set_attribute(name, || xattr::set(fd.as_fd(), name, value))?;
-    }
-    if with_time {
-        rustix::fs::futimens(fd, &timestamps(entry.mtime))?;
-    }
-    Ok(())
-}
-
-/// The same for what cannot be opened: symlinks, devices, fifos.
-fn attributes_at(dir: &Dir, name: &[u8], entry: &Entry) -> io::Result<()> {
-    let (uid, gid) = owner(entry).ok_or(Errno::INVAL)?;
-    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::chownat(&dir.fd, name, Some(uid), Some(gid), nofollow)?;
-    if entry.kind != Kind::Symlink {
-        // Just made by us in a directory that nobody else reaches: it is no symlink.
-        let mode = Mode::from_raw_mode(entry.mode);
-        rustix::fs::chmodat(&dir.fd, name, mode, AtFlags::empty())?;
-    }
-    for (attribute, value) in wanted(entry) {
-        set_attribute(attribute, || xattr::set_at(&dir.fd, name, attribute, value))?;
-    }
-    Ok(rustix::fs::utimensat(
-        &dir.fd,
-        name,
-        &timestamps(entry.mtime),
-        nofollow,
-    )?)
-}
-
-/// The attributes to set: not those by which overlayfs itself steers, which are ours alone.
-fn wanted(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let steering =
-        |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
-    let pairs = entry
-        .xattrs
-        .iter()
-        .map(|(name, value)| (name.as_slice(), value.as_slice()));
-    pairs.filter(move |(name, _)| !steering(name) && !name.contains(&0))
-}
-
-/// Sets an attribute, unless the file system cannot hold it, or the thing cannot have it: symlinks
-/// and devices take no `user.` attribute. Neither is a reason to refuse an image.
-fn set_attribute(name: &[u8], set: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let Err(error) = set() else { return Ok(()) };
-    match Errno::from_io_error(&error) {
-        Some(Errno::OPNOTSUPP) => Ok(()),
-        Some(Errno::PERM) if name.starts_with(b"user.") => Ok(()),
-        _ => Err(error),
-    }
 }
