@@ -16,7 +16,7 @@ const MARGIN: Duration = Duration::from_millis(50);
 
 /// When the client stops waiting.
 #[derive(Debug, Clone, Copy)]
-pub struct Deadline(Instant);
+pub(super) struct Deadline(Instant);
 
 impl Deadline {
     /// The instant to answer by.
