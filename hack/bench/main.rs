@@ -1,4 +1,5 @@
-//! Measures a container runtime over its CRI socket: any runtime, ours or a peer's, in the same way.
+//! Measures a container runtime over its CRI socket: any runtime, ours or a peer's, in the same
+//! way.
 //!
 //! It is a plain CRI client that knows nothing of what it measures. It prints JSON on standard
 //! output and a table on standard error, and removes everything it made, also when it fails.

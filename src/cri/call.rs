@@ -21,13 +21,13 @@ pub(super) struct Deadline(Instant);
 impl Deadline {
     /// The instant to answer by.
     #[must_use]
-    pub fn instant(self) -> Instant {
+    pub(super) fn instant(self) -> Instant {
         self.0
     }
 
     /// The time that is left.
     #[must_use]
-    pub fn left(self) -> Duration {
+    pub(super) fn left(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
 

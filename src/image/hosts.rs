@@ -1,9 +1,9 @@
 //! Where the images of a registry host are really fetched: mirrors, schemes, certificates.
 //!
 //! Operators describe it in `certs.d/<host>/hosts.toml` (or `certs.d/_default/hosts.toml`), with
-//! containerd's keys and meaning: each `[host."URL"]` in the order of the file, then `server`, which
-//! is the host itself unless named. The file is read anew for every pull, so a change needs no
-//! restart. Without a file: HTTPS, and plain HTTP for loopback addresses.
+//! containerd's keys and meaning: each `[host."URL"]` in the order of the file, then `server`,
+//! which is the host itself unless named. The file is read anew for every pull, so a change needs
+//! no restart. Without a file: HTTPS, and plain HTTP for loopback addresses.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,9 @@
 //! Images from a file: an OCI image layout (a directory or a tar of one), or what `docker save`
 //! writes; each perhaps compressed.
 //!
-//! Yields the same [`ResolvedImage`] as a registry does, so that its layers are fetched and committed
-//! the same way, with the same checks. Image-spec, "Image Layout"; Docker image-spec v1.2,
-//! "Combined Image JSON + Filesystem Changeset Format".
+//! Yields the same [`ResolvedImage`] as a registry does, so that its layers are fetched and
+//! committed the same way, with the same checks. Image-spec, "Image Layout"; Docker image-spec
+//! v1.2, "Combined Image JSON + Filesystem Changeset Format".
 
 use std::path::Path;
 use std::sync::Arc;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   (nothing) ──stage──► staging/layer-N/fs ──commit: settle, sync, rename──► layers/<hex>/fs
-//!                              │ dropped, or found at start                        │ remove: rename
+//!                              │ dropped, or found at start                        │ remove:
+//! rename
 //!                              ▼                                                   ▼
 //!                           deleted                                    staging/trash-N ──► deleted
 //! ```

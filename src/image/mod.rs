@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   reference ──► session/registry (hosts, clients, auth) ──┐
-//!                                                           ├─► manifest ─► pull ─► unpack ─► layers
+//!                                                           ├─► manifest ─► pull ─► unpack ─►
+//! layers
 //!   import (archive) ───────────────────────────────────────┘                       settle ──┘
 //! ```
 //! A driver: it knows no database, no CRI and no other driver. Everything that comes from outside
@@ -12,14 +13,12 @@ mod archive;
 mod auth;
 mod channel;
 mod clients;
-pub mod digest;
 mod error;
 mod hosts;
 mod import;
 mod layers;
 pub mod manifest;
 mod pull;
-pub mod reference;
 mod registry;
 mod session;
 mod settle;
@@ -28,6 +27,8 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod unpack;
+
+use crate::lifecycle::{digest, reference};
 
 pub use auth::Credentials;
 pub use digest::Digest;

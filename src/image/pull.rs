@@ -6,8 +6,8 @@
 //!                       layers/<chain id>/fs ◄──commit_layer (bottom to top)
 //! ```
 //! Each layer is one pipeline: network → digest → bounded channel → decompress → digest → files.
-//! Nothing counts before both digests are right. Knows no database: what was pulled, and what may be
-//! removed, is remembered by the caller.
+//! Nothing counts before both digests are right. Knows no database: what was pulled, and what may
+//! be removed, is remembered by the caller.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

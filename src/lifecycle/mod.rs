@@ -4,8 +4,9 @@
 pub mod address;
 pub mod capability;
 pub mod container;
+pub mod digest;
 pub mod process;
-pub use crate::image::reference;
+pub mod reference;
 pub mod sandbox;
 pub mod signal;
 pub mod spec;

@@ -1,8 +1,10 @@
 //! One look at a pull or at an image that is to go, and the import of an archive.
 //!
 //! ```text
-//!  asked for ─► resolved ─► rows of layers ─► layers fetched side by side ─► committed bottom to top
-//!                                                                  ─► row of the image, and answered
+//!  asked for ─► resolved ─► rows of layers ─► layers fetched side by side ─► committed bottom to
+//! top
+//!                                                                  ─► row of the image, and
+//! answered
 //! ```
 
 use std::path::Path;

@@ -1,7 +1,8 @@
 //! The back: looks at one object at a time, compares wish and fact, and does the next step.
 //!
-//! A reconciler gets a key and nothing else. Each step is safe to repeat, nothing is retried inside,
-//! and what has to wait is put back into the queue; so recovery after a crash is the daily path.
+//! A reconciler gets a key and nothing else. Each step is safe to repeat, nothing is retried
+//! inside, and what has to wait is put back into the queue; so recovery after a crash is the daily
+//! path.
 
 pub mod cleanup;
 mod container;

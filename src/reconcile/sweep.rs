@@ -42,53 +42,82 @@ async fn sweep(back: &Back) -> Result<(), ReconcileError> {
         .await?
         .into_iter()
         .map(|a| a.host_link));
+    let known = Known {
+        sandboxes,
+        containers,
+        snapshots,
+        layers,
+        links,
+    };
     let back = back.clone();
     blocking(move || {
-        for name in found
-            .sandboxes
-            .iter()
-            .filter(|name| !sandboxes.contains(*name))
-        {
-            let dir = back.paths.sandboxes().join(name);
-            note(
-                "sandbox directory",
-                name,
-                super::sandbox_files::discard(&dir),
-            );
-        }
-        for name in found
-            .containers
-            .iter()
-            .filter(|name| !containers.contains(*name))
-        {
-            let dir = back.paths.containers().join(name);
-            let removed = std::fs::remove_dir_all(&dir);
-            note(
-                "container directory",
-                name,
-                removed.map_err(ReconcileError::file("remove", dir)),
-            );
-        }
-        for name in found
-            .snapshots
-            .iter()
-            .filter(|name| !snapshots.contains(*name))
-        {
-            let removed = snapshot::remove_snapshot(&back.paths.root, name);
-            note("snapshot", name, removed.map_err(ReconcileError::from));
-        }
-        for name in found.layers.iter().filter(|name| !layers.contains(*name)) {
-            let removed = image::chain_id(name)
-                .and_then(|chain_id| Ok(back.images.remove_layer(&chain_id)?));
-            note("layer", name, removed);
-        }
-        for name in found.links.iter().filter(|name| !links.contains(*name)) {
-            let removed = network::remove_pod_link(name, &back.paths.marker());
-            note("link", name, removed.map_err(ReconcileError::from));
-        }
+        discard(&back, &found, &known);
         Ok(())
     })
     .await
+}
+
+/// What has a row.
+struct Known {
+    sandboxes: HashSet<String>,
+    containers: HashSet<String>,
+    snapshots: HashSet<String>,
+    layers: HashSet<String>,
+    links: HashSet<String>,
+}
+
+/// Removes what was found and is not known.
+fn discard(back: &Back, found: &Found, known: &Known) {
+    for name in found
+        .sandboxes
+        .iter()
+        .filter(|name| !known.sandboxes.contains(*name))
+    {
+        let dir = back.paths.sandboxes().join(name);
+        note(
+            "sandbox directory",
+            name,
+            super::sandbox_files::discard(&dir),
+        );
+    }
+    for name in found
+        .containers
+        .iter()
+        .filter(|name| !known.containers.contains(*name))
+    {
+        let dir = back.paths.containers().join(name);
+        let removed = std::fs::remove_dir_all(&dir);
+        note(
+            "container directory",
+            name,
+            removed.map_err(ReconcileError::file("remove", dir)),
+        );
+    }
+    for name in found
+        .snapshots
+        .iter()
+        .filter(|name| !known.snapshots.contains(*name))
+    {
+        let removed = snapshot::remove_snapshot(&back.paths.root, name);
+        note("snapshot", name, removed.map_err(ReconcileError::from));
+    }
+    for name in found
+        .layers
+        .iter()
+        .filter(|name| !known.layers.contains(*name))
+    {
+        let removed =
+            image::chain_id(name).and_then(|chain_id| Ok(back.images.remove_layer(&chain_id)?));
+        note("layer", name, removed);
+    }
+    for name in found
+        .links
+        .iter()
+        .filter(|name| !known.links.contains(*name))
+    {
+        let removed = network::remove_pod_link(name, &back.paths.marker());
+        note("link", name, removed.map_err(ReconcileError::from));
+    }
 }
 
 fn ids(names: impl IntoIterator<Item = String>) -> HashSet<String> {

@@ -1,4 +1,5 @@
-//! Mount options as a plan writes them (fstab style, OCI runtime spec) into what the mount API takes.
+//! Mount options as a plan writes them (fstab style, OCI runtime spec) into what the mount API
+//! takes.
 //!
 //! Pure. Whether an option makes sense for a file system is for the kernel to say; what would
 //! weaken a bind mount's source is not an option here.

@@ -38,8 +38,8 @@ struct ClaimRow {
     attempts: i64,
 }
 
-/// The pause before try number `attempts` + 1: doubling, with up to a quarter of jitter so that what
-/// failed together does not return together.
+/// The pause before try number `attempts` + 1: doubling, with up to a quarter of jitter so that
+/// what failed together does not return together.
 #[must_use]
 pub fn backoff_ns(attempts: i64, jitter: u8) -> i64 {
     let doublings = u32::try_from(attempts.clamp(0, 20)).unwrap_or(20);

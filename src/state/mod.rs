@@ -1,8 +1,8 @@
 //! All state of the node: one SQLite database, and in memory only what may be lost (wake-ups,
 //! credentials of running pulls, samples).
 //!
-//! Front and back meet here. The front gets a [`DesiredWriter`], the back an [`ObservedWriter`]; each
-//! can do only its own side's writes (invariant I2). Reading is free to both, from a pool of
+//! Front and back meet here. The front gets a [`DesiredWriter`], the back an [`ObservedWriter`];
+//! each can do only its own side's writes (invariant I2). Reading is free to both, from a pool of
 //! connections that never wait for the writer (WAL).
 
 pub mod cleanup;

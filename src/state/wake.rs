@@ -62,7 +62,6 @@ impl Wakes {
 impl Subscription<'_> {
     /// Arms the next wake-up: make it, read the row, then await it. A `Notified` hears
     /// `notify_waiters` from the moment it is made.
-    #[must_use]
     pub fn next(&self) -> OwnedNotified {
         Arc::clone(&self.notify).notified_owned()
     }

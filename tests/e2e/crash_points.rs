@@ -172,16 +172,21 @@ impl Life {
     }
 }
 
+/// The pod that meets a point: only one that shares its PID namespace has a process of its own to
+/// start.
+fn pod_for(node: &Node, point: &str) -> PodSandboxConfig {
+    let mut pod = node.pod_config("crash");
+    if point == "sandbox.init" {
+        namespaces(&mut pod).pid = NamespaceMode::Pod as i32;
+    }
+    pod
+}
+
 /// Pull, run, create, start, exec, end, stop, remove: everything a pod goes through.
 async fn live(point: &str) {
     let mut node = Node::prepare("");
     node.env = vec![(VARIABLE.into(), point.into())];
-    let mut pod = node.pod_config("crash");
-    let shares_pids = point == "sandbox.init";
-    if shares_pids {
-        // Only a pod that shares its PID namespace has a process of its own to start.
-        namespaces(&mut pod).pid = NamespaceMode::Pod as i32;
-    }
+    let pod = pod_for(&node, point);
     let image = registry().image("busybox:latest");
     let name = image.as_str();
     let mut life = Life {

@@ -1,8 +1,8 @@
 //! Writing the entries of one layer below its directory, as overlayfs wants them.
 //!
 //! Every name is made by its last component in an open directory of the layer; no path that a
-//! stranger wrote ever reaches the kernel. Whiteouts become what overlayfs reads (image-spec, layer,
-//! "Whiteouts"; kernel overlayfs.rst): a character device 0/0, or an opaque directory.
+//! stranger wrote ever reaches the kernel. Whiteouts become what overlayfs reads (image-spec,
+//! layer, "Whiteouts"; kernel overlayfs.rst): a character device 0/0, or an opaque directory.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
