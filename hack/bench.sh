@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [[ -n ${ENDPOINT:-} ]]; then
-    exec cargo bench --quiet --bench cri -- --endpoint "$ENDPOINT" \
+    exec cargo run --quiet --release --example bench -- --endpoint "$ENDPOINT" \
         --image "${IMAGE:?name an image with busybox that this runtime can pull}" "$@"
 fi
 
@@ -19,11 +19,11 @@ source hack/node.sh
 # Built outside of the network that has no way out.
 if [[ -z ${QUILT_OWN_NETWORK:-} ]]; then
     cargo build --quiet --release
-    cargo bench --quiet --bench cri --no-run
+    cargo build --quiet --release --example bench
 fi
 node_own_network "$@"
 NODE_QUILTD=target/release/quiltd
 node_start quilt-test/busybox
-cargo bench --quiet --bench cri -- --endpoint "unix://$NODE_SOCKET" \
+cargo run --quiet --release --example bench -- --endpoint "unix://$NODE_SOCKET" \
     --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@"
 left=$(node_wait_clean) || node_fail "left behind: $left"

@@ -248,7 +248,10 @@ mod tests {
 
     #[test]
     fn challenges_are_read_with_their_parameters() {
-        let header = r#"Basic realm="a, \"b\"", Bearer realm="https://t/x",service=reg , scope="repository:a/b:pull""#;
+        let header = concat!(
+            r#"Basic realm="a, \"b\"", Bearer realm="https://t/x","#,
+            r#"service=reg , scope="repository:a/b:pull""#
+        );
         let found = Challenge::parse(header);
         assert_eq!(found.len(), 2);
         assert_eq!(

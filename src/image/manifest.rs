@@ -133,8 +133,8 @@ impl Document {
             || probe.fs_layers.is_some()
             || content_type.starts_with(DOCKER_SCHEMA_1)
         {
-            let text = "image has a Docker schema 1 manifest, which is obsolete; push it again with \
-                        a current tool";
+            let text = "image has a Docker schema 1 manifest, which is obsolete; push it again \
+                        with a current tool";
             return Err(ManifestError::Unsupported(text.to_owned()));
         }
         // The same bytes must not be a manifest to one reader and an index to another.
@@ -397,7 +397,8 @@ mod tests {
             Some((os, rest)) => {
                 let (machine, variant) = rest.split_once('/').unwrap_or((rest, ""));
                 format!(
-                    r#","platform":{{"os":"{os}","architecture":"{machine}","variant":"{variant}"}}"#
+                    r#","platform":{{"os":"{os}","architecture":"{machine}",
+                    "variant":"{variant}"}}"#
                 )
             }
         };

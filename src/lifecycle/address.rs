@@ -73,7 +73,9 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_given_is_free_and_inside(
-            prefix in 24_u8..=30, taken in prop::collection::btree_set(0_u32..256, 0..200), last: u32,
+            prefix in 24_u8..=30,
+            taken in prop::collection::btree_set(0_u32..256, 0..200),
+            last: u32,
         ) {
             let pool = pool(prefix);
             let base = u32::from(pool.subnet.network());

@@ -199,7 +199,8 @@ mod tests {
     proptest! {
         #[test]
         fn a_wish_is_reached_and_then_everything_rests(
-            desired in any_desired(), state in any_state(), signalled: bool, over: bool, released: bool,
+            desired in any_desired(), state in any_state(),
+            signalled: bool, over: bool, released: bool,
         ) {
             let mut facts = Facts { signalled, grace_over: over, released };
             let mut now = Some(state);

@@ -226,11 +226,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_bind_never_asks_to_clear_a_restriction(
-            options in proptest::collection::vec("(r?(ro|rw|suid|nosuid|dev|noatime|exec)|private)", 0..8)
+            options in proptest::collection::vec(
+                "(r?(ro|rw|suid|nosuid|dev|noatime|exec)|private)", 0..8
+            )
         ) {
             let parsed = parse("bind", &options);
             if let Ok(parsed) = parsed {
-                let clear = parsed.flags.to_change().clear | parsed.recursive_flags.to_change().clear;
+                let recursive = parsed.recursive_flags.to_change().clear;
+                let clear = parsed.flags.to_change().clear | recursive;
                 prop_assert_eq!(clear & !libc::MOUNT_ATTR__ATIME, 0);
             }
         }

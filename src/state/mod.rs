@@ -21,6 +21,8 @@ pub mod pull;
 pub mod sample;
 pub mod sandbox;
 pub mod snapshot;
+#[cfg(test)]
+mod tests;
 pub mod wake;
 mod writer;
 

@@ -177,7 +177,7 @@ pub(crate) fn internal(source: &Source) -> Vec<String> {
     let Some(from) = module.first() else {
         return Vec::new();
     };
-    if module.iter().any(|part| part == "tests") {
+    if module.contains(&"tests") {
         // A test may put two drivers together to see that they fit.
         return Vec::new();
     }
