@@ -191,6 +191,9 @@ impl Config {
         if config.cri.default_deadline_s == 0 {
             return Err(value("cri.default_deadline_s", "must not be 0".into()));
         }
+        if config.image.stall_timeout_s == 0 || config.image.connect_timeout_s == 0 {
+            return Err(value("image", "a timeout must not be 0".into()));
+        }
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
         }

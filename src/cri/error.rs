@@ -48,12 +48,12 @@ pub enum CallError {
         stage: &'static str,
     },
     /// A command ran longer than its time-out.
-    #[error("command {command:?} timed out after {seconds} s and was killed")]
+    #[error("command {command:?} timed out after {seconds:.1} s and was killed")]
     ExecTimeout {
         /// The command.
         command: String,
-        /// Its time-out.
-        seconds: i64,
+        /// How long it ran.
+        seconds: f64,
     },
     /// The work itself failed.
     #[error("{0}")]

@@ -93,8 +93,7 @@ pub(super) async fn runtime_config(
     })
 }
 
-/// UpdateRuntimeConfig: the pod range is checked and kept; the network issue makes the pool follow
-/// it.
+/// UpdateRuntimeConfig: the pod range is checked and kept; the pool does not follow it yet.
 pub(super) async fn update_runtime_config(
     front: Front,
     request: v1::UpdateRuntimeConfigRequest,

@@ -36,11 +36,9 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// Removes the socket file, at the daemon's end; systemd keeps its own.
+    /// Removes the socket file, at the daemon's end.
     pub(super) fn remove(&self) {
-        if std::env::var_os("LISTEN_FDS").is_none() {
-            let _ = std::fs::remove_file(&self.0);
-        }
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -71,8 +69,9 @@ impl Lock {
     }
 }
 
-/// The CRI socket: systemd's when it hands one over, else our own.
-pub(super) async fn bind(endpoint: &Endpoint) -> anyhow::Result<UnixListener> {
+/// The CRI socket: systemd's when it hands one over (and then `false`: its file is systemd's too),
+/// else our own.
+pub(super) async fn bind(endpoint: &Endpoint) -> anyhow::Result<(UnixListener, bool)> {
     let mut handed = listenfd::ListenFd::from_env();
     if let Some(listener) = handed
         .take_unix_listener(0)
@@ -81,9 +80,10 @@ pub(super) async fn bind(endpoint: &Endpoint) -> anyhow::Result<UnixListener> {
         listener
             .set_nonblocking(true)
             .context("cannot use systemd's socket")?;
-        return UnixListener::from_std(listener).context("cannot use systemd's socket");
+        let listener = UnixListener::from_std(listener);
+        return Ok((listener.context("cannot use systemd's socket")?, false));
     }
-    bind_path(&endpoint.0, MODE).await
+    Ok((bind_path(&endpoint.0, MODE).await?, true))
 }
 
 /// The admin socket.

@@ -75,8 +75,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let _root_lock = Lock::take(&paths.root)?;
     let _state_lock = Lock::take(&paths.state)?;
     let admin_path = paths.state.join("admin.sock");
+    let (cri, socket_is_ours) = bind(&listen).await?;
     let sockets = Sockets {
-        cri: bind(&listen).await?,
+        cri,
         admin: bind_admin(&admin_path).await?,
     };
     let (stop, stopped) = watch::channel(false);
@@ -118,7 +119,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     leave_nothing_unused(&back).await;
     Engine::remove(&paths.state);
-    listen.remove();
+    if socket_is_ours {
+        listen.remove();
+    }
     let _ = std::fs::remove_file(admin_path);
     Ok(())
 }

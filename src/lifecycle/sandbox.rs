@@ -44,11 +44,11 @@ stored_as_text! {
 pub enum Step {
     /// Nothing: wish and fact agree.
     Rest,
-    /// Make namespaces, network, cgroup and files; then it is `ready`.
+    /// Make namespaces, network and files; then it is `ready`.
     SetUp,
     /// Ask every container to end now, and come back when they have.
     StopContainers,
-    /// Withdraw namespaces, network and cgroup; then it is `stopped`.
+    /// Withdraw namespaces and network; then it is `stopped`.
     TearDown,
     /// Ask every container to be removed, and come back when they have.
     RemoveContainers,

@@ -47,7 +47,7 @@ pub struct SandboxSpec {
     pub annotations: Map,
     /// resolv.conf; `None` takes the node's.
     pub dns: Option<DnsSpec>,
-    /// Ports as asked for; kept and shown, applied with the network issue.
+    /// Ports as asked for; kept, not applied yet.
     pub port_mappings: Vec<PortMapping>,
     /// Parent in the cgroup hierarchy; empty takes the configured root.
     pub cgroup_parent: String,
@@ -61,7 +61,7 @@ pub struct SandboxSpec {
     pub ipc: NamespaceMode,
     /// Whether privileged containers are allowed in it.
     pub privileged: bool,
-    /// Whether it wants a user namespace of its own; that comes with the container issue.
+    /// Whether it wants a user namespace of its own; refused as yet.
     pub user_namespace: bool,
 }
 
@@ -151,7 +151,7 @@ pub struct MountSpec {
     pub recursive_read_only: bool,
     /// How later mounts travel.
     pub propagation: Propagation,
-    /// An image to mount instead of a host path; that comes with the image issue.
+    /// An image to mount instead of a host path; refused as yet.
     pub image: Option<String>,
 }
 
@@ -239,7 +239,7 @@ pub struct Security {
     pub network: NamespaceMode,
     /// Its IPC namespace.
     pub ipc: NamespaceMode,
-    /// Whether it wants a user namespace; that comes with the container issue.
+    /// Whether it wants a user namespace; refused as yet.
     pub user_namespace: bool,
 }
 

@@ -12,7 +12,6 @@
 //! joins in `address` and the specification structs.
 
 mod address;
-mod allocate;
 mod bridge;
 mod config;
 mod dns;
@@ -24,7 +23,6 @@ mod netlink;
 mod pod;
 mod sysctl;
 
-pub use allocate::next_free;
 pub use bridge::{BridgeSpec, ensure_bridge, remove_bridge};
 pub use config::NetworkConfig;
 pub use dns::{

@@ -5,7 +5,7 @@ use crate::cgroup::CgroupPath;
 use crate::crash;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Facts, Step, effective, next_step};
-use crate::lifecycle::signal;
+use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
 use crate::state::job::Outcome;
@@ -27,7 +27,9 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
         let now = now_ns();
         let facts = Facts {
             signalled: container.signalled_at.is_some(),
-            grace_over: container.stop_at.is_none_or(|stop_at| stop_at <= now),
+            // A pod that comes down gives no grace of its own.
+            grace_over: container.sandbox.0 != sandbox::Desired::Ready
+                || container.stop_at.is_none_or(|stop_at| stop_at <= now),
             released: container.released,
         };
         let (sandbox_desired, sandbox_state) = container.sandbox;

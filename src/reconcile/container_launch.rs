@@ -129,6 +129,7 @@ async fn start(
     let handle = Handle {
         pidfd: launched.pidfd,
         _outputs: launched.outputs,
+        terminal: launched.terminal,
     };
     back.processes.put(&container.id, handle);
     stages.enter("record");

@@ -14,7 +14,7 @@ use oci_spec::runtime::{
 };
 
 use super::mounts::{self, SandboxMounts};
-use super::{Back, ReconcileError};
+use super::{Back, ReconcileError, processes};
 use crate::lifecycle::capability;
 use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, NamespaceMode, Resources};
 use crate::runtime::plan::{CgroupEntry, LaunchPlan, PlanUser, Rootfs, Stdio};
@@ -187,11 +187,16 @@ fn namespaces(
     }
     match (&spec.security.pid, sandbox.init) {
         (NamespaceMode::Container, _) => list.push(new(LinuxNamespaceType::Pid)?),
-        (NamespaceMode::Pod, Some((pid, _))) => {
+        (NamespaceMode::Pod, Some((pid, start))) if processes::is_alive(pid, start) => {
             let path = format!("/proc/{pid}/ns/pid").into();
             list.push(joined(LinuxNamespaceType::Pid, path)?);
         }
-        _ => {}
+        (NamespaceMode::Node, _) if sandbox.spec.pid == NamespaceMode::Node => {}
+        // Never the node's for want of another.
+        (mode, _) => {
+            let why = format!("its PID namespace ({mode:?}) is not there: the pod's init is gone");
+            return Err(OciSpecError::Other(why));
+        }
     }
     if sandbox.spec.network == NamespaceMode::Pod {
         list.push(joined(LinuxNamespaceType::Network, pins.join("net"))?);

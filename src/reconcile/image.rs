@@ -47,6 +47,10 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
         error,
         stages: stages.finish(),
     };
+    if !matches!(&result, Ok(None)) && !matches!(&result, Err(error) if error.is_passing()) {
+        // Before the answer: the next request brings its own.
+        back.store.pull_secrets().remove(reference);
+    }
     match result {
         Ok(None) => return Ok(Outcome::Again(LEAVING_NS)),
         Ok(Some(image)) => {
@@ -67,7 +71,6 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
                 .await?;
         }
     }
-    back.store.pull_secrets().remove(reference);
     Ok(Outcome::Done)
 }
 
@@ -213,6 +216,17 @@ pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileEr
 /// # Errors
 /// When the archive is none, a layer is bad, or an image has no name and none is given.
 pub async fn import(
+    back: &Back,
+    path: &Path,
+    name: Option<&str>,
+) -> Result<Vec<(String, Vec<String>)>, ReconcileError> {
+    back.observed.import_begins().await?;
+    let imported = import_archive(back, path, name).await;
+    back.observed.import_ends().await?;
+    imported
+}
+
+async fn import_archive(
     back: &Back,
     path: &Path,
     name: Option<&str>,

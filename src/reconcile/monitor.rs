@@ -73,10 +73,11 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
     let exit = match pidfd_info::exit_status(handle.pidfd.as_fd()) {
         Ok(PidfdExit::Status(status)) => {
             let code = code_of(status);
+            let oom_killed = oom_killed(&back, &id).await;
             Exit {
                 code,
                 at: now_ns(),
-                reason: reason_of(code, false),
+                reason: reason_of(code, oom_killed),
                 error: None,
                 ran: true,
             }
@@ -92,6 +93,18 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
 async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
     let registered = async_fd::register(pidfd.try_clone()?)?;
     registered.readable().await.map(drop)
+}
+
+/// Whether the kernel killed something of the container for want of memory. The cgroup stays until
+/// the exit is recorded, so the count is there to be read.
+async fn oom_killed(back: &Back, id: &ContainerId) -> bool {
+    let Ok(Some(known)) = back.store.container(id).await else {
+        return false;
+    };
+    match container::cgroup_path(back, &known).await {
+        Ok(Some(path)) => back.cgroups.oom_kills(&path).is_ok_and(|kills| kills > 0),
+        _ => false,
+    }
 }
 
 /// The exit code of a wait status (wait(2)): 128 + the signal for who was killed.
@@ -132,11 +145,7 @@ pub(super) async fn exited(
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
     {
-        // The cgroup stays until this exit is recorded, so the count is there to be read.
-        let oom_killed = match container::cgroup_path(back, &known).await? {
-            Some(path) => back.cgroups.oom_kills(&path).is_ok_and(|kills| kills > 0),
-            None => false,
-        };
+        let oom_killed = oom_killed(back, &known.id).await;
         let code = record.code;
         let exit = if record.lost {
             Exit {

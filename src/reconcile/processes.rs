@@ -23,6 +23,8 @@ pub struct Handle {
     /// Reading ends of its output: what it wrote stays readable for the next shim, should this one
     /// die.
     pub(super) _outputs: Vec<OwnedFd>,
+    /// The master side of its terminal, for the next shim too.
+    pub(super) terminal: Option<OwnedFd>,
 }
 
 /// Handles by container, and news of each new one for the monitor.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::processes::Handle;
-use super::{Back, ReconcileError, monitor, processes};
+use super::{Back, ReconcileError, processes};
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
@@ -36,6 +36,7 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
         );
     }
     back.observed.reclaim_jobs().await?;
+    back.observed.import_ends().await?;
     let mut keys = Vec::new();
     keys.extend(
         back.store
@@ -77,11 +78,14 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
     Ok(())
 }
 
-/// Tells a newly connected shim what it may not know, and takes handles on what lives.
+/// Tells a newly connected shim what it may not know, and takes handles on what lives. Returns the
+/// containers that neither it nor the kernel knows anything of: their exits may yet be in its
+/// journal.
 ///
 /// # Errors
 /// When the database or the shim fails.
-pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileError> {
+pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId>, ReconcileError> {
+    let mut unseen = Vec::new();
     let held: HashMap<String, _> = shim
         .list()
         .await?
@@ -98,10 +102,10 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
             (None, Some((pid, start))) if processes::is_alive(pid, start) => {
                 tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
                 let plan = back.paths.container(id).join("plan.json");
-                let pidfd = back
-                    .processes
-                    .get(id)
-                    .and_then(|held| held.pidfd.try_clone().ok());
+                let held = back.processes.get(id);
+                let pidfd = held.as_ref().and_then(|held| held.pidfd.try_clone().ok());
+                let terminal = held.as_ref().and_then(|held| held.terminal.as_ref());
+                let terminal = terminal.and_then(|terminal| terminal.try_clone().ok());
                 shim.adopt(Orphan {
                     id: id.as_str(),
                     kind: ProcessKind::Container,
@@ -109,7 +113,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
                     pid,
                     start_time: start,
                     pidfd,
-                    terminal: None,
+                    terminal,
                 })
                 .await?;
                 hold(back, shim, id, pid, start).await;
@@ -117,13 +121,13 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<(), ReconcileEr
             // A launch that never came to a process: its job looks after it.
             (None, None) if container.state == State::Starting => {}
             (None, _) if back.processes.get(id).is_none() => {
-                monitor::lost(back, id).await?;
+                unseen.push(id.clone());
             }
             // The monitor still holds its pidfd and asks the kernel how it ended.
             (None, _) => {}
         }
     }
-    Ok(())
+    Ok(unseen)
 }
 
 /// Takes handles on a container's process; one that has ended is told of by the shim.
@@ -136,6 +140,7 @@ pub(super) async fn hold(back: &Back, shim: &ShimClient, id: &ContainerId, pid: 
                 Handle {
                     pidfd: launched.pidfd,
                     _outputs: launched.outputs,
+                    terminal: launched.terminal,
                 },
             );
         }
@@ -147,6 +152,7 @@ pub(super) async fn hold(back: &Back, shim: &ShimClient, id: &ContainerId, pid: 
                     Handle {
                         pidfd,
                         _outputs: Vec::new(),
+                        terminal: None,
                     },
                 );
             }

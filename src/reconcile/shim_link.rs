@@ -52,7 +52,10 @@ pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
                 tracing::error!(error = text, "no shim");
                 link.health
                     .send_modify(|report| report.runtime_problem = Some(text));
-                tokio::time::sleep(pause).await;
+                tokio::select! {
+                    _ = stop.changed() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
@@ -63,11 +66,35 @@ async fn connect(
     back: &Back,
     link: &Link,
 ) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ReconcileError> {
-    let (client, events) =
+    let (client, mut events) =
         ShimClient::connect_or_start(&back.paths.state, &link.executable).await?;
-    recovery::hand_over(back, &client).await?;
+    let unseen = recovery::hand_over(back, &client).await?;
+    hear_journal(back, &client, &mut events).await?;
+    for id in unseen {
+        monitor::lost(back, &id).await?;
+    }
     link.shim.send_replace(Some(client.clone()));
     Ok((client, events))
+}
+
+/// Records the exits that the shim had written down before we came. It sends them again in front of
+/// its answer to anything, some hundred at a time.
+async fn hear_journal(
+    back: &Back,
+    client: &ShimClient,
+    events: &mut mpsc::Receiver<ShimEvent>,
+) -> Result<(), ReconcileError> {
+    loop {
+        client.ping().await?;
+        let mut heard = false;
+        while let Ok(ShimEvent::Exited(record)) = events.try_recv() {
+            monitor::exited(back, client, record).await?;
+            heard = true;
+        }
+        if !heard {
+            return Ok(());
+        }
+    }
 }
 
 /// Passes exits on until the shim is gone. An exit that cannot be recorded is not acknowledged: the

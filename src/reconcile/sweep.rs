@@ -163,7 +163,7 @@ impl Found {
                 .collect(),
             links: links
                 .into_iter()
-                .filter(|link| link.alias == marker && link.name != back.network.bridge)
+                .filter(|link| link.alias == marker && link.kind == "veth")
                 .map(|link| link.name)
                 .collect(),
         })

@@ -288,7 +288,7 @@ impl Tx {
         let Some(sandbox) = sandbox else {
             return Ok(false);
         };
-        let status = if exit.reason == "Unknown" {
+        let status = if exit.reason == "ShimLost" {
             "failed"
         } else {
             "completed"

@@ -7,6 +7,9 @@ use super::writer::Tx;
 use super::{StateError, Store, now_ns};
 use crate::id::{ContainerId, SandboxId};
 
+/// Events kept per node; older ones go as new ones come.
+const KEPT: i64 = 100_000;
+
 /// What an event is about.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Subject<'a> {
@@ -41,18 +44,26 @@ impl Tx {
         kind: &'static str,
         message: &str,
     ) -> Result<(), StateError> {
-        sqlx::query(
-            "INSERT INTO events (at, object_kind, object_id, kind, message) VALUES (?, ?, ?, ?, ?)",
+        let sequence: i64 = sqlx::query_scalar(
+            "INSERT INTO events (at, object_kind, object_id, kind, message)
+             VALUES (?, ?, ?, ?, ?) RETURNING sequence",
         )
         .bind(now_ns())
         .bind(subject.kind())
         .bind(subject.id())
         .bind(kind)
         .bind(message)
-        .execute(&mut self.connection)
+        .fetch_one(&mut self.connection)
         .await
-        .map(drop)
-        .map_err(during("record an event"))
+        .map_err(during("record an event"))?;
+        if sequence % 1024 == 0 {
+            sqlx::query("DELETE FROM events WHERE sequence <= ?")
+                .bind(sequence - KEPT)
+                .execute(&mut self.connection)
+                .await
+                .map_err(during("prune events"))?;
+        }
+        Ok(())
     }
 }
 
@@ -72,7 +83,8 @@ pub struct Event {
 }
 
 impl Store {
-    /// Events after `sequence`, oldest first; of one object, or of all when `object_id` is empty.
+    /// Events after `sequence`, oldest first, or the newest ones when that is 0; of one object, or
+    /// of all when `object_id` is empty.
     ///
     /// # Errors
     /// When the database cannot be read.
@@ -83,8 +95,11 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Event>, StateError> {
         sqlx::query_as(
-            "SELECT sequence, at, object_id, kind, message FROM events
-             WHERE (?1 = '' OR object_id = ?1) AND sequence > ?2 ORDER BY sequence LIMIT ?3",
+            "SELECT * FROM (
+                 SELECT sequence, at, object_id, kind, message FROM events
+                 WHERE (?1 = '' OR object_id = ?1) AND sequence > ?2
+                 ORDER BY CASE WHEN ?2 = 0 THEN -sequence ELSE sequence END LIMIT ?3)
+             ORDER BY sequence",
         )
         .bind(object_id)
         .bind(after)

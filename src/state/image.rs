@@ -367,18 +367,6 @@ impl ObservedWriter {
             })
             .await
     }
-
-    /// Gives layers that nothing needs to cleanup tasks: what a failed pull left behind.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn release_unused_layers(&self) -> Result<(), StateError> {
-        self.0
-            .write("release layers", |tx| {
-                Box::pin(async move { tx.release_unused_layers().await })
-            })
-            .await
-    }
 }
 
 impl Tx {

@@ -2,7 +2,7 @@
 
 use super::error::during;
 use super::writer::Tx;
-use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+use super::{DesiredWriter, StateError, Store, now_ns};
 
 /// The last address given out.
 pub(super) const LAST_ADDRESS: &str = "last_address";
@@ -60,20 +60,6 @@ impl DesiredWriter {
         self.0
             .write("record the pod range", move |tx| {
                 Box::pin(async move { tx.set_fact(POD_CIDR, &cidr).await })
-            })
-            .await
-    }
-}
-
-impl ObservedWriter {
-    /// Remembers a fact.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn set_fact(&self, key: &'static str, value: String) -> Result<(), StateError> {
-        self.0
-            .write("record a fact", move |tx| {
-                Box::pin(async move { tx.set_fact(key, &value).await })
             })
             .await
     }

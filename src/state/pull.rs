@@ -160,7 +160,53 @@ impl Tx {
     }
 }
 
+/// The row that stands for an import under way: as with a pull, no layer is released meanwhile. No
+/// reference looks like it.
+const IMPORT: &str = "import";
+
 impl ObservedWriter {
+    /// An import begins; there is one at a time.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn import_begins(&self) -> Result<(), StateError> {
+        self.0
+            .write("begin an import", |tx| {
+                Box::pin(async move {
+                    sqlx::query(
+                        "INSERT INTO pulls (reference, requested, updated_at) VALUES (?1, 1, ?2)
+                         ON CONFLICT (reference) DO UPDATE SET requested = finished + 1",
+                    )
+                    .bind(IMPORT)
+                    .bind(now_ns())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map(drop)
+                    .map_err(during("begin an import"))
+                })
+            })
+            .await
+    }
+
+    /// The import has ended, or the daemon in which it ran.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn import_ends(&self) -> Result<(), StateError> {
+        self.0
+            .write("end an import", |tx| {
+                Box::pin(async move {
+                    sqlx::query("DELETE FROM pulls WHERE reference = ?")
+                        .bind(IMPORT)
+                        .execute(&mut tx.connection)
+                        .await
+                        .map_err(during("end an import"))?;
+                    tx.release_unused_layers().await
+                })
+            })
+            .await
+    }
+
     /// A pull failed: `kind` is one of the words of [`Pull::error_kind`].
     ///
     /// # Errors

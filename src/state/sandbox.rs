@@ -451,18 +451,36 @@ impl Tx {
                 "the node was started anew",
             )
             .await?;
-            sqlx::query(
-                "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-                 reason = 'Unknown', error = 'the node was started anew', released = 1
-                 WHERE sandbox_id = ?2 AND state IN ('starting', 'running')",
-            )
-            .bind(now)
-            .bind(id.as_str())
-            .execute(&mut self.connection)
-            .await
-            .map_err(during("forget the last boot"))?;
+            self.forget_containers(&id, now).await?;
         }
         Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Tx {
+    async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
+        let gone: Vec<String> = sqlx::query_scalar(
+            "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
+             reason = 'Unknown', error = 'the node was started anew', released = 1
+             WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
+        )
+        .bind(now)
+        .bind(id.as_str())
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("forget the last boot"))?;
+        for container in gone {
+            sqlx::query("UPDATE process_monitors SET status = 'aborted' WHERE container_id = ?")
+                .bind(&container)
+                .execute(&mut self.connection)
+                .await
+                .map_err(during("forget the last boot"))?;
+            let container = container.try_into().map_err(corrupt("containers.id"))?;
+            let why = "exit code 255, Unknown: the node was started anew";
+            self.event(Subject::Container(&container), "exited", why)
+                .await?;
+        }
+        Ok(())
     }
 }
 

@@ -34,6 +34,10 @@ pub(in crate::cri) async fn create(
     })?;
     refuse_unbuilt(&spec)?;
     refuse_unlike(&spec, &sandbox)?;
+    if spec.security.pid == NamespaceMode::Pod {
+        // The pod decides: where it shares no PID namespace, each container has its own.
+        spec.security.pid = sandbox.spec.pid.clone();
+    }
     let image = front.find_image(&spec.image).await?;
     let image = image.ok_or_else(|| CallError::NotFound {
         noun: "image",
@@ -78,7 +82,8 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
     }
 }
 
-/// What is understood but not built yet is refused: a container never runs with less than asked.
+/// What is understood but cannot be had yet is refused. What README lists as not applied yet
+/// (seccomp, AppArmor, SELinux, host ports) is not refused, or no pod of a real kubelet would run.
 fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
     if spec.security.user_namespace {
         return Err(CallError::Unimplemented(
@@ -96,8 +101,23 @@ fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
     Ok(())
 }
 
-/// A container shares its sandbox' namespaces; it cannot ask for others.
+/// A container shares its sandbox' namespaces; it cannot ask for more of the node than its sandbox
+/// has.
 fn refuse_unlike(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallError> {
+    let modes = [
+        ("pid", &spec.security.pid, &sandbox.spec.pid),
+        ("network", &spec.security.network, &sandbox.spec.network),
+        ("ipc", &spec.security.ipc, &sandbox.spec.ipc),
+    ];
+    for (name, own, pod) in modes {
+        if *own == NamespaceMode::Node && *pod != NamespaceMode::Node {
+            let field = format!("config.linux.security_context.namespace_options.{name}");
+            return Err(CallError::invalid(
+                field,
+                "is NODE, but the sandbox' is not",
+            ));
+        }
+    }
     if spec.security.privileged && !sandbox.spec.privileged {
         let why = "the sandbox is not privileged";
         return Err(CallError::invalid(

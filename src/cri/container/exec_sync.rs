@@ -21,6 +21,8 @@ use crate::shim::client::ShimClientError;
 /// What is kept of each stream; the rest is read and thrown away, without an error (CRI, and
 /// CVE-2022-1708).
 const OUTPUT_MAX: usize = 16 * 1024 * 1024;
+/// How much of a command an error repeats.
+const COMMAND_SHOWN: usize = 200;
 /// Longest wait for a killed command to be gone.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -55,7 +57,7 @@ pub(in crate::cri) async fn exec_sync(
             because: "only a running container can execute one",
         }));
     }
-    let command = args.join(" ");
+    let command = args.join(" ").chars().take(COMMAND_SHOWN).collect();
     let plan = exec_plan(&front, &id, args).await?;
     let patience = match u64::try_from(request.timeout) {
         Ok(0) | Err(_) => deadline.left(),
@@ -68,7 +70,7 @@ pub(in crate::cri) async fn exec_sync(
             session.end().await;
             Err(CallError::ExecTimeout {
                 command,
-                seconds: request.timeout,
+                seconds: patience.as_secs_f64(),
             })
         }
     }

@@ -1,5 +1,4 @@
-//! ContainerStats and ListContainerStats, from the sampler's newest figures. The other statistics
-//! come with the resources issue.
+//! ContainerStats and ListContainerStats, from the sampler's newest figures.
 
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};

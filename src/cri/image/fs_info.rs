@@ -27,6 +27,7 @@ pub(in crate::cri) async fn fs_info(
     };
     Ok(v1::ImageFsInfoResponse {
         image_filesystems: vec![usage(&front.info.image_root, bytes, inodes)],
-        container_filesystems: vec![usage(&front.info.snapshot_root, bytes, inodes)],
+        // The same file system; writable layers are added up with the resources.
+        container_filesystems: Vec::new(),
     })
 }

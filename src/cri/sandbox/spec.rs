@@ -125,8 +125,8 @@ fn port_mapping(field: &str, port: v1::PortMapping) -> Result<PortMapping, CallE
     })
 }
 
-/// A parent is a path of the cgroupfs driver. The systemd driver's `*.slice` comes with the
-/// resources issue, and is refused rather than taken for a directory name.
+/// A parent is a path of the cgroupfs driver. The systemd driver's `*.slice` is refused rather than
+/// taken for a directory name.
 fn cgroup_parent(field: &str, value: String) -> Result<String, CallError> {
     if value.ends_with(".slice") {
         let why = "is a systemd slice, but this runtime's cgroup driver is cgroupfs";

@@ -1,5 +1,6 @@
--- The schema of the first pod. Columns marked (D) are written by the front (what a client wants), all
--- others by the back (what is so). Times are nanoseconds since 1970 UTC; ids are 64 hex digits.
+-- The schema of the first pod. Of objects, columns marked (D) are written by the front (what a client
+-- wants), all others by the back (what is so); the queue, addresses and snapshots are written by both
+-- in the same transaction as the object they belong to. Times are nanoseconds since 1970 UTC; ids are 64 hex digits.
 
 CREATE TABLE sandboxes (
     id             TEXT PRIMARY KEY CHECK (length(id) = 64),             -- (D)
@@ -91,7 +92,7 @@ CREATE TABLE network_allocations (
                    CHECK (status IN ('allocated','active','cleanup_pending','cleaned'))
 ) STRICT;
 
--- Small facts of the node: boot id, the last address given out, the pod range kubelet told us.
+-- Small facts of the node: the last address given out, the pod range kubelet told us.
 CREATE TABLE network_state (
     key            TEXT PRIMARY KEY,
     value          TEXT NOT NULL,
