@@ -122,8 +122,10 @@ async fn start(
     .await?;
     crash::point("container.plan");
     stages.enter("launch");
-    let launched = shim.launch(container.id.as_str(), &plan_path).await?;
+    // Before the call: what is quick has ended when the call returns, and nothing ends before it
+    // has started.
     let started_at = now_ns();
+    let launched = shim.launch(container.id.as_str(), &plan_path).await?;
     crash::point("container.launched");
     let process = (launched.pid, launched.start_time);
     let handle = Handle {

@@ -118,7 +118,6 @@ impl ObservedWriter {
                     let (pid, start) = process;
                     sqlx::query(
                         "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
-                         exited_at = max(exited_at, ?4),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited')",
                     )
