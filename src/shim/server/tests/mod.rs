@@ -6,6 +6,7 @@
 mod connections;
 mod deaths;
 mod launches;
+mod measure;
 mod processes;
 mod streams;
 
@@ -100,7 +101,11 @@ impl Node {
         for path in ["bin", "proc", "dev", "tmp"] {
             fs::create_dir_all(lower.join(path)).unwrap();
         }
-        fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
+        // Never written again: another container may be running from it.
+        let busybox = lower.join("bin/busybox");
+        if !busybox.exists() {
+            fs::copy("/bin/busybox", busybox).unwrap();
+        }
         let snapshot = self.dir.path().join("snapshots").join(id);
         let containers = self.state().join("containers").join(id);
         let mount_point = self.state().join("rootfs");
