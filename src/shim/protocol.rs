@@ -255,6 +255,10 @@ pub enum Reply {
         pid: i32,
         /// When it started, in clock ticks since boot (`proc_pid_stat(5)`, field 22).
         start_time: u64,
+        /// When it was seen to run, nanoseconds since 1970, UTC: never after its exit. 0 for what a
+        /// former shim started.
+        #[serde(default)]
+        started_at_ns: i64,
         /// A terminal's master side is attached.
         terminal: bool,
         /// Who it runs as; `None` for the init of a pod, and for what a former shim started.

@@ -114,6 +114,9 @@ pub struct Launched {
     pub pid: i32,
     /// Clock ticks since boot.
     pub start_time: u64,
+    /// When the shim saw it run, nanoseconds since 1970, UTC: never after its exit. 0 for what a
+    /// former shim started.
+    pub started_at_ns: i64,
     /// Who it runs as; `None` for the init of a pod, and for what a former shim started.
     pub identity: Option<Identity>,
     /// To watch and to signal it; keep it open, it tells how the process ended should the shim die.
@@ -478,6 +481,7 @@ impl ShimClient {
             pid,
             start_time,
             terminal: has_terminal,
+            started_at_ns,
             identity,
         } = reply
         else {
@@ -492,6 +496,7 @@ impl ShimClient {
         Ok(Launched {
             pid,
             start_time,
+            started_at_ns,
             identity,
             pidfd,
             terminal,

@@ -60,6 +60,7 @@ impl Shim {
             pid,
             start_time,
             pidfd,
+            started_at_ns: 0,
             identity: None,
             exit: None,
             output,

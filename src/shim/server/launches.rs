@@ -272,6 +272,8 @@ impl Shim {
         };
         let number = requester.number;
         daemon.post(&FromShim::Answer { number, result }, fds);
+        // A connection that is gone is noticed when the loop looks at it.
+        let _ = daemon.flush();
     }
 }
 

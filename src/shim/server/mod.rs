@@ -404,9 +404,6 @@ impl Shim {
             if let Outcome::Answered(answer) = self.answer(request, received.fds, requester) {
                 self.tell(requester, answer);
             }
-            if let Some(daemon) = &mut self.daemon {
-                daemon.flush().map_err(drop)?;
-            }
         }
         Ok(())
     }

@@ -15,6 +15,8 @@ pub(super) struct Process {
     pub(super) start_time: u64,
     /// `None` only for an adopted process that was dead and of which nobody had a pidfd.
     pub(super) pidfd: Option<OwnedFd>,
+    /// When it was seen to run, nanoseconds since 1970; 0 if it was adopted.
+    pub(super) started_at_ns: i64,
     /// Who it runs as, if we know.
     pub(super) identity: Option<Identity>,
     /// `None` while it runs.

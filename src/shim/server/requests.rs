@@ -17,6 +17,7 @@ use crate::runtime::launch::{
     Launching, ProcessStreams, Started, Target, begin_exec, begin_launch, begin_pod_init,
 };
 use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::shim::log::timestamp::now_ns;
 use crate::shim::protocol::{
     ExecSource, HeldProcess, LIST_PAGE, PLAN_MAX_BYTES, ProcessId, ProcessKind, Refusal, Reply,
     Request,
@@ -224,6 +225,7 @@ impl Shim {
             pid,
             start_time,
             pidfd,
+            started_at_ns: now_ns(),
             identity,
             exit: None,
             output,
@@ -284,6 +286,7 @@ pub(super) fn launched(process: &Process) -> Answer {
             pid: *pid,
             start_time: *start_time,
             terminal,
+            started_at_ns: process.started_at_ns,
             identity: process.identity.clone(),
         },
         fds,

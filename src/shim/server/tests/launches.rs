@@ -224,5 +224,6 @@ async fn a_launch_tells_who_the_process_runs_as() {
     assert_eq!(identity.groups, [44, 50]);
     assert_eq!(shim.handles("c").await.unwrap().identity, Some(identity));
     signal(&launched, Signal::KILL);
-    next_exit(&mut events).await;
+    let exit = next_exit(&mut events).await;
+    assert!(launched.started_at_ns > 0 && launched.started_at_ns <= exit.at_ns);
 }
