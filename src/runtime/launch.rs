@@ -4,7 +4,7 @@
 //! executed its command (or reported why not), and one, `begin_…`, that returns at once, for an
 //! event loop that has other things to do meanwhile.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use rustix::thread::ThreadNameSpaceType;
@@ -15,8 +15,8 @@ use super::error::stage;
 use super::namespaces::Namespaces;
 use super::plan::{CgroupEntry, ExecPlan, LaunchPlan};
 use super::rootfs::OverlayInterface;
-pub use super::spawn::Launching;
 use super::spawn::{Birth, PidNamespace, begin};
+pub use super::spawn::{LAUNCH_TIMEOUT, Launching};
 pub use super::user::Identity;
 use super::{container, join, limits, pod_init as init, unsupported};
 
@@ -29,7 +29,7 @@ pub struct Started {
     pub pidfd: OwnedFd,
     /// The master side of its terminal, if it has one.
     pub terminal: Option<OwnedFd>,
-    /// Who it runs as; `None` for the init of a pod, and for a child that was killed before exec.
+    /// Who it runs as; `None` for the init of a pod.
     pub identity: Option<Identity>,
 }
 
@@ -53,6 +53,15 @@ pub struct ProcessStreams {
     pub stderr: OwnedFd,
 }
 
+fn raw(streams: Option<&ProcessStreams>) -> Vec<RawFd> {
+    let all = |streams: &ProcessStreams| {
+        [&streams.stdin, &streams.stdout, &streams.stderr]
+            .map(AsRawFd::as_raw_fd)
+            .to_vec()
+    };
+    streams.map(all).unwrap_or_default()
+}
+
 /// The first process of a running container, whose namespaces and root an exec joins.
 #[derive(Debug)]
 pub struct Target {
@@ -73,8 +82,7 @@ pub struct PodInitPlan {
 
 /// Starts the first process of a container. `streams` is `None` exactly if it has a terminal.
 ///
-/// On success the process has executed its command, or was killed while about to; its exit status
-/// tells. On failure nothing is left of it.
+/// On success the process has executed its command. On failure nothing is left of it.
 ///
 /// # Errors
 ///
@@ -117,6 +125,7 @@ pub fn begin_launch(
             .as_deref()
             .map_or(PidNamespace::Inherited, PidNamespace::At),
         cgroup: plan.cgroup.unified_dir.as_deref(),
+        kept: raw(streams.as_ref()),
     };
     begin(&birth, |born| {
         let task = container::Task {
@@ -160,12 +169,15 @@ pub fn begin_exec(
         return Err(LaunchError::invalid(stage::PLAN, message));
     }
     let inherited = limits::of_process(target.pid);
+    let mut kept = raw(streams.as_ref());
+    kept.push(target.pidfd.as_raw_fd());
     let birth = Birth {
         created: ThreadNameSpaceType::empty(),
         // Also the proof that the limits were those of the target: a process that can still be
         // joined cannot have lost its number before.
         pid: PidNamespace::Of(target.pidfd.as_fd()),
         cgroup: plan.cgroup.unified_dir.as_deref(),
+        kept,
     };
     begin(&birth, |born| {
         join::run(target, plan, &inherited, streams, &born)
@@ -198,6 +210,7 @@ pub fn begin_pod_init(plan: &PodInitPlan) -> Result<Launching, LaunchError> {
         created: ThreadNameSpaceType::PROCESS_ID | ThreadNameSpaceType::MOUNT,
         pid: PidNamespace::Inherited,
         cgroup: plan.cgroup.unified_dir.as_deref(),
+        kept: Vec::new(),
     };
     begin(&birth, |born| init::run(plan, &born))
 }

@@ -3,15 +3,19 @@
 //! ```text
 //! begin ─► child sets itself up ─► exec        ─► channel closes        ─► Started
 //!    │            └──────────────► error       ─► message, child reaped ─► LaunchError
+//!    │            └──────────────► killed      ─► channel closes        ─► LaunchError
 //!    └─ no end in LAUNCH_TIMEOUT ─────────────── killed, reaped          ─► LaunchError
 //! ```
+//!
+//! A child keeps none of its parent's descriptors but those it needs: one that hangs for long would
+//! keep everything open that the parent closes meanwhile.
 //!
 //! The shim's own namespaces are never left, with one exception that lasts two system calls: the
 //! PID namespace *for children*, when a child has to be born in an existing one. That is cheaper
 //! than a process in between, and leaves the shim the parent that reaps the child.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,9 +31,11 @@ use super::launch::{Progress, Started};
 use super::protect::protect_self;
 use super::user::Identity;
 use crate::sys::clone::{self, Child};
+use crate::sys::process::close_all_but;
 
-/// How long a child may take to set itself up. Only a hung file system takes that long.
-const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a child may take to set itself up. Only a hung file system or a frozen cgroup takes that
+/// long.
+pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a killed child may take to go.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Exit status of a child that failed before exec; it reported why.
@@ -51,6 +57,8 @@ pub(super) struct Birth<'a> {
     pub(super) pid: PidNamespace<'a>,
     /// A cgroup v2 directory.
     pub(super) cgroup: Option<&'a Path>,
+    /// Descriptors of the parent that the child needs besides its standard streams.
+    pub(super) kept: Vec<RawFd>,
 }
 
 /// What a child knows of its birth.
@@ -93,8 +101,9 @@ pub(super) fn begin(
         cgroup.as_ref().map(AsFd::as_fd),
         |in_cgroup| {
             let channel = child_end.as_fd();
-            let protected = protect_self().at(stage::CLONE, || "make the process non-dumpable");
-            let error = match protected.and_then(|()| body(Born { channel, in_cgroup })) {
+            reached(stage::CLONE);
+            let ready = make_ready(channel, &birth.kept);
+            let error = match ready.and_then(|()| body(Born { channel, in_cgroup })) {
                 Ok(never) => match never {},
                 Err(error) => error,
             };
@@ -110,6 +119,15 @@ pub(super) fn begin(
         identity: None,
         terminal: None,
     })
+}
+
+/// The first steps of every child: out of reach of the container, and with nothing in hand that is
+/// its parent's.
+fn make_ready(channel: BorrowedFd<'_>, kept: &[RawFd]) -> Result<(), LaunchError> {
+    protect_self().at(stage::CLONE, || "make the process non-dumpable")?;
+    let mut kept = kept.to_vec();
+    kept.extend([0, 1, 2, channel.as_raw_fd()]);
+    close_all_but(&mut kept).at(stage::CLONE, || "close descriptors")
 }
 
 /// Chooses the PID namespace of the next child; returns the way back.
@@ -152,52 +170,86 @@ fn leave_pid_namespace(home: Option<OwnedFd>) {
 }
 
 impl Launching {
-    /// Becomes readable whenever [`Launching::advance`] can make progress, for an event loop.
+    /// Becomes readable whenever [`Launching::advance`] can make progress, and hangs up when that
+    /// will tell how the launch ended: for an event loop.
     #[must_use]
     pub fn channel(&self) -> BorrowedFd<'_> {
         self.channel.as_fd()
+    }
+
+    /// The child's process id in the caller's PID namespace, before exec and after.
+    #[must_use]
+    pub fn pid(&self) -> Option<i32> {
+        self.child.as_ref().map(|child| child.pid)
     }
 
     /// Takes in what the child has said, without waiting.
     ///
     /// # Errors
     ///
-    /// The child's error; it has been reaped.
+    /// The child's error. It has been killed, and is the caller's to reap.
     pub fn advance(mut self) -> Result<Progress, LaunchError> {
-        loop {
-            match channel::receive(self.channel.as_fd()) {
-                Err(Errno::AGAIN) => return Ok(Progress::Waiting(self)),
-                Err(errno) => {
-                    return Err(LaunchError::refused(
-                        stage::CLONE,
-                        "hear from the process",
-                        errno,
-                    ));
-                }
-                Ok(Some(Message::Failed(error))) => return Err(error),
-                Ok(Some(Message::Identity(identity))) => self.identity = Some(identity),
-                Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
-                Ok(Some(Message::Ready) | None) => return self.started().map(Progress::Started),
-            }
+        if self.listen()? {
+            self.started().map(Progress::Started)
+        } else {
+            Ok(Progress::Waiting(self))
         }
     }
 
-    /// Waits until the child has executed its command or failed, at most 30 seconds.
+    /// Waits until the child has executed its command or failed, at most [`LAUNCH_TIMEOUT`].
     ///
     /// # Errors
     ///
     /// The child's error, or a timeout; the child has been reaped.
     pub fn wait(mut self) -> Result<Started, LaunchError> {
         let deadline = Instant::now() + LAUNCH_TIMEOUT;
-        loop {
-            match self.advance()? {
-                Progress::Started(started) => return Ok(started),
-                Progress::Waiting(waiting) => self = waiting,
+        let error = loop {
+            match self.listen() {
+                Ok(true) => return self.started(),
+                Ok(false) if wait_readable(self.channel.as_fd(), deadline) => {}
+                Ok(false) => break self.timed_out(),
+                Err(error) => break error,
             }
-            if !wait_readable(self.channel.as_fd(), deadline) {
-                return Err(self.timed_out());
+        };
+        if let Some(child) = self.child.take() {
+            kill(&child);
+            // One that cannot die (a hung file system) is left to whoever reaps orphans.
+            if wait_readable(child.pidfd.as_fd(), Instant::now() + REAP_TIMEOUT) {
+                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+                let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
             }
         }
+        Err(error)
+    }
+
+    /// Whether the command runs.
+    fn listen(&mut self) -> Result<bool, LaunchError> {
+        loop {
+            match channel::receive(self.channel.as_fd()) {
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(errno) => {
+                    let what = "hear from the process";
+                    return Err(LaunchError::refused(stage::CLONE, what, errno));
+                }
+                Ok(Some(Message::Failed(error))) => return Err(error),
+                Ok(Some(Message::Identity(identity))) => self.identity = Some(identity),
+                Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
+                Ok(Some(Message::Ready)) => return Ok(true),
+                Ok(None) => return self.died_early().map_or(Ok(true), Err),
+            }
+        }
+    }
+
+    /// At the end of file the child has become the command, or is dying. A dying process has no
+    /// program, and a name that it cannot change any more.
+    fn died_early(&self) -> Option<LaunchError> {
+        let child = self.child.as_ref()?;
+        if std::fs::read_link(format!("/proc/{}/exe", child.pid)).is_ok() {
+            return None;
+        }
+        let reached = stage_of(child)?;
+        let message = format!("the process was killed before it ran its command, at: {reached}");
+        Some(LaunchError::invalid(stage::CLONE, message))
     }
 
     fn started(mut self) -> Result<Started, LaunchError> {
@@ -215,37 +267,31 @@ impl Launching {
     /// The error for a child that takes too long. Drop the value to end the child.
     #[must_use]
     pub fn timed_out(&self) -> LaunchError {
-        // The child keeps its stage in its name: readable from here whatever it is stuck in.
-        let name = self
-            .child
-            .as_ref()
-            .map(|child| format!("/proc/{}/comm", child.pid));
-        let name = name
-            .and_then(|path| std::fs::read_to_string(path).ok())
-            .unwrap_or_default();
-        let reached = name
-            .trim()
-            .strip_prefix(STAGE_PREFIX)
-            .unwrap_or("its beginning");
+        let reached = self.child.as_ref().and_then(stage_of);
+        let reached = reached.as_deref().unwrap_or("its beginning");
         let seconds = LAUNCH_TIMEOUT.as_secs();
         let message = format!("the launch did not finish in {seconds} s; it reached: {reached}");
         LaunchError::invalid(stage::TIMEOUT, message)
     }
 }
 
-/// A launch that is given up, or that failed, leaves no process behind.
+/// A launch that is given up is ended. Its process is the caller's to reap, as every child.
 impl Drop for Launching {
     fn drop(&mut self) {
-        let Some(child) = self.child.take() else {
-            return;
-        };
-        let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
-        // One that cannot die (a hung file system) is left to the shim's reaper.
-        if wait_readable(child.pidfd.as_fd(), Instant::now() + REAP_TIMEOUT) {
-            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-            let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
+        if let Some(child) = &self.child {
+            kill(child);
         }
     }
+}
+
+fn kill(child: &Child) {
+    let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+}
+
+/// A child keeps its stage in its name: readable from here whatever it is stuck in.
+fn stage_of(child: &Child) -> Option<String> {
+    let name = std::fs::read_to_string(format!("/proc/{}/comm", child.pid)).ok()?;
+    name.trim().strip_prefix(STAGE_PREFIX).map(str::to_owned)
 }
 
 fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {

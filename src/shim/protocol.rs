@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::runtime::launch::{LaunchError, PodInitPlan};
+use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
@@ -120,8 +120,8 @@ pub enum ToShim {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Start a container. Asked again for one that runs, the answer is the same. Answer:
-    /// [`Reply::Launched`].
+    /// Start a container. Asked again for one that runs or is about to, the answer is the same.
+    /// Answer: [`Reply::Launched`].
     Launch {
         /// The container.
         container_id: ProcessId,
@@ -135,7 +135,8 @@ pub enum Request {
         /// What it joins.
         plan: PodInitPlan,
     },
-    /// Start a process in a container. Descriptors: the plan when it is attached; then standard
+    /// Start a process in a container. It is ended if the connection closes before the answer.
+    /// Descriptors: the plan when it is attached; then standard
     /// input, output and error, unless it gets a terminal. Answer: [`Reply::Launched`].
     Exec {
         /// The new process.
@@ -254,8 +255,15 @@ pub enum Reply {
         pid: i32,
         /// When it started, in clock ticks since boot (`proc_pid_stat(5)`, field 22).
         start_time: u64,
+        /// When it was seen to run, nanoseconds since 1970, UTC: never after its exit. 0 for what a
+        /// former shim started.
+        #[serde(default)]
+        started_at_ns: i64,
         /// A terminal's master side is attached.
         terminal: bool,
+        /// Who it runs as; `None` for the init of a pod, and for what a former shim started.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<Identity>,
     },
     /// One page.
     Listed {

@@ -14,4 +14,5 @@ pub mod process;
 pub mod reaper;
 pub mod seqpacket;
 pub mod tree;
+pub mod wait;
 pub mod xattr;

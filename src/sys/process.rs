@@ -6,6 +6,8 @@
     reason = "sigaction, close_range, prlimit and _exit have no safe wrapper"
 )]
 
+use std::os::fd::RawFd;
+
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit};
 
@@ -73,9 +75,33 @@ pub fn close_from(first: u32) -> Result<(), Errno> {
     close_range(first, 0)
 }
 
+/// Closes every descriptor that is not in `kept`, which is sorted on the way.
+///
+/// Values that own one that is closed must not be dropped afterwards, as those of the parent are
+/// not in a child that ends in exec or _exit.
+///
+/// # Errors
+///
+/// What close_range(2) returns.
+pub fn close_all_but(kept: &mut [RawFd]) -> Result<(), Errno> {
+    kept.sort_unstable();
+    let mut next = 0;
+    for fd in kept.iter().filter_map(|fd| u32::try_from(*fd).ok()) {
+        if next < fd {
+            close_span(next, fd - 1, 0)?;
+        }
+        next = fd + 1;
+    }
+    close_range(next, 0)
+}
+
 fn close_range(first: u32, flags: u32) -> Result<(), Errno> {
+    close_span(first, u32::MAX, flags)
+}
+
+fn close_span(first: u32, last: u32, flags: u32) -> Result<(), Errno> {
     // SAFETY: three integers. Closing descriptors is not a matter of memory safety.
-    let returned = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    let returned = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
     check(returned)
 }
 

@@ -401,13 +401,15 @@ fn a_launch_that_hangs_is_waited_for_elsewhere_and_can_be_given_up() {
         let Ok(Progress::Waiting(launching)) = launching.advance() else {
             panic!("there is nothing to hear yet");
         };
+        let child = launching.pid();
         drop(launching);
-        let children = rustix::process::waitpid(None, rustix::process::WaitOptions::NOHANG);
-        assert_eq!(
-            children.err(),
-            Some(rustix::io::Errno::CHILD),
-            "it was reaped"
-        );
+        // It is ended, and the caller's to reap.
+        let none = rustix::process::WaitOptions::empty();
+        let (pid, status) = rustix::process::waitpid(None, none)
+            .expect("a child")
+            .expect("dead");
+        assert_eq!(Some(pid.as_raw_nonzero().get()), child);
+        assert_eq!(status.terminating_signal(), Some(libc::SIGKILL));
 
         let launching = begin_launch(&plan, Some(streams().0)).expect("begins");
         let reader = fs::File::open(&fifo).expect("the child is there to write");

@@ -24,11 +24,12 @@ use super::protocol::{
     INLINE_PLAN_MAX_BYTES, MESSAGE_MAX_BYTES, MessageError, ProcessId, Refusal, Reply, Request,
     ToShim, VERSION, decode, encode,
 };
-use crate::runtime::launch::{LaunchError, PodInitPlan};
+use crate::runtime::launch::{Identity, LAUNCH_TIMEOUT, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
-/// How long a request may take, unless [`ShimClient::with_timeout`] says otherwise.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take, unless [`ShimClient::with_timeout`] says otherwise. Longer than a
+/// launch may: the shim's word on what it hung at is worth waiting for.
+pub const REQUEST_TIMEOUT: Duration = LAUNCH_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// Requests that may wait for their answers at once.
 const WAITING_MAX: usize = 4096;
 
@@ -113,6 +114,11 @@ pub struct Launched {
     pub pid: i32,
     /// Clock ticks since boot.
     pub start_time: u64,
+    /// When the shim saw it run, nanoseconds since 1970, UTC: never after its exit. 0 for what a
+    /// former shim started.
+    pub started_at_ns: i64,
+    /// Who it runs as; `None` for the init of a pod, and for what a former shim started.
+    pub identity: Option<Identity>,
     /// To watch and to signal it; keep it open, it tells how the process ended should the shim die.
     pub pidfd: OwnedFd,
     /// The master side of its terminal.
@@ -475,6 +481,8 @@ impl ShimClient {
             pid,
             start_time,
             terminal: has_terminal,
+            started_at_ns,
+            identity,
         } = reply
         else {
             return Err(ShimClientError::Unexpected);
@@ -488,6 +496,8 @@ impl ShimClient {
         Ok(Launched {
             pid,
             start_time,
+            started_at_ns,
+            identity,
             pidfd,
             terminal,
             outputs: fds.collect(),

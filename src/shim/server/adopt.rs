@@ -37,6 +37,9 @@ impl Shim {
                 Err(Refusal::InUse(adopt.id))
             };
         }
+        if self.launches.contains_key(&adopt.id) {
+            return Err(Refusal::InUse(adopt.id));
+        }
         let mut fds = fds.into_iter();
         let pidfd = if adopt.pidfd_attached {
             fds.next()
@@ -57,6 +60,8 @@ impl Shim {
             pid,
             start_time,
             pidfd,
+            started_at_ns: 0,
+            identity: None,
             exit: None,
             output,
         };

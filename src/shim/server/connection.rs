@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::epoll::EventFlags;
+use rustix::net::Shutdown;
 
 use super::polled::Polled;
 use crate::shim::protocol::{FromShim, Refusal, encode};
@@ -88,5 +89,12 @@ impl Connection {
             }
         }
         Ok(())
+    }
+}
+
+/// For the peer it ends here, even while a child that is just being made has a duplicate.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }
 }

@@ -9,29 +9,33 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::process::{WaitOptions, wait};
+use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::Shim;
 use crate::shim::journal::ExitStatus;
 use crate::shim::log::timestamp::now_ns;
 use crate::shim::protocol::{LOST_EXIT_CODE, ProcessId, ProcessKind};
 use crate::sys::pidfd_info::{PidfdExit, exit_status};
+use crate::sys::wait::dead_child;
 
 const REAPED_PER_ROUND: usize = 64;
 /// How long an adopted process may stay unreaped by its parent before its exit is called lost.
 const REAPER_WAIT: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Reaps children that are dead. All that wait() finds are either known or orphans that came
-    /// to us as subreaper: what the runtime starts in between it reaps itself before it returns.
+    /// Reaps children that are dead. They are held, or on their way to that, or orphans that came to
+    /// us as subreaper, or what is left of launches that were given up.
     pub(super) fn reap_children(&mut self) {
         self.reap_again = false;
         for _ in 0..REAPED_PER_ROUND {
-            let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) else {
+            let Some(pid) = dead_child() else { return };
+            self.launch_may_be_over(pid);
+            let Ok(Some((_, status))) = waitpid(Pid::from_raw(pid), WaitOptions::NOHANG) else {
                 return;
             };
-            if let Some(id) = self.children.remove(&pid.as_raw_nonzero().get()) {
-                self.process_has_ended(&id, status_of(status.as_raw()));
+            match self.children.remove(&pid) {
+                Some(id) => self.process_has_ended(&id, status_of(status.as_raw())),
+                None => self.launch_is_over(pid),
             }
         }
         self.reap_again = true;

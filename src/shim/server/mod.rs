@@ -3,7 +3,8 @@
 //! Two epolls, one inside the other: the outer one has what must be prompt (signals, the daemon,
 //! ends of adopted processes), the inner one every container's output. A round serves all of the
 //! outer one and a bounded piece of the inner one, so no container can delay an exit or a request
-//! by more than a millisecond or two.
+//! by more than a millisecond or two. Nor can a launch: its child sets itself up while the loop goes
+//! on, however long that takes.
 //!
 //! ```text
 //!              ┌────────────── a daemon is connected ◄──────┐
@@ -21,6 +22,7 @@
 mod adopt;
 mod connection;
 mod exits;
+mod launches;
 mod output;
 mod polled;
 mod process;
@@ -39,11 +41,15 @@ use nix::sys::signalfd::SignalFd;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 
 use self::connection::Connection;
+use self::launches::{Launch, Requester};
 use self::output::Scratch;
 use self::polled::Polled;
 use self::process::Process;
+use self::requests::Outcome;
 pub use self::setup::READY;
 use self::streams::Pace;
+use crate::runtime::launch::LAUNCH_TIMEOUT;
+use crate::runtime::protect::reexec_read_only;
 use crate::shim::journal::{Journal, JournalError};
 use crate::shim::log::line::StreamName;
 use crate::shim::protocol::{
@@ -92,10 +98,21 @@ pub enum ShimError {
 /// # Errors
 /// [`ShimError`]: it could not become one, another one lives, or epoll failed.
 pub fn run(state_dir: &Path) -> Result<(), ShimError> {
+    run_with(state_dir, LAUNCH_TIMEOUT)
+}
+
+/// [`run`] with another bound on launches.
+fn run_with(state_dir: &Path, launch_bound: Duration) -> Result<(), ShimError> {
+    // Returns only in a process that runs from a file nobody can write, or where that cannot be.
+    let read_only = reexec_read_only();
     let ready = setup::become_shim(state_dir)?;
     let socket_path = ready.socket_path;
     let _held_until_the_end = ready.lock;
     let mut shim = Shim::new(ready.listener, ready.signals, ready.journal, ready.capacity)?;
+    shim.launch_bound = launch_bound;
+    if let Err(errno) = read_only {
+        shim.note(&format!("run from a read-only file: {errno}"));
+    }
     shim.serve()?;
     // A daemon that connects between the last look and this finds its connection closed, and starts
     // another shim.
@@ -108,6 +125,8 @@ pub fn run(state_dir: &Path) -> Result<(), ShimError> {
 enum Watched {
     /// The end of a process that is not our child.
     AdoptedEnd(ProcessId),
+    /// A launch that is under way.
+    Launch(ProcessId),
     /// Output of a process.
     Output(ProcessId, StreamName),
 }
@@ -125,6 +144,9 @@ struct Shim {
     next_token: u64,
     watched: HashMap<u64, Watched>,
     processes: BTreeMap<ProcessId, Process>,
+    /// On their way to being held.
+    launches: BTreeMap<ProcessId, Launch>,
+    launch_bound: Duration,
     /// Our children that have not been reaped.
     children: HashMap<i32, ProcessId>,
     /// Adopted processes that are dead and not reaped by their parent, with the time to give up.
@@ -173,6 +195,8 @@ impl Shim {
             next_token: FIRST_TOKEN,
             watched: HashMap::new(),
             processes: BTreeMap::new(),
+            launches: BTreeMap::new(),
+            launch_bound: LAUNCH_TIMEOUT,
             children: HashMap::new(),
             awaited_ends: Vec::new(),
             reap_again: false,
@@ -204,6 +228,7 @@ impl Shim {
                 self.reap_children();
             }
             self.check_awaited_ends();
+            self.check_launches();
             if outputs {
                 self.pump_outputs()?;
             }
@@ -221,6 +246,7 @@ impl Shim {
         let at = [
             resume,
             poll_ends,
+            self.launches.values().map(Launch::until).min(),
             self.first_daemon_by,
             self.reap_again.then_some(now),
         ];
@@ -247,13 +273,17 @@ impl Shim {
         self.newcomer.is_none() || self.asked_to_end
     }
 
+    fn runs_something(&self) -> bool {
+        !self.launches.is_empty() || self.processes.values().any(Process::is_running)
+    }
+
     fn take_signals(&mut self) {
         while let Ok(Some(signal)) = self.signals.read_signal() {
             match i32::try_from(signal.ssi_signo) {
                 Ok(libc::SIGCHLD) => self.reap_children(),
                 // Whoever manages services may ask; with live containers the answer is no.
                 Ok(libc::SIGTERM | libc::SIGINT | libc::SIGQUIT) => {
-                    self.asked_to_end = !self.processes.values().any(Process::is_running);
+                    self.asked_to_end = !self.runs_something();
                 }
                 _ => {}
             }
@@ -285,7 +315,7 @@ impl Shim {
             .is_some_and(|daemon| daemon.token() == token)
         {
             if self.serve_daemon().is_err() {
-                self.daemon = None;
+                self.change_daemon(None);
             }
         } else if self
             .newcomer
@@ -295,9 +325,25 @@ impl Shim {
             if let Some(newcomer) = self.newcomer.take() {
                 self.greet(newcomer);
             }
-        } else if let Some(Watched::AdoptedEnd(id)) = self.watched.remove(&token) {
-            self.adopted_has_ended(id);
+        } else {
+            match self.watched.get(&token) {
+                Some(Watched::AdoptedEnd(id)) => {
+                    let id = id.clone();
+                    self.watched.remove(&token);
+                    self.adopted_has_ended(id);
+                }
+                Some(Watched::Launch(id)) => {
+                    let id = id.clone();
+                    self.advance_launch(&id);
+                }
+                Some(Watched::Output(..)) | None => {}
+            }
         }
+    }
+
+    fn change_daemon(&mut self, daemon: Option<Connection>) {
+        self.daemon = daemon;
+        self.end_unwanted_execs();
     }
 
     /// Reads the hello. From here on nothing that the daemon before may still have asked is done.
@@ -315,7 +361,7 @@ impl Shim {
             Ok(ToShim::Hello { version: VERSION }) => {
                 let pid = rustix::process::getpid().as_raw_nonzero().get();
                 newcomer.post(&FromShim::Welcome { pid }, Vec::new());
-                self.daemon = Some(newcomer);
+                self.change_daemon(Some(newcomer));
                 self.first_daemon_by = None;
             }
             Ok(ToShim::Hello { .. }) => {
@@ -351,13 +397,12 @@ impl Shim {
                 }
             };
             let (number, request) = message;
-            let (result, fds) = match self.answer(request, received.fds) {
-                Ok((reply, fds)) => (Ok(reply), fds),
-                Err(refusal) => (Err(refusal), Vec::new()),
+            let Some(connection) = self.daemon.as_ref().map(Connection::token) else {
+                break;
             };
-            if let Some(daemon) = &mut self.daemon {
-                daemon.post(&FromShim::Answer { number, result }, fds);
-                daemon.flush().map_err(drop)?;
+            let requester = Requester { connection, number };
+            if let Outcome::Answered(answer) = self.answer(request, received.fds, requester) {
+                self.tell(requester, answer);
             }
         }
         Ok(())
@@ -381,7 +426,7 @@ impl Shim {
             sent = daemon.flush();
         }
         if sent.and_then(|()| daemon.watch()).is_err() {
-            self.daemon = None;
+            self.change_daemon(None);
         }
     }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::output::Output;
+use crate::runtime::launch::Identity;
 use crate::shim::protocol::{ExitRecord, HeldProcess, ProcessId, ProcessKind};
 
 /// One process.
@@ -14,6 +15,10 @@ pub(super) struct Process {
     pub(super) start_time: u64,
     /// `None` only for an adopted process that was dead and of which nobody had a pidfd.
     pub(super) pidfd: Option<OwnedFd>,
+    /// When it was seen to run, nanoseconds since 1970; 0 if it was adopted.
+    pub(super) started_at_ns: i64,
+    /// Who it runs as, if we know.
+    pub(super) identity: Option<Identity>,
     /// `None` while it runs.
     pub(super) exit: Option<ExitRecord>,
     pub(super) output: Output,

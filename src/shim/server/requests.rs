@@ -10,12 +10,14 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 
 use super::Shim;
+use super::launches::Requester;
 use super::output::Output;
 use super::process::{Process, start_time};
 use crate::runtime::launch::{
-    PodInitPlan, ProcessStreams, Started, Target, exec, launch, pod_init,
+    Launching, ProcessStreams, Started, Target, begin_exec, begin_launch, begin_pod_init,
 };
 use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::shim::log::timestamp::now_ns;
 use crate::shim::protocol::{
     ExecSource, HeldProcess, LIST_PAGE, PLAN_MAX_BYTES, ProcessId, ProcessKind, Refusal, Reply,
     Request,
@@ -26,40 +28,102 @@ pub(super) type Answer = Result<(Reply, Vec<OwnedFd>), Refusal>;
 
 const DONE: Answer = Ok((Reply::Done, Vec::new()));
 
+/// What becomes of a request at once.
+pub(super) enum Outcome {
+    Answered(Answer),
+    /// The answer comes when a launch has ended.
+    Later,
+}
+
+impl From<Answer> for Outcome {
+    fn from(answer: Answer) -> Outcome {
+        Outcome::Answered(answer)
+    }
+}
+
+impl From<Result<(), Refusal>> for Outcome {
+    fn from(begun: Result<(), Refusal>) -> Outcome {
+        match begun {
+            Ok(()) => Outcome::Later,
+            Err(refusal) => Outcome::Answered(Err(refusal)),
+        }
+    }
+}
+
 impl Shim {
-    pub(super) fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
+    pub(super) fn answer(
+        &mut self,
+        request: Request,
+        fds: Vec<OwnedFd>,
+        requester: Requester,
+    ) -> Outcome {
         match request {
             Request::Launch {
                 container_id,
                 plan_path,
-            } => self.launch(container_id, &plan_path),
-            Request::PodInit { sandbox_id, plan } => self.pod_init(sandbox_id, &plan),
+            } => self.start(
+                container_id,
+                ProcessKind::Container,
+                requester,
+                |shim, id| shim.begin_container(id, &plan_path),
+            ),
+            Request::PodInit { sandbox_id, plan } => {
+                self.start(sandbox_id, ProcessKind::PodInit, requester, |_, _| {
+                    let launching = begin_pod_init(&plan).map_err(Refusal::Launch)?;
+                    Ok((launching, Output::default()))
+                })
+            }
             Request::Exec {
                 exec_id,
                 container_id,
                 plan,
                 terminal,
-            } => {
-                let (plan, streams) = exec_input(plan, terminal, fds)?;
-                self.exec(exec_id, &container_id, &plan, streams)
-            }
-            Request::ReopenLog { container_id } => self.reopen_log(&container_id),
-            Request::CloseStdin { container_id } => {
-                self.held_mut(&container_id)?.output.hold_stdin(None);
-                DONE
-            }
-            Request::Handles { id } => match self.held_mut(&id)? {
-                process if process.is_running() => launched(process),
-                _ => Err(Refusal::Exited(id)),
-            },
-            Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())),
+            } => exec_input(plan, terminal, fds)
+                .and_then(|(plan, streams)| {
+                    let launching = self.begin_exec(&exec_id, &container_id, &plan, streams)?;
+                    let kind = ProcessKind::Exec;
+                    self.begin(exec_id, kind, launching, Output::default(), requester)
+                })
+                .into(),
+            Request::ReopenLog { container_id } => self.reopen_log(&container_id).into(),
+            Request::CloseStdin { container_id } => self.close_stdin(&container_id).into(),
+            Request::Handles { id } => self.handles(id).into(),
+            Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())).into(),
             Request::Acknowledge { sequence } => {
                 self.acknowledge(sequence);
-                DONE
+                DONE.into()
             }
-            Request::Forget { id } => self.forget(&id),
-            Request::Adopt(adopt) => self.adopt(adopt, fds),
-            Request::Ping => DONE,
+            Request::Forget { id } => self.forget(&id).into(),
+            Request::Adopt(adopt) => self.adopt(adopt, fds).into(),
+            Request::Ping => DONE.into(),
+        }
+    }
+
+    fn begin_container(
+        &mut self,
+        id: &ProcessId,
+        plan_path: &Path,
+    ) -> Result<(Launching, Output), Refusal> {
+        let plan: LaunchPlan = read_plan_file(plan_path)?;
+        let (output, streams) = self.open_output(id, &plan.stdio)?;
+        match begin_launch(&plan, streams) {
+            Ok(launching) => Ok((launching, output)),
+            Err(error) => {
+                self.unwatch(&output);
+                Err(Refusal::Launch(error))
+            }
+        }
+    }
+
+    fn close_stdin(&mut self, id: &ProcessId) -> Answer {
+        self.held_mut(id)?.output.hold_stdin(None);
+        DONE
+    }
+
+    fn handles(&mut self, id: ProcessId) -> Answer {
+        match self.held_mut(&id)? {
+            process if process.is_running() => launched(process),
+            _ => Err(Refusal::Exited(id)),
         }
     }
 
@@ -70,7 +134,7 @@ impl Shim {
     }
 
     fn has_room(&self) -> Result<(), Refusal> {
-        if self.processes.len() < self.capacity {
+        if self.processes.len() + self.launches.len() < self.capacity {
             return Ok(());
         }
         Err(Refusal::Full {
@@ -88,40 +152,35 @@ impl Shim {
         })
     }
 
-    fn launch(&mut self, id: ProcessId, plan_path: &Path) -> Answer {
-        if let Some(answer) = self.already(&id, ProcessKind::Container) {
-            return answer;
-        }
-        self.has_room()?;
-        let plan: LaunchPlan = read_plan_file(plan_path)?;
-        let (output, streams) = self.open_output(&id, &plan.stdio)?;
-        match launch(&plan, streams) {
-            Ok(started) => launched(self.hold(id, ProcessKind::Container, started, output)),
-            Err(error) => {
-                self.unwatch(&output);
-                Err(Refusal::Launch(error))
-            }
-        }
-    }
-
-    fn pod_init(&mut self, id: ProcessId, plan: &PodInitPlan) -> Answer {
-        if let Some(answer) = self.already(&id, ProcessKind::PodInit) {
-            return answer;
-        }
-        self.has_room()?;
-        let started = pod_init(plan).map_err(Refusal::Launch)?;
-        launched(self.hold(id, ProcessKind::PodInit, started, Output::default()))
-    }
-
-    fn exec(
+    /// Begins a launch, unless it has been begun already.
+    fn start(
         &mut self,
         id: ProcessId,
+        kind: ProcessKind,
+        requester: Requester,
+        begin: impl FnOnce(&mut Shim, &ProcessId) -> Result<(Launching, Output), Refusal>,
+    ) -> Outcome {
+        if let Some(answer) = self.already(&id, kind) {
+            return answer.into();
+        }
+        if let Some(joined) = self.join_launch(&id, kind, requester) {
+            return joined.into();
+        }
+        let begun = self.has_room().and_then(|()| begin(self, &id));
+        begun
+            .and_then(|(launching, output)| self.begin(id, kind, launching, output, requester))
+            .into()
+    }
+
+    fn begin_exec(
+        &mut self,
+        id: &ProcessId,
         container_id: &ProcessId,
         plan: &ExecPlan,
         streams: Option<ProcessStreams>,
-    ) -> Answer {
-        if self.processes.contains_key(&id) {
-            return Err(Refusal::InUse(id));
+    ) -> Result<Launching, Refusal> {
+        if self.processes.contains_key(id) || self.launches.contains_key(id) {
+            return Err(Refusal::InUse(id.clone()));
         }
         self.has_room()?;
         let container = self.held_mut(container_id)?;
@@ -137,31 +196,22 @@ impl Shim {
             pidfd,
         };
         let with_terminal = streams.is_none();
-        let mut started = exec(&target, plan, streams, with_terminal).map_err(Refusal::Launch)?;
-        // Its terminal is the daemon's alone: nothing of an exec is logged.
-        let master = started.terminal.take();
-        let process = self.hold(id, ProcessKind::Exec, started, Output::default());
-        let (mut reply, mut fds) = launched(process)?;
-        if let Reply::Launched { terminal, .. } = &mut reply {
-            *terminal = master.is_some();
-        }
-        fds.extend(master);
-        Ok((reply, fds))
+        begin_exec(&target, plan, streams, with_terminal).map_err(Refusal::Launch)
     }
 
     /// From here on the process is known, and nothing about it fails any more.
-    fn hold(
+    pub(super) fn hold(
         &mut self,
         id: ProcessId,
         kind: ProcessKind,
         started: Started,
         mut output: Output,
-    ) -> &Process {
+    ) {
         let Started {
             pid,
             pidfd,
             terminal,
-            identity: _,
+            identity,
         } = started;
         if let Some(master) = terminal {
             self.attach_terminal(&id, &mut output, master);
@@ -175,10 +225,12 @@ impl Shim {
             pid,
             start_time,
             pidfd,
+            started_at_ns: now_ns(),
+            identity,
             exit: None,
             output,
         };
-        self.processes.entry(id).insert_entry(process).into_mut()
+        self.processes.insert(id, process);
     }
 
     fn reopen_log(&mut self, id: &ProcessId) -> Answer {
@@ -203,7 +255,8 @@ impl Shim {
     }
 
     fn forget(&mut self, id: &ProcessId) -> Answer {
-        if self.processes.get(id).is_some_and(Process::is_running) {
+        let running = self.processes.get(id).is_some_and(Process::is_running);
+        if running || self.launches.contains_key(id) {
             return Err(Refusal::Running(id.clone()));
         }
         if let Some(process) = self.processes.remove(id) {
@@ -214,7 +267,7 @@ impl Shim {
 }
 
 /// What a launch is answered with: descriptors of its own for the daemon.
-fn launched(process: &Process) -> Answer {
+pub(super) fn launched(process: &Process) -> Answer {
     let Process {
         pid,
         start_time,
@@ -233,6 +286,8 @@ fn launched(process: &Process) -> Answer {
             pid: *pid,
             start_time: *start_time,
             terminal,
+            started_at_ns: process.started_at_ns,
+            identity: process.identity.clone(),
         },
         fds,
     ))

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::fs::{FlockOperation, fcntl_lock};
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::process::{Resource, Rlimit};
 
 use super::ShimError;
+use crate::runtime::protect::protect_self;
 use crate::shim::journal::Journal;
 use crate::shim::protocol::SOCKET_NAME;
 use crate::sys::seqpacket;
@@ -78,10 +79,12 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
 
     // 3. Nobody inside a container may look into this process (CVE-2019-5736 and its kin), and the
     //    kernel should look for memory elsewhere first.
-    let undumpable = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    undumpable.map_err(|errno| call("make undumpable", &own_dir)(errno.into()))?;
+    protect_self().map_err(|errno| call("make undumpable", &own_dir)(errno.into()))?;
     // Refused where CAP_SYS_RESOURCE is missing, as in nested containers; then it stays as it is.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
+
+    // Executed by descriptor, a process may be named after its number.
+    let _ = rustix::thread::set_name(c"quilt-shim");
 
     // 4. Orphans of processes without a PID namespace of their own come to us.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))

@@ -5,6 +5,8 @@
 
 mod connections;
 mod deaths;
+mod launches;
+mod measure;
 mod processes;
 mod streams;
 
@@ -19,6 +21,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
+use crate::runtime::launch::LAUNCH_TIMEOUT;
 use crate::runtime::plan::{CgroupEntry, ExecPlan, LaunchPlan, PlanUser, Rootfs, Stdio};
 use crate::shim::client::{Launched, Orphan, ShimClient, ShimClientError, ShimEvent};
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind, Refusal, SOCKET_NAME};
@@ -30,7 +33,10 @@ const BOUND: Duration = Duration::from_secs(20);
 #[ignore = "the shim's own process, started by the other tests"]
 fn become_the_shim() {
     if let Some(state) = std::env::var_os("QUILT_TEST_SHIM_STATE") {
-        let ended = super::run(Path::new(&state));
+        let bound = std::env::var("QUILT_TEST_LAUNCH_MS").ok();
+        let bound = bound.and_then(|bound| bound.parse().ok());
+        let bound = bound.map_or(LAUNCH_TIMEOUT, Duration::from_millis);
+        let ended = super::run_with(Path::new(&state), bound);
         // Not through the harness, which would report on streams that are gone.
         std::process::exit(i32::from(ended.is_err()));
     }
@@ -44,6 +50,11 @@ struct Node {
 
 impl Node {
     fn new() -> Node {
+        Node::with("")
+    }
+
+    /// One whose shim has `environment` as well, as the shell writes it.
+    fn with(environment: &str) -> Node {
         let dir = tempfile::Builder::new()
             .prefix("qlt-shim-")
             .tempdir()
@@ -52,7 +63,7 @@ impl Node {
         let test = std::env::current_exe().unwrap();
         let name = "shim::server::tests::become_the_shim";
         let script = format!(
-            "#!/bin/sh\nexport QUILT_TEST_SHIM_STATE=\"$3\"\n\
+            "#!/bin/sh\nexport QUILT_TEST_SHIM_STATE=\"$3\" {environment}\n\
              exec {} --exact {name} --ignored --nocapture --test-threads=1\n",
             test.display()
         );
@@ -90,7 +101,11 @@ impl Node {
         for path in ["bin", "proc", "dev", "tmp"] {
             fs::create_dir_all(lower.join(path)).unwrap();
         }
-        fs::copy("/bin/busybox", lower.join("bin/busybox")).unwrap();
+        // Never written again: another container may be running from it.
+        let busybox = lower.join("bin/busybox");
+        if !busybox.exists() {
+            fs::copy("/bin/busybox", busybox).unwrap();
+        }
         let snapshot = self.dir.path().join("snapshots").join(id);
         let containers = self.state().join("containers").join(id);
         let mount_point = self.state().join("rootfs");

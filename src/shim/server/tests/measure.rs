@@ -1,0 +1,145 @@
+//! How long a launch takes as the daemon sees it, with the mounts and cgroups it gives.
+//!
+//! `cargo test --release --lib how_long_a_launch -- --ignored --nocapture`
+
+use serde_json::json;
+
+use super::*;
+
+const ROUNDS: usize = 300;
+
+/// A cgroup of the test's own in every hierarchy.
+struct Cgroups(Vec<PathBuf>);
+
+impl Cgroups {
+    fn new() -> Cgroups {
+        let name = format!("qlt-shim-measure-{}", std::process::id());
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").unwrap();
+        let made = hierarchies.filter_map(|entry| {
+            let dir = entry.unwrap().path();
+            let own = dir.join(&name);
+            (dir.join("cgroup.procs").exists() && fs::create_dir(&own).is_ok()).then_some(own)
+        });
+        let cgroups = Cgroups(made.collect());
+        for dir in &cgroups.0 {
+            for file in ["cpuset.cpus", "cpuset.mems"] {
+                let parent = dir.parent().unwrap();
+                if let Ok(all) = fs::read_to_string(parent.join(file)) {
+                    let _ = fs::write(dir.join(file), all.trim());
+                }
+            }
+        }
+        cgroups
+    }
+
+    fn entry(&self) -> CgroupEntry {
+        let (v1, v2): (Vec<&PathBuf>, Vec<&PathBuf>) =
+            self.0.iter().partition(|dir| dir.join("tasks").exists());
+        CgroupEntry {
+            unified_dir: v2.first().map(|dir| dir.to_path_buf()),
+            v1_tasks_files: v1.iter().map(|dir| dir.join("tasks")).collect(),
+        }
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+/// As the daemon makes it: the file systems, the files and namespaces of a sandbox, the defaults of
+/// a client for what is hidden.
+fn as_the_daemons(plan: &mut LaunchPlan, sandbox: &Path, cgroups: &Cgroups) {
+    let kernel = ["nosuid", "noexec", "nodev"];
+    let bind = |name: &str, to: &str| {
+        json!({ "destination": to, "type": "bind", "source": sandbox.join(name),
+            "options": ["rbind", "rprivate", "rw"] })
+    };
+    let new = |kind: &str, to: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
+    let mounts = [
+        new("proc", "/proc", &kernel),
+        new(
+            "tmpfs",
+            "/dev",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
+        new(
+            "devpts",
+            "/dev/pts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "gid=5"],
+        ),
+        new("mqueue", "/dev/mqueue", &kernel),
+        new("sysfs", "/sys", &["nosuid", "noexec", "nodev", "ro"]),
+        new(
+            "cgroup",
+            "/sys/fs/cgroup",
+            &["nosuid", "noexec", "nodev", "ro"],
+        ),
+        bind("hosts", "/etc/hosts"),
+        bind("resolv.conf", "/etc/resolv.conf"),
+        bind("hostname", "/etc/hostname"),
+        bind("shm", "/dev/shm"),
+    ];
+    let own = |kind: &str| format!("/proc/{}/ns/{kind}", std::process::id());
+    let mut spec = serde_json::to_value(&plan.spec).unwrap();
+    spec["mounts"] = json!(mounts);
+    spec["linux"] = json!({
+        "namespaces": [{ "type": "mount" }, { "type": "cgroup" }, { "type": "pid" },
+            { "type": "network", "path": own("net") }, { "type": "uts", "path": own("uts") },
+            { "type": "ipc", "path": own("ipc") }],
+        "maskedPaths": ["/proc/asound", "/proc/acpi", "/proc/kcore", "/proc/keys",
+            "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug",
+            "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"],
+        "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
+    });
+    plan.spec = serde_json::from_value(spec).unwrap();
+    plan.cgroup = cgroups.entry();
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn how_long_a_launch_takes() {
+    let node = Node::new();
+    let cgroups = Cgroups::new();
+    let sandbox = node.dir.path().join("sandbox");
+    fs::create_dir_all(sandbox.join("shm")).unwrap();
+    for name in ["hosts", "resolv.conf", "hostname"] {
+        fs::write(sandbox.join(name), "x\n").unwrap();
+    }
+    let (shim, mut events) = node.connect().await;
+    let mut times = Vec::new();
+    let mut ends = Vec::new();
+    for number in 0..ROUNDS {
+        let id = format!("c{number}");
+        let plan = node.plan_with(&id, &["/bin/busybox", "true"], |plan| {
+            as_the_daemons(plan, &sandbox, &cgroups);
+        });
+        let start = Instant::now();
+        shim.launch(&id, &plan).await.unwrap();
+        times.push(start.elapsed());
+        let exit = next_exit(&mut events).await;
+        ends.push(start.elapsed());
+        assert_eq!(exit.code, 0);
+        shim.acknowledge(exit.sequence).await.unwrap();
+        shim.forget(&id).await.unwrap();
+    }
+    let mut pings = Vec::new();
+    for _ in 0..ROUNDS {
+        let start = Instant::now();
+        shim.ping().await.unwrap();
+        pings.push(start.elapsed());
+    }
+    for (what, mut times) in [("launch", times), ("launch to exit", ends), ("ping", pings)] {
+        times.sort();
+        let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+        println!(
+            "{what}: p50 {:?}, p90 {:?}, p99 {:?}",
+            at(50),
+            at(90),
+            at(99)
+        );
+    }
+}
