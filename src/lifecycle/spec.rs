@@ -243,6 +243,17 @@ pub struct Security {
     pub user_namespace: bool,
 }
 
+/// Who a process runs as, after names have been looked up in its rootfs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserIds {
+    /// User.
+    pub uid: u32,
+    /// Primary group.
+    pub gid: u32,
+    /// All groups, the primary one first.
+    pub groups: Vec<u32>,
+}
+
 /// What an image's config says of its containers (OCI image spec, `config`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSpec {

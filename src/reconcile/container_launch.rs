@@ -6,11 +6,12 @@ use super::{Back, ReconcileError, blocking, container, container_plan, image, sa
 use crate::crash;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
+use crate::lifecycle::spec::UserIds;
 use crate::runtime::plan::LaunchPlan;
 use crate::shim::client::ShimClient;
 use crate::snapshot;
 use crate::state::container::Container;
-use crate::state::container_facts::Exit;
+use crate::state::container_facts::{Exit, Started};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
@@ -56,10 +57,10 @@ pub(super) async fn launch(
         stages: stages.finish(),
     };
     match result {
-        Ok((process, started_at)) => {
+        Ok(started) => {
             let done = done(stages, None);
             back.observed
-                .container_running(id.clone(), process, started_at, done)
+                .container_running(id.clone(), started, done)
                 .await?;
             crash::point("container.running");
             Ok(())
@@ -89,7 +90,7 @@ async fn start(
     container: &Container,
     shim: &ShimClient,
     stages: &mut Stages<'_>,
-) -> Result<((i32, u64), i64), ReconcileError> {
+) -> Result<Started, ReconcileError> {
     stages.enter("plan");
     let plan = plan(back, container).await?;
     stages.enter("cgroup");
@@ -122,12 +123,24 @@ async fn start(
     .await?;
     crash::point("container.plan");
     stages.enter("launch");
-    // Before the call: what is quick has ended when the call returns, and nothing ends before it
-    // has started.
-    let started_at = now_ns();
+    let asked_at = now_ns();
     let launched = shim.launch(container.id.as_str(), &plan_path).await?;
     crash::point("container.launched");
-    let process = (launched.pid, launched.start_time);
+    let started = Started {
+        pid: launched.pid,
+        start: launched.start_time,
+        // By the clock that stamps its exit; what another shim started did so before we asked.
+        at: if launched.started_at_ns > 0 {
+            launched.started_at_ns
+        } else {
+            asked_at
+        },
+        runs_as: launched.identity.map(|who| UserIds {
+            uid: who.uid,
+            gid: who.gid,
+            groups: who.groups,
+        }),
+    };
     let handle = Handle {
         pidfd: launched.pidfd,
         _outputs: launched.outputs,
@@ -136,7 +149,7 @@ async fn start(
     back.processes.put(&container.id, handle);
     stages.enter("record");
     sampler::sample(back, &container.id, &path);
-    Ok((process, started_at))
+    Ok(started)
 }
 
 /// Finds out whether a launch that a dead daemon had begun came to a process.
@@ -162,9 +175,14 @@ async fn resume(
         stages: vec![("found running", 0)],
     };
     super::recovery::hold(back, shim, &container.id, item.pid, item.start_time).await;
-    let process = (item.pid, item.start_time);
+    let started = Started {
+        pid: item.pid,
+        start: item.start_time,
+        at: now,
+        runs_as: None,
+    };
     back.observed
-        .container_running(container.id.clone(), process, now, done)
+        .container_running(container.id.clone(), started, done)
         .await?;
     Ok(true)
 }

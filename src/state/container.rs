@@ -10,7 +10,7 @@ use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::Verdict;
 use crate::lifecycle::container::{Desired, State, admit};
 use crate::lifecycle::sandbox::{Desired as SandboxDesired, State as SandboxState};
-use crate::lifecycle::spec::{ContainerSpec, NamespaceMode};
+use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, UserIds};
 
 /// A container as the database knows it.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Container {
     pub state: State,
     /// Its process and that one's start time in clock ticks.
     pub process: Option<(i32, u64)>,
+    /// Who its process runs as, once that is known.
+    pub runs_as: Option<UserIds>,
     /// When its process started, ns.
     pub started_at: Option<i64>,
     /// When it ended, ns.
@@ -65,6 +67,7 @@ struct Row {
     state: String,
     pid: Option<i64>,
     pid_start: Option<i64>,
+    runs_as: Option<String>,
     started_at: Option<i64>,
     exited_at: Option<i64>,
     exit_code: Option<i32>,
@@ -78,7 +81,7 @@ struct Row {
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
-     c.stop_at, c.state, c.pid, c.pid_start, c.started_at, c.exited_at, c.exit_code, c.reason,
+     c.stop_at, c.state, c.pid, c.pid_start, c.runs_as, c.started_at, c.exited_at, c.exit_code, c.reason,
      c.error, c.signalled_at, c.released,
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state
@@ -116,6 +119,11 @@ impl TryFrom<Row> for Container {
             stop_at: row.stop_at,
             state: row.state.parse().map_err(corrupt("containers.state"))?,
             process,
+            runs_as: row
+                .runs_as
+                .map(|json| serde_json::from_str(&json))
+                .transpose()
+                .map_err(corrupt("containers.runs_as"))?,
             started_at: row.started_at,
             exited_at: row.exited_at,
             exit_code: row.exit_code,

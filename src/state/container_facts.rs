@@ -1,11 +1,12 @@
 //! The table `containers`, the back's side: what became of each wish.
 
-use super::error::during;
+use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::spec::UserIds;
 
 /// How a container's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,19 @@ pub struct Exit {
     pub error: Option<String>,
     /// Whether there was a process at all.
     pub ran: bool,
+}
+
+/// How a container's process came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Started {
+    /// Its number.
+    pub pid: i32,
+    /// Its start time in clock ticks since boot; with the number it names the process.
+    pub start: u64,
+    /// When, ns since 1970.
+    pub at: i64,
+    /// Who it runs as, if that is known.
+    pub runs_as: Option<UserIds>,
 }
 
 impl ObservedWriter {
@@ -108,16 +122,23 @@ impl ObservedWriter {
     pub async fn container_running(
         &self,
         id: ContainerId,
-        process: (i32, u64),
-        started_at: i64,
+        started: Started,
         done: Finished,
     ) -> Result<(), StateError> {
         self.0
             .write("record a running container", move |tx| {
                 Box::pin(async move {
-                    let (pid, start) = process;
+                    let Started {
+                        pid,
+                        start,
+                        at: started_at,
+                        runs_as,
+                    } = started;
+                    let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
+                    let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
                     sqlx::query(
                         "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
+                         runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited')",
                     )
@@ -125,6 +146,7 @@ impl ObservedWriter {
                     .bind(pid)
                     .bind(i64::try_from(start).unwrap_or(i64::MAX))
                     .bind(started_at)
+                    .bind(runs_as)
                     .execute(&mut tx.connection)
                     .await
                     .map_err(during("record a running container"))?;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use super::container::NewContainer;
-use super::container_facts::Exit;
+use super::container_facts::{Exit, Started};
 use super::image::{NewImage, NewLayer};
 use super::job::Outcome;
 use super::operation::Finished;
@@ -60,6 +60,15 @@ fn done(object_id: &str) -> Finished {
         duration_ns: 1,
         error: None,
         stages: vec![("all", 1)],
+    }
+}
+
+fn started() -> Started {
+    Started {
+        pid: 7,
+        start: 8,
+        at: now_ns(),
+        runs_as: None,
     }
 }
 
@@ -138,7 +147,7 @@ impl Engine {
             .expect("starting");
         let running = self
             .observed
-            .container_running(id.clone(), (7, 8), now_ns(), done("c"));
+            .container_running(id.clone(), started(), done("c"));
         running.await.expect("running");
     }
 }
@@ -255,6 +264,7 @@ async fn an_exit_is_recorded_once_even_before_its_start_is() {
         .container_starting(id.clone())
         .await
         .expect("starting");
+    let began = started();
     let exit = Exit {
         code: 3,
         at: now_ns(),
@@ -275,7 +285,7 @@ async fn an_exit_is_recorded_once_even_before_its_start_is() {
     assert!(!again.expect("not recorded"));
     let late = engine
         .observed
-        .container_running(id.clone(), (7, 8), now_ns(), done("c"));
+        .container_running(id.clone(), began, done("c"));
     late.await.expect("kept out");
     let container = engine
         .store

@@ -2,7 +2,7 @@
 
 use crate::lifecycle::container::State;
 use crate::lifecycle::signal;
-use crate::lifecycle::spec::{ContainerSpec, MountSpec, Propagation, Resources};
+use crate::lifecycle::spec::{ContainerSpec, MountSpec, Propagation, Resources, UserIds};
 use crate::proto::cri as v1;
 use crate::state::container::Container;
 
@@ -69,10 +69,20 @@ pub(super) fn status(container: Container, log_path: String) -> v1::ContainerSta
             windows: None,
         }),
         image_id: container.image_id,
-        user: None,
+        user: container.runs_as.map(user),
         stop_signal: stop_signal(spec.process.stop_signal),
         labels: spec.labels.into_iter().collect(),
         annotations: spec.annotations.into_iter().collect(),
+    }
+}
+
+fn user(ids: UserIds) -> v1::ContainerUser {
+    v1::ContainerUser {
+        linux: Some(v1::LinuxContainerUser {
+            uid: ids.uid.into(),
+            gid: ids.gid.into(),
+            supplemental_groups: ids.groups.into_iter().map(i64::from).collect(),
+        }),
     }
 }
 

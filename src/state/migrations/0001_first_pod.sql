@@ -48,6 +48,7 @@ CREATE TABLE containers (
     rootfs         TEXT,                          -- the upper directory of its snapshot
     pid            INTEGER,
     pid_start      INTEGER,                       -- clock ticks since boot: pid and this name a process
+    runs_as        TEXT,                          -- JSON, UserIds: who the names turned out to be
     started_at     INTEGER,
     exited_at      INTEGER,
     exit_code      INTEGER,
