@@ -71,11 +71,13 @@ fn state_argument(pid: i32) -> Option<String> {
     arguments.next()
 }
 
-/// Whether a process runs the daemon's own program on the daemon's own state.
+/// Whether a process is the daemon's on the daemon's own state: itself, or its shim, which runs from a
+/// mount of its own and so under another path.
 fn is_sibling(pid: i32, daemon: i32, state: Option<&str>) -> bool {
-    let program = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    state.is_some_and(|state| command_line(pid).iter().any(|argument| argument == state))
-        && program(pid).is_some_and(|own| program(daemon) == Some(own))
+    let arguments = command_line(pid);
+    let role = arguments.get(1).map(String::as_str);
+    state.is_some_and(|state| arguments.iter().any(|argument| argument == state))
+        && (pid == daemon || role == Some("shim"))
 }
 
 fn all_pids() -> Result<Vec<i32>> {
