@@ -1,4 +1,5 @@
-//! Mount options as a plan writes them (fstab style, OCI runtime spec) into what the mount API takes.
+//! Mount options as a plan writes them (fstab style, OCI runtime spec) into what the mount API
+//! takes.
 //!
 //! Pure. Whether an option makes sense for a file system is for the kernel to say; what would
 //! weaken a bind mount's source is not an option here.
@@ -225,11 +226,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_bind_never_asks_to_clear_a_restriction(
-            options in proptest::collection::vec("(r?(ro|rw|suid|nosuid|dev|noatime|exec)|private)", 0..8)
+            options in proptest::collection::vec(
+                "(r?(ro|rw|suid|nosuid|dev|noatime|exec)|private)", 0..8
+            )
         ) {
             let parsed = parse("bind", &options);
             if let Ok(parsed) = parsed {
-                let clear = parsed.flags.to_change().clear | parsed.recursive_flags.to_change().clear;
+                let recursive = parsed.recursive_flags.to_change().clear;
+                let clear = parsed.flags.to_change().clear | recursive;
                 prop_assert_eq!(clear & !libc::MOUNT_ATTR__ATIME, 0);
             }
         }

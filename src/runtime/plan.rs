@@ -1,8 +1,9 @@
-//! The launch plan: everything the node side needs to turn a prepared sandbox into a running process.
+//! The launch plan: everything the node side needs to turn a prepared sandbox into a running
+//! process.
 //!
 //! It is an OCI runtime spec plus the few things that spec lacks, stored as JSON beside the
-//! container's FIFOs, so that it can be printed, compared, and read again by a restarted shim. Whoever
-//! writes a plan has decided everything; whoever runs it decides nothing.
+//! container's FIFOs, so that it can be printed, compared, and read again by a restarted shim.
+//! Whoever writes a plan has decided everything; whoever runs it decides nothing.
 
 use std::path::PathBuf;
 

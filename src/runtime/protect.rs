@@ -77,7 +77,8 @@ mod tests {
     fn the_program_can_run_from_a_file_that_nobody_can_write() {
         alone(|| {
             reexec_read_only().expect("a new process, or the same the second time");
-            // Changing its mode asks the mount alone; opening it for writing would also find it busy.
+            // Changing its mode asks the mount alone; opening it for writing would also find it
+            // busy.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             let changed = std::fs::set_permissions("/proc/self/exe", mode);
             assert_eq!(

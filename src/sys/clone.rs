@@ -34,8 +34,9 @@ impl Drop for NeverReturn {
     }
 }
 
-/// Creates a process that runs `child` and exits with what it returns, in new namespaces of the kinds in `namespaces`, and in the
-/// cgroup v2 directory `cgroup` if there is one. The parent's copy of `child` is dropped.
+/// Creates a process that runs `child` and exits with what it returns, in new namespaces of the
+/// kinds in `namespaces`, and in the cgroup v2 directory `cgroup` if there is one. The parent's
+/// copy of `child` is dropped.
 ///
 /// The child is told whether it is in the cgroup. Where the kernel refuses that (or a seccomp
 /// filter around us knows no clone3, and clone(2) has to do) it is not, and has to move itself.

@@ -96,7 +96,8 @@ impl Root {
     /// Opens the directory at a clean path that has no symlink in it.
     ///
     /// # Errors
-    /// openat2(2)'s: `ELOOP` for a symlink on the way, `ENOTDIR` for one at the end, `EXDEV` for a mount point, `ENOENT`, `ENOTDIR`.
+    /// openat2(2)'s: `ELOOP` for a symlink on the way, `ENOTDIR` for one at the end, `EXDEV` for a
+    /// mount point, `ENOENT`, `ENOTDIR`.
     pub fn open_plain(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
         self.open_below(path, OPEN_DIR)
     }
@@ -125,8 +126,8 @@ impl Root {
     /// Opens the directory at a clean path, following symlinks inside the root.
     ///
     /// `missing` is called for each component that does not exist, with its directory and name; it
-    /// either makes a directory there or gives an error to stop with. A symlink to a place that does
-    /// not exist leads to `missing` too, at the place it points to.
+    /// either makes a directory there or gives an error to stop with. A symlink to a place that
+    /// does not exist leads to `missing` too, at the place it points to.
     ///
     /// # Errors
     /// `ELOOP` after 40 links, `ENOTDIR` for a component that is neither directory nor symlink,

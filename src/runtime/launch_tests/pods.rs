@@ -15,7 +15,8 @@ fn an_exec_joins_the_container_and_exits_with_its_own_code() {
         let running = start(&plan);
         let script = "hostname; ulimit -n; cat /proc/self/oom_score_adj; \
             for n in mnt pid net ipc uts cgroup; do \
-            test $(busybox readlink /proc/1/ns/$n) = $(busybox readlink /proc/self/ns/$n) || echo $n; \
+            test $(busybox readlink /proc/1/ns/$n) = $(busybox readlink /proc/self/ns/$n) \
+            || echo $n; \
             done; busybox grep NoNewPrivs /proc/self/status; pwd; echo $HOME; exit 5";
         let mut inside = exec_plan(&["sh", "-c", script]);
         inside.cwd = "/tmp".into();
