@@ -33,8 +33,8 @@ use super::user::Identity;
 use crate::sys::clone::{self, Child};
 use crate::sys::process::close_all_but;
 
-/// How long a child may take to set itself up. Only a hung file system or a frozen cgroup takes that
-/// long.
+/// How long a child may take to set itself up. Only a hung file system or a frozen cgroup takes
+/// that long.
 pub const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a killed child may take to go.
 const REAP_TIMEOUT: Duration = Duration::from_secs(1);

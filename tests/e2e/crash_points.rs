@@ -123,16 +123,17 @@ impl Life {
             };
             if status.state() == ContainerState::ContainerRunning {
                 let answer = cri.exec(&container.id, &["true"], 10).await;
-                // It may end while we look, and then it is exited, not half there.
+                // It may end while we look, and then it is exited in a moment, not half there.
                 if let Err(error) = answer {
-                    let now = cri
-                        .status(&container.id)
-                        .await
-                        .expect("ContainerStatus")
-                        .state();
-                    let gone = now == ContainerState::ContainerExited;
+                    let gone = appears(BOUND, || async {
+                        match cri.status(&container.id).await {
+                            Ok(now) => now.state() == ContainerState::ContainerExited,
+                            Err(error) => error.code() == tonic::Code::NotFound,
+                        }
+                        .then_some(())
+                    });
                     assert!(
-                        gone,
+                        gone.await.is_some(),
                         "{}: {what}: running and not there: {error}",
                         self.point
                     );

@@ -23,8 +23,8 @@ const REAPED_PER_ROUND: usize = 64;
 const REAPER_WAIT: Duration = Duration::from_secs(2);
 
 impl Shim {
-    /// Reaps children that are dead. They are held, or on their way to that, or orphans that came to
-    /// us as subreaper, or what is left of launches that were given up.
+    /// Reaps children that are dead. They are held, or on their way to that, or orphans that came
+    /// to us as subreaper, or what is left of launches that were given up.
     pub(super) fn reap_children(&mut self) {
         self.reap_again = false;
         for _ in 0..REAPED_PER_ROUND {

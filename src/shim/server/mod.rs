@@ -3,8 +3,8 @@
 //! Two epolls, one inside the other: the outer one has what must be prompt (signals, the daemon,
 //! ends of adopted processes), the inner one every container's output. A round serves all of the
 //! outer one and a bounded piece of the inner one, so no container can delay an exit or a request
-//! by more than a millisecond or two. Nor can a launch: its child sets itself up while the loop goes
-//! on, however long that takes.
+//! by more than a millisecond or two. Nor can a launch: its child sets itself up while the loop
+//! goes on, however long that takes.
 //!
 //! ```text
 //!              ┌────────────── a daemon is connected ◄──────┐

@@ -69,8 +69,8 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
         .map_err(call("make directory", &own_dir))?;
 
     // 1. Leave the starter: fork, new session, working directory `/`. Before everything that
-    // belongs
-    //    to a process (record locks, signal descriptors), and while there is nothing to share.
+    //    belongs to a process (record locks, signal descriptors), and while there is nothing to
+    //    share.
     nix::unistd::daemon(false, true).map_err(|errno| call("fork in", &own_dir)(errno.into()))?;
 
     // 2. Be the only one. A record lock, for a child that does not exec does not inherit it.

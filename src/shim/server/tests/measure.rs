@@ -58,7 +58,10 @@ fn as_the_daemons(plan: &mut LaunchPlan, sandbox: &Path, cgroups: &Cgroups) {
         json!({ "destination": to, "type": "bind", "source": sandbox.join(name),
             "options": ["rbind", "rprivate", "rw"] })
     };
-    let new = |kind: &str, to: &str, options: &[&str]| json!({ "destination": to, "type": kind, "source": kind, "options": options });
+    let new = |kind: &str, to: &str, options: &[&str]| {
+        let source = kind;
+        json!({ "destination": to, "type": kind, "source": source, "options": options })
+    };
     let mounts = [
         new("proc", "/proc", &kernel),
         new(
