@@ -71,8 +71,8 @@ fn state_argument(pid: i32) -> Option<String> {
     arguments.next()
 }
 
-/// Whether a process is the daemon's on the daemon's own state: itself, or its shim, which runs from a
-/// mount of its own and so under another path.
+/// Whether a process is the daemon's on the daemon's own state: itself, or its shim, which runs
+/// from a mount of its own and so under another path.
 fn is_sibling(pid: i32, daemon: i32, state: Option<&str>) -> bool {
     let arguments = command_line(pid);
     let role = arguments.get(1).map(String::as_str);

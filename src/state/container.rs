@@ -81,7 +81,8 @@ struct Row {
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
-     c.stop_at, c.state, c.pid, c.pid_start, c.runs_as, c.started_at, c.exited_at, c.exit_code, c.reason,
+     c.stop_at, c.state, c.pid, c.pid_start, c.runs_as,
+     c.started_at, c.exited_at, c.exit_code, c.reason,
      c.error, c.signalled_at, c.released,
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state
