@@ -133,7 +133,7 @@ fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
     let own_network = spec.network == NamespaceMode::Pod;
-    let hostname = sandbox_files::hostname(sandbox);
+    let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
     network::ensure_namespaces(&NamespaceSpec {
         dir: &dir.join("ns"),

@@ -12,20 +12,6 @@ use crate::lifecycle::spec::NamespaceMode;
 use crate::network;
 use crate::state::sandbox::Sandbox;
 
-/// The name a sandbox has: the wished one, the node's with the node's network, else its short id.
-pub(super) fn hostname(sandbox: &Sandbox) -> String {
-    if !sandbox.spec.hostname.is_empty() {
-        return sandbox.spec.hostname.clone();
-    }
-    if sandbox.spec.network == NamespaceMode::Node {
-        return rustix::system::uname()
-            .nodename()
-            .to_string_lossy()
-            .into_owned();
-    }
-    sandbox.id.short().to_owned()
-}
-
 /// Writes the three files; writing them again gives the same.
 pub(super) fn write(
     back: &Back,
@@ -33,7 +19,7 @@ pub(super) fn write(
     address: Option<Ipv4Addr>,
 ) -> Result<(), ReconcileError> {
     let dir = back.paths.sandbox(&sandbox.id);
-    let hostname = hostname(sandbox);
+    let hostname = sandbox.hostname();
     let resolv_conf = match &sandbox.spec.dns {
         Some(spec) => network::render_resolv_conf(&spec.servers, &spec.searches, &spec.options)?,
         None => network::read_node_resolv_conf(Path::new("/"))?,

@@ -10,7 +10,7 @@ use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::sandbox::{Desired, State, admit};
-use crate::lifecycle::spec::SandboxSpec;
+use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::lifecycle::{Impossible, Verdict};
 
 /// A sandbox as the database knows it.
@@ -32,6 +32,22 @@ pub struct Sandbox {
     pub address: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+impl Sandbox {
+    /// The name its containers see: the wished one, the node's with the node's network, else its
+    /// short id.
+    #[must_use]
+    pub fn hostname(&self) -> String {
+        if !self.spec.hostname.is_empty() {
+            return self.spec.hostname.clone();
+        }
+        if self.spec.network == NamespaceMode::Node {
+            let node = rustix::system::uname();
+            return node.nodename().to_string_lossy().into_owned();
+        }
+        self.id.short().to_owned()
+    }
 }
 
 #[derive(FromRow)]

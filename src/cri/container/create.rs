@@ -44,7 +44,7 @@ pub(in crate::cri) async fn create(
         id: spec.image.clone(),
     })?;
     name_image(&mut spec, &image);
-    spec.process = process::resolve(&image.spec, &spec, &hostname(&sandbox))
+    spec.process = process::resolve(&image.spec, &spec, &sandbox.hostname())
         .map_err(|error| CallError::invalid("config.command", error.to_string()))?;
     let id = ContainerId::random();
     let new = NewContainer {
@@ -133,16 +133,4 @@ fn name_image(spec: &mut ContainerSpec, image: &Image) {
     spec.image_name = named.unwrap_or(&spec.image).clone();
     // What PullImage answers, as the interface demands of both.
     spec.image_ref = image.id.clone();
-}
-
-/// The host name a container of this sandbox sees.
-fn hostname(sandbox: &Sandbox) -> String {
-    if !sandbox.spec.hostname.is_empty() {
-        return sandbox.spec.hostname.clone();
-    }
-    if sandbox.spec.network == NamespaceMode::Node {
-        let node = rustix::system::uname();
-        return node.nodename().to_string_lossy().into_owned();
-    }
-    sandbox.id.short().to_owned()
 }

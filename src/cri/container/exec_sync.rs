@@ -12,8 +12,6 @@ use super::leaf::Leaf;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};
 use crate::id::ContainerId;
-use crate::lifecycle::Impossible;
-use crate::lifecycle::container::State;
 use crate::proto::cri as v1;
 use crate::runtime::plan::{ExecPlan, LaunchPlan};
 use crate::shim::client::ShimClientError;
@@ -39,24 +37,11 @@ pub(in crate::cri) async fn exec_sync(
     if request.timeout < 0 {
         return Err(CallError::invalid("timeout", "is negative"));
     }
+    let to = "host of a command";
+    let because = "only a running container can execute one";
     let id = front
-        .find_container("container_id", request.container_id)
+        .running_container(request.container_id, to, because)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
-    let container = front.store.container(&id).await?;
-    let container = container.ok_or_else(|| CallError::NotFound {
-        noun: "container",
-        id: id.to_string(),
-    })?;
-    if container.state != State::Running {
-        return Err(CallError::Impossible(Impossible {
-            noun: "container",
-            id: id.to_string(),
-            from: container.state.as_str(),
-            to: "host of a command",
-            because: "only a running container can execute one",
-        }));
-    }
     let command = args.join(" ").chars().take(COMMAND_SHOWN).collect();
     let plan = exec_plan(&front, &id, args).await?;
     let patience = match u64::try_from(request.timeout) {

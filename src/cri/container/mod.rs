@@ -13,3 +13,37 @@ pub mod stats;
 pub mod status;
 pub mod stop;
 mod view;
+
+use super::{CallError, Front};
+use crate::id::ContainerId;
+use crate::lifecycle::Impossible;
+use crate::lifecycle::container::State;
+
+impl Front {
+    /// Finds a container for a session with its process; only a running one has it.
+    async fn running_container(
+        &self,
+        id: String,
+        to: &'static str,
+        because: &'static str,
+    ) -> Result<ContainerId, CallError> {
+        let id = self.find_container("container_id", id).await?;
+        tracing::Span::current().record("id", id.as_str());
+        let container = self.store.container(&id).await?;
+        let found = container.map(|container| container.state);
+        match found {
+            Some(State::Running) => Ok(id),
+            Some(state) => Err(CallError::Impossible(Impossible {
+                noun: "container",
+                id: id.to_string(),
+                from: state.as_str(),
+                to,
+                because,
+            })),
+            None => Err(CallError::NotFound {
+                noun: "container",
+                id: id.to_string(),
+            }),
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! From `LinuxContainerSecurityContext` to [`Security`].
 
-use crate::cri::sandbox::wants_user_namespace;
+use crate::cri::sandbox::{pod_or_node, wants_user_namespace};
 use crate::cri::{CallError, validate};
 use crate::id::ContainerId;
 use crate::lifecycle::spec::{NamespaceMode, Security};
@@ -115,13 +115,5 @@ fn pid(field: &str, options: &v1::NamespaceOption) -> Result<NamespaceMode, Call
             Ok(NamespaceMode::Target(target.into()))
         }
         _ => pod_or_node(&format!("{field}.pid"), options.pid),
-    }
-}
-
-fn pod_or_node(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
-    match v1::NamespaceMode::try_from(mode) {
-        Ok(v1::NamespaceMode::Pod) => Ok(NamespaceMode::Pod),
-        Ok(v1::NamespaceMode::Node) => Ok(NamespaceMode::Node),
-        _ => Err(CallError::invalid(field, "is neither POD nor NODE")),
     }
 }

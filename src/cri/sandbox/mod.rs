@@ -8,4 +8,4 @@ pub mod status;
 pub mod stop;
 mod view;
 
-pub(in crate::cri) use spec::{check_config, wants_user_namespace};
+pub(in crate::cri) use spec::{check_config, pod_or_node, wants_user_namespace};

@@ -164,7 +164,8 @@ fn sysctls(field: &str, value: Map) -> Result<Map, CallError> {
     Ok(value)
 }
 
-fn pod_or_node(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
+/// A mode that is either the pod's or the node's.
+pub(in crate::cri) fn pod_or_node(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
     match v1::NamespaceMode::try_from(mode) {
         Ok(v1::NamespaceMode::Pod) => Ok(NamespaceMode::Pod),
         Ok(v1::NamespaceMode::Node) => Ok(NamespaceMode::Node),
