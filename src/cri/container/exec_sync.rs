@@ -189,8 +189,8 @@ async fn read_to_end(from: &mut pipe::Receiver, kept: &mut Vec<u8>) {
     }
 }
 
-/// Reads what is there, without waiting. Past tokio, whose `try_read` believes that nothing is there
-/// until its own loop has heard of it; the descriptor does not block.
+/// Reads what is there, without waiting. Past tokio, whose `try_read` believes that nothing is
+/// there until its own loop has heard of it; the descriptor does not block.
 fn read_ready(from: &pipe::Receiver, kept: &mut Vec<u8>) {
     let mut buffer = vec![0; 64 * 1024];
     // A pipe holds at most this much; whoever goes on writing does not hold us up.
