@@ -13,5 +13,13 @@ pub(super) async fn run(state: &Path) -> anyhow::Result<()> {
     println!("endpoint  {}", info.endpoint);
     println!("root      {}", info.root);
     println!("state     {}", info.state);
+    for (name, text) in [
+        ("rebuilt", info.last_rebuild),
+        ("trouble", info.storage_problem),
+    ] {
+        if !text.is_empty() {
+            println!("{name:9} {text}");
+        }
+    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use tonic::{Code, Status};
 
 use crate::lifecycle::Impossible;
-use crate::state::StateError;
+use crate::state::{Fault, StateError};
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +118,11 @@ impl CallError {
             Self::State(StateError::Begin { .. } | StateError::Closed) | Self::NoShim => {
                 Code::Unavailable
             }
-            Self::State(_) => Code::Internal,
+            Self::State(error) => match error.fault() {
+                Some(Fault::Full) => Code::ResourceExhausted,
+                Some(_) => Code::Unavailable,
+                None => Code::Internal,
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
 
+mod database;
 mod listen;
 
 use std::path::{Path, PathBuf};
@@ -25,10 +26,11 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, monitor, records, recovery, sampler, shim_link, sweep,
+    worker,
 };
 use crate::state::health::Report;
-use crate::state::{Store, now_ns};
+use crate::state::now_ns;
 
 pub use listen::Endpoint;
 use listen::{Lock, bind, bind_admin};
@@ -133,7 +135,12 @@ async fn start(
     tasks: &mut JoinSet<()>,
     stopped: &watch::Receiver<bool>,
 ) -> anyhow::Result<(Front, Back)> {
-    let (store, desired, observed) = Store::open(&paths.root.join("quilt.db")).await?;
+    let database::Opened {
+        store,
+        desired,
+        observed,
+        loss,
+    } = database::open(paths).await?;
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
         make_directory(&dir)?;
     }
@@ -157,9 +164,13 @@ async fn start(
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
+        image_records: tokio::sync::Notify::new(),
     });
-    recovery::prepare(&back).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
+    if let Some(loss) = loss {
+        database::rebuild(&back, &executable, &loss).await?;
+    }
+    recovery::prepare(&back).await?;
     let link = shim_link::Link {
         executable,
         shim,
@@ -178,6 +189,9 @@ async fn start(
     sweep::run(&back).await;
     tasks.spawn(worker::run(back.clone(), stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(records::run(back.clone(), stopped.clone()));
+    let history = store.clone();
+    tasks.spawn(async move { history.check_history().await });
     let front = Front::new(
         store,
         desired,

@@ -6,6 +6,7 @@ pub mod capability;
 pub mod container;
 pub mod digest;
 pub mod process;
+pub mod record;
 pub mod reference;
 pub mod sandbox;
 pub mod signal;

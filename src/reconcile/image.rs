@@ -60,6 +60,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             back.observed
                 .image_present(new, Some(reference.to_owned()), done)
                 .await?;
+            back.image_records.notify_one();
         }
         Err(error) if error.is_passing() => return Err(error),
         Err(error) => {
@@ -208,6 +209,7 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
 /// Deletes an image that nobody wants.
 pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
     back.observed.image_removed(id.to_owned()).await?;
+    back.image_records.notify_one();
     Ok(Outcome::Done)
 }
 
@@ -262,6 +264,7 @@ async fn import_archive(
             stages: stages.finish(),
         };
         back.observed.image_present(new, None, done).await?;
+        back.image_records.notify_one();
         imported.push((id, names.iter().map(Reference::to_string).collect()));
     }
     Ok(imported)

@@ -13,6 +13,8 @@ mod image;
 pub mod monitor;
 mod mounts;
 mod processes;
+mod rebuild;
+pub mod records;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;
@@ -34,6 +36,7 @@ use crate::state::{ObservedWriter, Store};
 pub use error::ReconcileError;
 pub use image::import;
 pub use processes::Processes;
+pub use rebuild::{Loss, rebuild};
 
 /// What every reconciler works with. Cheap to clone.
 #[derive(Clone)]
@@ -61,6 +64,8 @@ pub struct Parts {
     pub cgroup_root: CgroupPath,
     /// Which boot of the node this is.
     pub boot_id: String,
+    /// Told when an image has come or gone, for its record.
+    pub image_records: tokio::sync::Notify,
 }
 
 /// Where things are.

@@ -97,14 +97,17 @@ async fn hear_journal(
     }
 }
 
-/// Passes exits on until the shim is gone. An exit that cannot be recorded is not acknowledged: the
-/// shim tells of it again when we connect again.
+/// Passes exits on until the shim is gone. One that cannot be recorded because the database cannot
+/// be written is tried again until it can; those behind it wait, for they come in order, and the
+/// shim keeps them all.
 async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
     while let Some(ShimEvent::Exited(record)) = events.recv().await {
-        let id = record.id.to_string();
-        if let Err(error) = monitor::exited(back, client, record).await {
-            let error = error.full_text();
-            tracing::error!(id, error, "cannot record an exit");
+        let mut retry = monitor::Retry::default();
+        while let Err(error) = monitor::exited(back, client, record.clone()).await {
+            // A shim that is gone is replaced by one that tells of it again.
+            if events.is_closed() || !retry.pause(&record.id, &error).await {
+                break;
+            }
         }
     }
 }

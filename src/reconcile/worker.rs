@@ -9,12 +9,16 @@ use tokio::task::JoinSet;
 use super::{Back, cleanup, container, image, sandbox};
 use crate::id::ObjectKey;
 use crate::state::job::Outcome;
-use crate::state::now_ns;
+use crate::state::{StateError, now_ns};
 
 /// Keys looked at side by side.
 const WORKERS: usize = 32;
 /// Longest pause without a look at the queue, should a wake-up ever be missed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// First pause before a job is put down again, doubled up to the longest.
+const PUT_DOWN_PAUSE: Duration = Duration::from_millis(100);
+const PUT_DOWN_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// Runs until `stop` turns true, then waits for the steps under way.
 pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
@@ -82,7 +86,14 @@ async fn look(back: &Back, key: ObjectKey) {
         tracing::warn!(%key, error = text, "a step failed; it is tried again");
         Outcome::Failed(text)
     });
-    if let Err(error) = back.observed.finish_job(key.clone(), outcome).await {
-        tracing::error!(%key, %error, "cannot put a job down");
+    let mut pause = PUT_DOWN_PAUSE;
+    // A job that is not put down is looked at by nobody again.
+    while let Err(error) = back.observed.finish_job(key.clone(), outcome.clone()).await {
+        if matches!(error, StateError::Closed) {
+            return;
+        }
+        tracing::error!(%key, %error, "cannot put a job down; trying again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PUT_DOWN_PAUSE_MAX);
     }
 }

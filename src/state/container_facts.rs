@@ -267,7 +267,7 @@ impl ObservedWriter {
 }
 
 impl Tx {
-    async fn monitor(
+    pub(super) async fn monitor(
         &mut self,
         id: &ContainerId,
         pid: i32,

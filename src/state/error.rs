@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::storage::Fault;
+
 /// A failed read or write of state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -12,6 +14,14 @@ pub enum StateError {
         path: PathBuf,
         /// SQLite's answer.
         source: sqlx::Error,
+    },
+    /// A damaged file, or the mark beside it, could not be moved out of the way.
+    #[error("cannot move {} out of the way", path.display())]
+    SetAside {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
     },
     /// The schema could not be brought up to date.
     #[error("cannot bring the schema of {} up to date", path.display())]
@@ -42,6 +52,18 @@ pub enum StateError {
     /// The transaction could not be committed; nothing of it was kept.
     #[error("database: cannot commit: {why}")]
     Commit {
+        /// SQLite's answer; several writes share it, so it is text.
+        why: String,
+    },
+    /// The file cannot be written now; nothing of the operation was kept.
+    #[error("cannot {operation}: the database {} cannot be written: {fault} ({why})", path.display())]
+    Storage {
+        /// What was being done.
+        operation: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: Fault,
         /// SQLite's answer; several writes share it, so it is text.
         why: String,
     },
@@ -77,6 +99,18 @@ pub enum StateError {
     /// The writer has ended: the daemon is going down.
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl StateError {
+    /// What the error says of the database's file; `None` when it is about something else.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Storage { fault, .. } => Some(*fault),
+            Self::Open { source, .. } | Self::Database { source, .. } => Fault::of(source),
+            _ => None,
+        }
+    }
 }
 
 /// Turns SQLite's error into one that says what was being done.

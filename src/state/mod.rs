@@ -8,6 +8,7 @@
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
+mod copy;
 pub mod error;
 pub mod event;
 pub mod health;
@@ -15,12 +16,16 @@ pub mod image;
 pub mod job;
 pub mod network;
 pub mod node;
+pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod rebuild;
+pub mod salvage;
 pub mod sample;
 pub mod sandbox;
 pub mod snapshot;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub mod wake;
@@ -38,9 +43,11 @@ use sqlx::sqlite::{
 };
 
 pub use error::StateError;
+pub use storage::Fault;
 pub use writer::{DesiredWriter, ObservedWriter};
 
 use progress::Progress;
+use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
@@ -50,6 +57,9 @@ const READERS: u32 = 4;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the database mapped into memory.
 const MMAP_BYTES: &str = "268435456";
+
+/// The schema, version by version.
+static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("src/state/migrations");
 
 /// Nanoseconds since 1970 UTC.
 #[must_use]
@@ -64,6 +74,7 @@ pub fn now_ns() -> i64 {
 #[derive(Clone)]
 pub struct Store {
     readers: SqlitePool,
+    storage: Arc<Storage>,
     wakes: Arc<Wakes>,
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
@@ -96,7 +107,7 @@ impl Store {
         let mut connection = sqlx::ConnectOptions::connect(&options)
             .await
             .map_err(opening)?;
-        sqlx::migrate!("src/state/migrations")
+        MIGRATIONS
             .run(&mut connection)
             .await
             .map_err(|source| StateError::Migrate {
@@ -112,15 +123,23 @@ impl Store {
             .await
             .map_err(opening)?;
         let wakes = Arc::new(Wakes::default());
-        let writer = Writer::start(connection, Arc::clone(&wakes));
+        let storage = Arc::new(Storage::new(path));
+        let writer = Writer::start(connection, Arc::clone(&wakes), Arc::clone(&storage));
         let store = Self {
             readers,
+            storage,
             wakes,
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
         };
         Ok((store, DesiredWriter(writer.clone()), ObservedWriter(writer)))
+    }
+
+    /// Why the database cannot be written just now; `None` when it can.
+    #[must_use]
+    pub fn storage_problem(&self) -> Option<String> {
+        self.storage.problem()
     }
 
     /// Wake-ups: told after each commit which objects it touched.

@@ -6,6 +6,10 @@ use super::{DesiredWriter, StateError, Store, now_ns};
 
 /// The last address given out.
 pub(super) const LAST_ADDRESS: &str = "last_address";
+/// When the last trial write of a file in trouble was committed.
+pub(super) const LAST_TRIAL: &str = "last_trial";
+/// What the last rebuild of the database brought back and what was lost.
+pub const LAST_REBUILD: &str = "last_rebuild";
 /// The pod range that kubelet told us.
 pub const POD_CIDR: &str = "pod_cidr";
 

@@ -11,9 +11,11 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::StateError;
 use super::error::is_busy;
+use super::storage::{Fault, Storage, TRIAL_EVERY};
 use super::wake::Wakes;
 use crate::id::ObjectKey;
 
@@ -51,6 +53,21 @@ impl Tx {
     pub(super) fn queued(&mut self) {
         self.queued = true;
     }
+
+    /// A statement about the transaction itself.
+    pub(super) async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(sql)
+            .execute(&mut self.connection)
+            .await
+            .map(drop)
+    }
+
+    /// Gives the running transaction up, if there is still one, and what it would have woken.
+    pub(super) async fn abandon(&mut self) {
+        self.touched.clear();
+        // SQLite may have rolled back by itself; then this fails, and all is well.
+        let _none_running = self.execute("ROLLBACK").await;
+    }
 }
 
 type Outcome = Box<dyn FnOnce(Result<(), StateError>) + Send>;
@@ -60,6 +77,8 @@ type Operation =
 /// What a write left behind, before the commit.
 struct Applied {
     keep: bool,
+    /// The file failed under it: the transaction may be gone.
+    fault: Option<Fault>,
     outcome: Outcome,
 }
 
@@ -72,14 +91,19 @@ struct Request {
 #[derive(Clone)]
 pub(super) struct Writer {
     requests: mpsc::Sender<Request>,
+    storage: Arc<Storage>,
 }
 
 impl Writer {
     /// Starts the task that owns the connection; it ends when every handle is gone.
-    pub(super) fn start(connection: SqliteConnection, wakes: Arc<Wakes>) -> Self {
+    pub(super) fn start(
+        connection: SqliteConnection,
+        wakes: Arc<Wakes>,
+        storage: Arc<Storage>,
+    ) -> Self {
         let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(connection, queue, wakes));
-        Self { requests }
+        tokio::spawn(run(connection, queue, wakes, Arc::clone(&storage)));
+        Self { requests, storage }
     }
 
     /// Runs `write` in a transaction and returns its result once that is committed.
@@ -89,18 +113,26 @@ impl Writer {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let storage = Arc::clone(&self.storage);
         let operation: Operation = Box::new(move |tx| {
             Box::pin(async move {
                 let result = match tx {
-                    Ok(tx) => write(tx).await,
+                    Ok(tx) => write(tx)
+                        .await
+                        .map_err(|error| storage.explain(name, error)),
                     Err(error) => Err(error),
                 };
                 let keep = result.is_ok();
+                let fault = result.as_ref().err().and_then(StateError::fault);
                 let outcome: Outcome = Box::new(move |committed| {
                     // Nobody may be waiting any more; the write stands all the same.
                     let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
                 });
-                Applied { keep, outcome }
+                Applied {
+                    keep,
+                    fault,
+                    outcome,
+                }
             })
         });
         let request = Request { name, operation };
@@ -112,15 +144,30 @@ impl Writer {
     }
 }
 
-async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
+async fn run(
+    connection: SqliteConnection,
+    mut queue: mpsc::Receiver<Request>,
+    wakes: Arc<Wakes>,
+    storage: Arc<Storage>,
+) {
     let mut tx = Tx {
         connection,
         touched: HashSet::new(),
         queued: false,
     };
     let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        commit_batch(&mut tx, &mut batch).await;
+    let mut next_trial = Instant::now();
+    loop {
+        tokio::select! {
+            received = queue.recv_many(&mut batch, BATCH) => match received {
+                0 => break,
+                _ => commit_batch(&mut tx, &mut batch, &storage).await,
+            },
+            () = tokio::time::sleep_until(next_trial), if storage.may_recover() => {
+                storage.try_again(&mut tx).await;
+                next_trial = Instant::now() + TRIAL_EVERY;
+            }
+        }
         for key in tx.touched.drain() {
             wakes.wake(&key);
         }
@@ -134,59 +181,88 @@ async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, w
 }
 
 /// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
+async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, storage: &Storage) {
     if let Err((attempts, error)) = begin(tx).await {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
+        let fault = Fault::of(&error);
         for request in batch.drain(..) {
-            let why = error.to_string();
-            let error = StateError::Begin {
-                operation: request.name,
-                attempts,
-                why,
+            let (operation, why) = (request.name, error.to_string());
+            let error = match fault {
+                Some(fault) => storage.failed(operation, fault, why),
+                None => StateError::Begin {
+                    operation,
+                    attempts,
+                    why,
+                },
             };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
         return;
     }
+    let mut applied = Vec::with_capacity(batch.len());
+    let fault = apply(tx, batch, storage, &mut applied).await;
+    let kept = applied.iter().any(|(_, applied)| applied.keep);
+    let committed = match fault {
+        // SQLite may have rolled back by itself, and what follows would be outside of any
+        // transaction: nothing of this batch is kept.
+        Some(fault) => Err((Some(fault), "the transaction was given up".to_owned())),
+        None => execute(tx, if kept { "COMMIT" } else { "ROLLBACK" })
+            .await
+            .map_err(|error| (Fault::of(&error), error.to_string())),
+    };
+    if committed.is_err() {
+        tx.abandon().await;
+    }
+    for (operation, applied) in applied {
+        (applied.outcome)(match &committed {
+            Ok(()) => Ok(()),
+            Err((Some(fault), why)) => Err(storage.failed(operation, *fault, why.clone())),
+            Err((None, why)) => Err(StateError::Commit { why: why.clone() }),
+        });
+    }
+}
+
+/// Applies each request of a batch; ends early when the file fails under one, and then answers the
+/// rest without having tried.
+async fn apply(
+    tx: &mut Tx,
+    batch: &mut Vec<Request>,
+    storage: &Storage,
+    applied: &mut Vec<(&'static str, Applied)>,
+) -> Option<Fault> {
     let single = batch.len() == 1;
-    let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
-    let mut kept = false;
+    let mut fault = None;
     for request in batch.drain(..) {
+        if let Some(fault) = fault {
+            let why = "the write before it failed".to_owned();
+            let untried = storage.failed(request.name, fault, why);
+            let outcome = (request.operation)(Err(untried)).await;
+            applied.push((request.name, outcome));
+            continue;
+        }
         if !single && let Err(error) = execute(tx, "SAVEPOINT one").await {
             tracing::error!(%error, "cannot set a savepoint");
         }
-        let applied = (request.operation)(Ok(&mut *tx)).await;
-        kept |= applied.keep;
-        if !single {
-            let end = if applied.keep {
+        let one = (request.operation)(Ok(&mut *tx)).await;
+        fault = one.fault;
+        if !single && fault.is_none() {
+            let end = if one.keep {
                 "RELEASE one"
             } else {
                 "ROLLBACK TO one; RELEASE one"
             };
             if let Err(error) = execute(tx, end).await {
                 tracing::error!(%error, "cannot end a savepoint");
+                fault = Fault::of(&error);
             }
         }
-        outcomes.push(applied.outcome);
+        applied.push((request.name, one));
     }
-    let end = if kept { "COMMIT" } else { "ROLLBACK" };
-    let committed = execute(tx, end).await;
-    if committed.is_err() {
-        tx.touched.clear();
-        let _ = execute(tx, "ROLLBACK").await;
-    }
-    for outcome in outcomes {
-        outcome(match &committed {
-            Ok(()) => Ok(()),
-            Err(error) => Err(StateError::Commit {
-                why: error.to_string(),
-            }),
-        });
-    }
+    fault
 }
 
 async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::query(sql).execute(&mut tx.connection).await.map(drop)
+    tx.execute(sql).await
 }
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an

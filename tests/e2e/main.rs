@@ -17,6 +17,7 @@ mod kubelet_traffic;
 mod limits;
 mod log;
 mod network;
+mod recovery;
 mod restart;
 mod sandbox;
 mod support;
