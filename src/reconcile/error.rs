@@ -46,6 +46,9 @@ pub enum ReconcileError {
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]
     Plan(String),
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Fault),
     /// The shim is away; it is being started anew.
     #[error("the shim is not connected")]
     NoShim,
@@ -88,5 +91,9 @@ impl ReconcileError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::State(_) | Self::NoShim | Self::Panicked)
             || matches!(self, Self::Shim(error) if error.is_passing())
+            || matches!(
+                self,
+                Self::Fault(fault) | Self::Layer(LayerError::Fault(fault)) if fault.is_passing()
+            )
     }
 }
