@@ -30,5 +30,6 @@ pub mod shim;
 pub mod crash;
 pub mod engine;
 pub mod id;
+pub mod metrics;
 pub mod proto;
 pub mod sys;
