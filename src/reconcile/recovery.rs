@@ -4,18 +4,19 @@ use std::collections::HashMap;
 
 use super::processes::Handle;
 use super::{Back, ReconcileError, processes};
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
 use crate::shim::protocol::ProcessKind;
 
-/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`). In a debug build a test
-/// can say that it is another (`QUILT_BOOT_ID`).
+/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`). In a build with fault points a
+/// test can say that it is another (`QUILT_BOOT_ID`).
 ///
 /// # Errors
 /// When the kernel does not tell.
 pub fn boot_id() -> Result<String, ReconcileError> {
-    #[cfg(debug_assertions)]
+    #[cfg(feature = "fault-points")]
     if let Ok(other) = std::env::var("QUILT_BOOT_ID") {
         return Ok(other);
     }
@@ -30,6 +31,7 @@ pub fn boot_id() -> Result<String, ReconcileError> {
 /// # Errors
 /// When the database fails.
 pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
+    fault::point("recovery.begun").await?;
     let forgotten = back
         .observed
         .forget_other_boots(back.boot_id.clone())
@@ -40,8 +42,11 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
             "the node was started anew: they are down"
         );
     }
+    fault::point("recovery.boots_forgotten").await?;
     back.observed.reclaim_jobs().await?;
+    fault::point("recovery.jobs_reclaimed").await?;
     back.observed.import_ends().await?;
+    fault::point("recovery.imports_ended").await?;
     let mut keys = Vec::new();
     keys.extend(
         back.store
@@ -80,7 +85,7 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
     );
     tracing::info!(objects = keys.len(), "recovered");
     back.observed.enqueue(keys).await?;
-    Ok(())
+    Ok(fault::point("recovery.queued").await?)
 }
 
 /// Tells a newly connected shim what it may not know, and takes handles on what lives. Returns the
@@ -97,6 +102,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .into_iter()
         .map(|item| (item.id.to_string(), item))
         .collect();
+    fault::point("shim.listed").await?;
     for container in back.store.all_containers().await? {
         if !may_live(container.state) {
             continue;
@@ -121,6 +127,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
                     terminal,
                 })
                 .await?;
+                fault::point("shim.adopted").await?;
                 hold(back, shim, id, pid, start).await;
             }
             // A launch that never came to a process: its job looks after it.

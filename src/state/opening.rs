@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 
-use super::storage::Fault;
+use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
@@ -144,7 +144,7 @@ async fn find(path: &Path) -> Found {
     match check(path, size).await {
         Ok(complaints) if complaints.is_empty() => Found::Sound,
         Ok(complaints) => Found::Damaged(complaints.join("; ")),
-        Err(error) if Fault::of(&error) == Some(Fault::Damaged) => {
+        Err(error) if Trouble::of(&error) == Some(Trouble::Damaged) => {
             Found::Damaged(error.to_string())
         }
         Err(error) => unusable(path, &error.to_string()),
@@ -246,7 +246,9 @@ impl Store {
             };
             let complaints = match checked.await {
                 Ok(complaints) => complaints,
-                Err(error) if Fault::of(&error) == Some(Fault::Damaged) => vec![error.to_string()],
+                Err(error) if Trouble::of(&error) == Some(Trouble::Damaged) => {
+                    vec![error.to_string()]
+                }
                 Err(error) => {
                     tracing::warn!(table, %error, "cannot check a table");
                     continue;
@@ -257,7 +259,7 @@ impl Store {
                 // The error is remembered; there is nobody to hand it to.
                 let _error = self
                     .storage
-                    .failed("check the history", Fault::Damaged, why);
+                    .failed("check the history", Trouble::Damaged, why);
             }
         }
     }

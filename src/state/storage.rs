@@ -29,7 +29,7 @@ const ROOM_BYTES: u64 = 1024 * 1024;
 
 /// Why the file cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
+pub enum Trouble {
     /// No space is left (SQLITE_FULL).
     Full,
     /// The file or its file system is read-only (SQLITE_READONLY).
@@ -40,7 +40,7 @@ pub enum Fault {
     Damaged,
 }
 
-impl Fault {
+impl Trouble {
     /// What SQLite's error says of the file; `None` when it is about something else.
     pub(super) fn of(error: &sqlx::Error) -> Option<Self> {
         let code = error.as_database_error().and_then(|e| e.code())?;
@@ -72,7 +72,7 @@ impl Fault {
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.advice())
     }
@@ -81,7 +81,7 @@ impl std::fmt::Display for Fault {
 /// The file that is written, and whether it can be.
 pub(super) struct Storage {
     path: PathBuf,
-    trouble: watch::Sender<Option<(Fault, String)>>,
+    trouble: watch::Sender<Option<(Trouble, String)>>,
 }
 
 impl Storage {
@@ -104,44 +104,45 @@ impl Storage {
         let trouble = self.trouble.borrow();
         trouble
             .as_ref()
-            .is_some_and(|(fault, _)| *fault != Fault::Damaged)
+            .is_some_and(|(trouble, _)| *trouble != Trouble::Damaged)
     }
 
     /// Names the file in an error that is about the file, and remembers what is wrong with it.
-    pub(super) fn explain(&self, operation: &'static str, error: StateError) -> StateError {
+    pub(super) fn explain(&self, error: StateError) -> StateError {
         match error {
-            StateError::Database { operation, source } => match Fault::of(&source) {
-                Some(fault) => self.failed(operation, fault, source.to_string()),
+            StateError::Database { operation, source } => match Trouble::of(&source) {
+                Some(trouble) => self.failed(operation, trouble, source.to_string()),
                 None => StateError::Database { operation, source },
             },
-            StateError::Storage { .. } => error,
-            error => {
-                tracing::trace!(operation, "not about the file");
-                error
-            }
+            error => error,
         }
     }
 
     /// The same for a statement of the transaction itself.
-    pub(super) fn failed(&self, operation: &'static str, fault: Fault, why: String) -> StateError {
+    pub(super) fn failed(
+        &self,
+        operation: &'static str,
+        trouble: Trouble,
+        why: String,
+    ) -> StateError {
         let error = StateError::Storage {
             operation,
             path: self.path.clone(),
-            fault,
+            trouble,
             why,
         };
         let text = error.to_string();
-        self.trouble.send_if_modified(|trouble| {
-            let known = trouble.as_ref().map(|(fault, _)| *fault);
+        self.trouble.send_if_modified(|present| {
+            let known = present.as_ref().map(|(known, _)| *known);
             // Damage is the worst that can be said, and stays said.
-            if known == Some(fault) || known == Some(Fault::Damaged) {
+            if known == Some(trouble) || known == Some(Trouble::Damaged) {
                 return false;
             }
             tracing::error!(error = text, "the database cannot be written");
-            *trouble = Some((fault, text.clone()));
+            *present = Some((trouble, text.clone()));
             true
         });
-        if fault == Fault::Damaged {
+        if trouble == Trouble::Damaged {
             Mark::of(&self.path).leave(&text);
         }
         error
@@ -187,31 +188,4 @@ async fn trial(tx: &mut Tx) -> Result<(), StateError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn damage_is_not_forgotten_for_a_full_disk() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("quilt.db");
-        let storage = Storage::new(&path);
-        assert_eq!(storage.problem(), None);
-        let error = storage.failed(
-            "record a pod",
-            Fault::Full,
-            "database or disk is full".into(),
-        );
-        let text = error.to_string();
-        assert!(
-            text.contains("record a pod") && text.contains("quilt.db"),
-            "{text}"
-        );
-        assert!(text.contains("free some space"), "{text}");
-        assert!(storage.may_recover());
-        let _error = storage.failed("record a pod", Fault::Damaged, "malformed".into());
-        let _error = storage.failed("record a pod", Fault::Full, "full".into());
-        assert!(!storage.may_recover());
-        assert!(storage.problem().expect("a problem").contains("restart"));
-        assert!(Mark::of(&path).read().is_some(), "the next start knows");
-    }
-}
+mod tests;

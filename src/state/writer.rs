@@ -6,27 +6,29 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::sleep_until;
 
 use super::StateError;
-use super::error::is_busy;
-use super::storage::{Fault, Storage, TRIAL_EVERY};
+use super::checkpoint::checkpoint;
+use super::error::outcome;
+use super::retry::Retry;
+use super::storage::{Storage, TRIAL_EVERY, Trouble};
 use super::wake::Wakes;
+use crate::fault;
 use crate::id::ObjectKey;
+use crate::metrics::Metrics;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
 const QUEUE: usize = 1024;
 /// Writes committed together at most.
 const BATCH: usize = 64;
-/// Tries when another process holds the lock, and the first pause between them.
-const BUSY_ATTEMPTS: u32 = 5;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
-const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Transactions after which the log is moved into the database file: some megabytes.
+const CHECKPOINT_EVERY: u32 = 256;
 
 /// The front's pen: wishes and the jobs that follow from them.
 #[derive(Clone)]
@@ -78,7 +80,7 @@ type Operation =
 struct Applied {
     keep: bool,
     /// The file failed under it: the transaction may be gone.
-    fault: Option<Fault>,
+    trouble: Option<Trouble>,
     outcome: Outcome,
 }
 
@@ -87,23 +89,66 @@ struct Request {
     operation: Operation,
 }
 
+enum Message {
+    Write(Request),
+    /// Move the log into the database file, now.
+    Checkpoint,
+    /// Commit what is there, close the connection, and say so.
+    Close(oneshot::Sender<()>),
+}
+
 /// A handle to the writer task.
 #[derive(Clone)]
 pub(super) struct Writer {
-    requests: mpsc::Sender<Request>,
+    messages: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
     storage: Arc<Storage>,
 }
 
 impl Writer {
-    /// Starts the task that owns the connection; it ends when every handle is gone.
+    /// Starts the task that owns the connection; it ends when it is closed or every handle is gone.
+    /// `checkpoint_due` is told when the log should be moved.
     pub(super) fn start(
         connection: SqliteConnection,
         wakes: Arc<Wakes>,
+        metrics: Arc<Metrics>,
         storage: Arc<Storage>,
+        checkpoint_due: Arc<Notify>,
     ) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(connection, queue, wakes, Arc::clone(&storage)));
-        Self { requests, storage }
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let task = Task {
+            tx: Tx {
+                connection,
+                touched: HashSet::new(),
+                queued: false,
+            },
+            wakes,
+            metrics: Arc::clone(&metrics),
+            storage: Arc::clone(&storage),
+            checkpoint_due,
+            since_checkpoint: 0,
+            next_trial: tokio::time::Instant::now(),
+        };
+        tokio::spawn(task.run(queue));
+        Self {
+            messages,
+            metrics,
+            storage,
+        }
+    }
+
+    /// Has the log moved into the database file between two transactions.
+    pub(super) async fn checkpoint(&self) {
+        // Without a writer nothing is added to the log.
+        let _ = self.messages.send(Message::Checkpoint).await;
+    }
+
+    /// Commits what waits, and closes the connection. Later writes get [`StateError::Closed`].
+    pub(super) async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.messages.send(Message::Close(answer)).await.is_ok() {
+            let _ = answered.await;
+        }
     }
 
     /// Runs `write` in a transaction and returns its result once that is committed.
@@ -113,82 +158,155 @@ impl Writer {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let (metrics, started) = (Arc::clone(&self.metrics), Instant::now());
         let storage = Arc::clone(&self.storage);
         let operation: Operation = Box::new(move |tx| {
             Box::pin(async move {
                 let result = match tx {
-                    Ok(tx) => write(tx)
-                        .await
-                        .map_err(|error| storage.explain(name, error)),
+                    Ok(tx) => write(tx).await.map_err(|error| storage.explain(error)),
                     Err(error) => Err(error),
                 };
                 let keep = result.is_ok();
-                let fault = result.as_ref().err().and_then(StateError::fault);
+                let trouble = result.as_ref().err().and_then(StateError::trouble);
                 let outcome: Outcome = Box::new(move |committed| {
+                    let result = result.and_then(|value| committed.map(|()| value));
+                    let labels = [name, outcome(&result)];
+                    metrics.database.get(labels).observe(started.elapsed());
                     // Nobody may be waiting any more; the write stands all the same.
-                    let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+                    let _ = answer.send(result);
                 });
                 Applied {
                     keep,
-                    fault,
+                    trouble,
                     outcome,
                 }
             })
         });
         let request = Request { name, operation };
-        self.requests
-            .send(request)
+        self.messages
+            .send(Message::Write(request))
             .await
             .map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
     }
 }
 
-async fn run(
-    connection: SqliteConnection,
-    mut queue: mpsc::Receiver<Request>,
+struct Task {
+    tx: Tx,
     wakes: Arc<Wakes>,
+    metrics: Arc<Metrics>,
     storage: Arc<Storage>,
-) {
-    let mut tx = Tx {
-        connection,
-        touched: HashSet::new(),
-        queued: false,
-    };
-    let mut batch = Vec::with_capacity(BATCH);
-    let mut next_trial = Instant::now();
-    loop {
-        tokio::select! {
-            received = queue.recv_many(&mut batch, BATCH) => match received {
-                0 => break,
-                _ => commit_batch(&mut tx, &mut batch, &storage).await,
-            },
-            () = tokio::time::sleep_until(next_trial), if storage.may_recover() => {
-                storage.try_again(&mut tx).await;
-                next_trial = Instant::now() + TRIAL_EVERY;
+    checkpoint_due: Arc<Notify>,
+    since_checkpoint: u32,
+    next_trial: tokio::time::Instant,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        let mut messages = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut closing = None;
+        while closing.is_none() && self.receive(&mut queue, &mut messages).await {
+            let mut move_log = false;
+            for message in messages.drain(..) {
+                match message {
+                    Message::Write(request) => batch.push(request),
+                    Message::Checkpoint => move_log = true,
+                    Message::Close(answer) => closing = Some(answer),
+                }
+            }
+            if !batch.is_empty() {
+                self.commit(&mut batch).await;
+            }
+            if move_log && let Err(error) = checkpoint(&mut self.tx.connection).await {
+                tracing::warn!(%error, "cannot move the log into the database");
             }
         }
-        for key in tx.touched.drain() {
-            wakes.wake(&key);
+        drop(queue);
+        if let Err(error) = self.tx.connection.close().await {
+            tracing::warn!(%error, "closing the database");
         }
-        if std::mem::take(&mut tx.queued) {
-            wakes.wake_dispatcher();
+        if let Some(answer) = closing {
+            let _ = answer.send(());
         }
     }
-    if let Err(error) = tx.connection.close().await {
-        tracing::warn!(%error, "closing the database");
+
+    /// Waits for messages; meanwhile, while the file is in trouble, tries whether it still is.
+    /// `false` says that nobody is left to send any.
+    async fn receive(
+        &mut self,
+        queue: &mut mpsc::Receiver<Message>,
+        messages: &mut Vec<Message>,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                received = queue.recv_many(messages, BATCH) => return received > 0,
+                () = sleep_until(self.next_trial), if self.storage.may_recover() => {
+                    self.storage.try_again(&mut self.tx).await;
+                    self.next_trial = tokio::time::Instant::now() + TRIAL_EVERY;
+                    self.wake();
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self) {
+        for key in self.tx.touched.drain() {
+            self.wakes.wake(&key);
+        }
+        if std::mem::take(&mut self.tx.queued) {
+            self.wakes.wake_dispatcher();
+        }
+    }
+
+    async fn commit(&mut self, batch: &mut Vec<Request>) {
+        commit_batch(&mut self.tx, batch, &self.metrics, &self.storage).await;
+        self.wake();
+        self.since_checkpoint += 1;
+        if self.since_checkpoint >= CHECKPOINT_EVERY {
+            self.since_checkpoint = 0;
+            self.checkpoint_due.notify_one();
+        }
+    }
+}
+
+/// Why a transaction could not be begun or ended, and what that says of the file.
+struct Failed {
+    trouble: Option<Trouble>,
+    why: String,
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self {
+            trouble: Trouble::of(&error),
+            why: error.to_string(),
+        }
+    }
+}
+
+impl From<fault::Fault> for Failed {
+    fn from(error: fault::Fault) -> Self {
+        Self {
+            trouble: None,
+            why: error.to_string(),
+        }
     }
 }
 
 /// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, storage: &Storage) {
-    if let Err((attempts, error)) = begin(tx).await {
-        tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
-        let fault = Fault::of(&error);
+async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics, storage: &Storage) {
+    if let Err((attempts, failed)) = begin(tx, metrics).await {
+        let error = &failed.why;
+        tracing::error!(
+            operation = batch[0].name,
+            error,
+            "cannot begin a transaction"
+        );
         for request in batch.drain(..) {
-            let (operation, why) = (request.name, error.to_string());
-            let error = match fault {
-                Some(fault) => storage.failed(operation, fault, why),
+            let (operation, why) = (request.name, failed.why.clone());
+            let error = match failed.trouble {
+                Some(trouble) => storage.failed(operation, trouble, why),
                 None => StateError::Begin {
                     operation,
                     attempts,
@@ -200,15 +318,16 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, storage: &Storage) 
         return;
     }
     let mut applied = Vec::with_capacity(batch.len());
-    let fault = apply(tx, batch, storage, &mut applied).await;
+    let trouble = apply(tx, batch, storage, &mut applied).await;
     let kept = applied.iter().any(|(_, applied)| applied.keep);
-    let committed = match fault {
+    let committed = match trouble {
         // SQLite may have rolled back by itself, and what follows would be outside of any
         // transaction: nothing of this batch is kept.
-        Some(fault) => Err((Some(fault), "the transaction was given up".to_owned())),
-        None => execute(tx, if kept { "COMMIT" } else { "ROLLBACK" })
-            .await
-            .map_err(|error| (Fault::of(&error), error.to_string())),
+        Some(trouble) => Err(Failed {
+            trouble: Some(trouble),
+            why: "the transaction was given up".into(),
+        }),
+        None => end_batch(tx, kept).await,
     };
     if committed.is_err() {
         tx.abandon().await;
@@ -216,69 +335,74 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, storage: &Storage) 
     for (operation, applied) in applied {
         (applied.outcome)(match &committed {
             Ok(()) => Ok(()),
-            Err((Some(fault), why)) => Err(storage.failed(operation, *fault, why.clone())),
-            Err((None, why)) => Err(StateError::Commit { why: why.clone() }),
+            Err(Failed { trouble, why }) => Err(match trouble {
+                Some(trouble) => storage.failed(operation, *trouble, why.clone()),
+                None => StateError::Commit { why: why.clone() },
+            }),
         });
     }
 }
 
-/// Applies each request of a batch; ends early when the file fails under one, and then answers the
-/// rest without having tried.
+/// Applies each request of a batch; when the file fails under one, the rest is answered untried.
 async fn apply(
     tx: &mut Tx,
     batch: &mut Vec<Request>,
     storage: &Storage,
     applied: &mut Vec<(&'static str, Applied)>,
-) -> Option<Fault> {
+) -> Option<Trouble> {
     let single = batch.len() == 1;
-    let mut fault = None;
+    let mut trouble = None;
     for request in batch.drain(..) {
-        if let Some(fault) = fault {
+        if let Some(trouble) = trouble {
             let why = "the write before it failed".to_owned();
-            let untried = storage.failed(request.name, fault, why);
+            let untried = storage.failed(request.name, trouble, why);
             let outcome = (request.operation)(Err(untried)).await;
             applied.push((request.name, outcome));
             continue;
         }
-        if !single && let Err(error) = execute(tx, "SAVEPOINT one").await {
+        if !single && let Err(error) = tx.execute("SAVEPOINT one").await {
             tracing::error!(%error, "cannot set a savepoint");
         }
         let one = (request.operation)(Ok(&mut *tx)).await;
-        fault = one.fault;
-        if !single && fault.is_none() {
+        trouble = one.trouble;
+        if !single && trouble.is_none() {
             let end = if one.keep {
                 "RELEASE one"
             } else {
                 "ROLLBACK TO one; RELEASE one"
             };
-            if let Err(error) = execute(tx, end).await {
+            if let Err(error) = tx.execute(end).await {
                 tracing::error!(%error, "cannot end a savepoint");
-                fault = Fault::of(&error);
+                trouble = Trouble::of(&error);
             }
         }
         applied.push((request.name, one));
     }
-    fault
+    trouble
 }
 
-async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
-    tx.execute(sql).await
+/// Commits, or rolls back when no write of the batch is to be kept.
+async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), Failed> {
+    if !kept {
+        return Ok(tx.execute("ROLLBACK").await?);
+    }
+    fault::point("writer.commit").await?;
+    tx.execute("COMMIT").await?;
+    Ok(fault::point("writer.committed").await?)
 }
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx) -> Result<(), (u32, sqlx::Error)> {
-    let mut pause = BUSY_PAUSE;
-    let mut attempt = 1;
+async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, Failed)> {
+    if let Err(error) = fault::point("writer.begin").await {
+        return Err((1, error.into()));
+    }
+    let mut retry = Retry::new("begin a transaction", metrics);
     loop {
-        match execute(tx, "BEGIN IMMEDIATE").await {
+        match tx.execute("BEGIN IMMEDIATE").await {
             Ok(()) => return Ok(()),
-            Err(error) if is_busy(&error) && attempt < BUSY_ATTEMPTS => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BUSY_PAUSE_MAX);
-                attempt += 1;
-            }
-            Err(error) => return Err((attempt, error)),
+            Err(error) if retry.again(&error).await => {}
+            Err(error) => return Err((retry.attempts(), error.into())),
         }
     }
 }

@@ -6,10 +6,10 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod container;
-mod crash_points;
 mod crictl;
 mod daemon;
 mod exec_sync;
+mod fault_points;
 mod image;
 mod import;
 mod isolation;
@@ -20,6 +20,7 @@ mod network;
 mod recovery;
 mod restart;
 mod sandbox;
+mod storage;
 mod support;
 mod unimplemented;
 mod validation;

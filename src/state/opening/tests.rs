@@ -64,7 +64,7 @@ async fn database(dir: &Path) -> PathBuf {
         .journal_mode(sqlx::sqlite::SqliteJournalMode::Wal);
     let connected = sqlx::ConnectOptions::connect(&options).await;
     let mut connection = connected.expect("a connection");
-    let migrated = crate::state::MIGRATIONS.run(&mut connection).await;
+    let migrated = crate::state::schema::MIGRATOR.run(&mut connection).await;
     migrated.expect("a schema");
     connection.close().await.expect("closed");
     assert!(!side_file(&path, "-wal").exists());
