@@ -109,10 +109,17 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .collect();
     fault::point("shim.listed").await?;
     let containers = back.store.all_containers().await?;
-    let alive = containers.iter().filter(|c| may_live(c.state));
+    let mut takings = Vec::new();
+    for container in containers.iter().filter(|c| may_live(c.state)) {
+        takings.push(take_over(
+            back,
+            shim,
+            container,
+            held.get(container.id.as_str()),
+        ));
+    }
     // Side by side: each is a question to the shim, and a node may have hundreds.
-    let unseen: Vec<Option<ContainerId>> = futures_util::stream::iter(alive)
-        .map(|container| take_over(back, shim, container, held.get(container.id.as_str())))
+    let unseen: Vec<Option<ContainerId>> = futures_util::stream::iter(takings)
         .buffer_unordered(HAND_OVERS)
         .try_collect()
         .await?;

@@ -6,7 +6,7 @@ use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
 use super::writer::Tx;
-use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+use super::{DesiredWriter, ObservedWriter, StateError, Store, node, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::sandbox::{Desired, State, admit};
@@ -456,6 +456,17 @@ impl ObservedWriter {
 impl Tx {
     async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
         let now = now_ns();
+        if self.fact(node::BOOT_ID).await?.as_deref() != Some(boot_id) {
+            // One that was being set up is set up again; its init may have another's number now.
+            sqlx::query(
+                "UPDATE sandboxes SET init_pid = NULL, init_start = NULL
+                 WHERE state = 'preparing'",
+            )
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("forget the last boot"))?;
+            self.set_fact(node::BOOT_ID, boot_id).await?;
+        }
         let ids: Vec<String> = sqlx::query_scalar(
             "UPDATE sandboxes SET state = 'stopped', stopped_at = ?1, init_pid = NULL,
              init_start = NULL WHERE state = 'ready' AND boot_id <> ?2 RETURNING id",

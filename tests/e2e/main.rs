@@ -5,6 +5,7 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod both_killed;
 mod container;
 mod crictl;
 mod daemon;
@@ -17,6 +18,7 @@ mod kubelet_traffic;
 mod limits;
 mod log;
 mod network;
+mod reboot;
 mod recovery;
 mod restart;
 mod sandbox;
