@@ -1,10 +1,10 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes};
+use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
 use crate::cgroup::CgroupPath;
 use crate::crash;
 use crate::id::{ContainerId, ObjectKey};
-use crate::lifecycle::container::{Facts, Step, effective, next_step};
+use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -20,6 +20,7 @@ const POPULATED_NS: i64 = 20_000_000;
 
 /// Brings one container to rest.
 pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
+    let mut prepared = false;
     loop {
         let Some(container) = back.store.container(id).await? else {
             return Ok(Outcome::Done);
@@ -35,8 +36,18 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
         let (sandbox_desired, sandbox_state) = container.sandbox;
         let desired = effective(container.desired, sandbox_desired, sandbox_state);
         match next_step(desired, container.state, facts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::Prepare => prepare(back, &container).await?,
+            Step::Rest => {
+                // What has never been started has lost nothing that cannot be made again.
+                if container.state == State::Created && !prepared {
+                    let back = back.clone();
+                    blocking(move || make_directories(&back, &container)).await?;
+                }
+                return Ok(Outcome::Done);
+            }
+            Step::Prepare => {
+                prepare(back, &container).await?;
+                prepared = true;
+            }
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => send_stop_signal(back, &container).await?,
             Step::AwaitGrace => {
@@ -186,13 +197,7 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
         shim.forget(container.id.as_str()).await?;
     }
     let dir = back.paths.container(&container.id);
-    blocking(move || match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ReconcileError::file("remove", dir)(error))
-        }
-        _ => Ok(()),
-    })
-    .await?;
+    blocking(move || sandbox_files::discard_tree(&dir)).await?;
     crash::point("container.files_removed");
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();

@@ -108,7 +108,8 @@ async fn start(
             // A shim that died in mid-launch may have left a process that nobody knows.
             processes::end_cgroup(&back_too.cgroups, &path_too)?;
         }
-        Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
+        back_too.cgroups.ensure(&path_too, resources.as_ref())?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
     })
     .await?;
     crash::point("container.cgroup");

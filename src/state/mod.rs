@@ -21,6 +21,7 @@ pub mod pull;
 pub mod sample;
 pub mod sandbox;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod wake;
@@ -68,6 +69,7 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
 }
 
 impl Store {
@@ -119,6 +121,7 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
         };
         Ok((store, DesiredWriter(writer.clone()), ObservedWriter(writer)))
     }
@@ -145,6 +148,12 @@ impl Store {
     #[must_use]
     pub fn pull_secrets(&self) -> &pull::PullSecrets {
         &self.pull_secrets
+    }
+
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
     }
 
     /// Number of rows of every table, for the inventory.
