@@ -4,7 +4,7 @@ use std::path::{Component, Path};
 
 use super::{Back, ReconcileError, blocking, image, processes, sandbox, sandbox_files};
 use crate::cgroup::CgroupPath;
-use crate::crash;
+use crate::fault;
 use crate::network;
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
@@ -22,13 +22,12 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
         back.observed.cleanup_withdrawn(id).await?;
         return Ok(Outcome::Done);
     }
+    fault::point("cleanup.begun").await?;
     let (back_too, task_too) = (back.clone(), task.clone());
     match blocking(move || remove(&back_too, &task_too)).await {
         Ok(()) => {
-            if task.resource == Resource::Network {
-                crash::point("sandbox.link_removed");
-            }
             back.observed.cleanup_completed(id, task).await?;
+            fault::point("cleanup.completed").await?;
             Ok(Outcome::Done)
         }
         Err(error) => {
@@ -41,10 +40,19 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
 fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
     let path = task.path.as_str();
     match task.resource {
-        Resource::Network => sandbox::remove_link(back, path)?,
+        Resource::Network => {
+            sandbox::remove_link(back, path)?;
+            fault::blocking_point("cleanup.link_removed")?;
+        }
         Resource::Bridge => network::remove_bridge(path, &back.paths.marker())?,
-        Resource::Rootfs => snapshot::remove_snapshot(&back.paths.root, path)?,
-        Resource::Layer => back.images.remove_layer(&image::chain_id(path)?)?,
+        Resource::Rootfs => {
+            snapshot::remove_snapshot(&back.paths.root, path)?;
+            fault::blocking_point("cleanup.rootfs_removed")?;
+        }
+        Resource::Layer => {
+            back.images.remove_layer(&image::chain_id(path)?)?;
+            fault::blocking_point("cleanup.layer_removed")?;
+        }
         Resource::Cgroup => processes::end_cgroup(&back.cgroups, &CgroupPath::parse(path)?)?,
         Resource::Mounts => {
             let point = Path::new(path);

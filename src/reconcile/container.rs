@@ -2,7 +2,7 @@
 
 use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
 use crate::cgroup::CgroupPath;
-use crate::crash;
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
@@ -84,14 +84,13 @@ pub(super) async fn cgroup_path(
 }
 
 async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.recorded");
+    fault::point("container.recorded").await?;
     let id = &container.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
     stages.record("queue", now_ns() - container.created_at);
     stages.enter("snapshot");
     let (back_too, container_too) = (back.clone(), container.clone());
     let made = blocking(move || make_directories(&back_too, &container_too)).await;
-    crash::point("container.prepared");
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -105,17 +104,16 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
             back.observed
                 .container_created(id.clone(), rootfs, done(stages, None))
                 .await?;
-            crash::point("container.created");
-            Ok(())
+            Ok(fault::point("container.created").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(container = %id, error = text, "cannot prepare the container");
-            Ok(back
-                .observed
+            back.observed
                 .container_error(id.clone(), done(stages, Some(text)))
-                .await?)
+                .await?;
+            Ok(fault::point("container.error").await?)
         }
     }
 }
@@ -123,28 +121,31 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
 /// Makes the writable layer, the directory of the FIFOs and that of the log. Idempotent.
 fn make_directories(back: &Back, container: &Container) -> Result<String, ReconcileError> {
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("container.directory")?;
     if let Some(parent) = std::path::Path::new(&container.log_path).parent()
         && !container.log_path.is_empty()
     {
         std::fs::create_dir_all(parent).map_err(ReconcileError::file("make", parent))?;
     }
+    fault::blocking_point("container.prepared")?;
     Ok(snapshot.upper.display().to_string())
 }
 
 async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.stopping");
+    fault::point("container.stopping").await?;
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
     if let Some(handle) = back.processes.get(&container.id) {
         processes::signal(&handle.pidfd, number)?;
     }
+    fault::point("container.signal_sent").await?;
     back.observed
         .container_signalled(container.id.clone(), number)
         .await?;
-    crash::point("container.signalled");
-    Ok(())
+    Ok(fault::point("container.signalled").await?)
 }
 
 /// Kills everything the container is made of. The exit comes through the monitor.
@@ -156,10 +157,10 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
         if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
             back.cgroups.kill(&path)?;
         }
-        match handle {
-            Some(handle) => processes::signal(&handle.pidfd, signal::KILL),
-            None => Ok(()),
+        if let Some(handle) = handle {
+            processes::signal(&handle.pidfd, signal::KILL)?;
         }
+        Ok(fault::blocking_point("container.killed")?)
     })
     .await
 }
@@ -184,11 +185,12 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
             return Ok(false);
         }
     }
+    fault::point("container.cgroup_removed").await?;
     back.store.samples().remove(&container.id);
     back.observed
         .container_released(container.id.clone())
         .await?;
-    crash::point("container.released");
+    fault::point("container.released").await?;
     Ok(true)
 }
 
@@ -196,14 +198,14 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     if let Ok(shim) = back.shim() {
         shim.forget(container.id.as_str()).await?;
     }
+    fault::point("container.forgotten").await?;
     let dir = back.paths.container(&container.id);
     blocking(move || sandbox_files::discard_tree(&dir)).await?;
-    crash::point("container.files_removed");
+    fault::point("container.files_removed").await?;
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();
     back.observed
         .container_removed(container.id.clone(), sandbox)
         .await?;
-    crash::point("container.removed");
-    Ok(())
+    Ok(fault::point("container.removed").await?)
 }

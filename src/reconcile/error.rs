@@ -52,6 +52,9 @@ pub enum ReconcileError {
     /// A pod that is up lacks something that could not be given back to it.
     #[error("the pod is not whole: {0}")]
     NotWhole(String),
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Fault),
     /// The shim is away; it is being started anew.
     #[error("the shim is not connected")]
     NoShim,
@@ -94,5 +97,9 @@ impl ReconcileError {
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::State(_) | Self::NoShim | Self::Panicked)
             || matches!(self, Self::Shim(error) if error.is_passing())
+            || matches!(
+                self,
+                Self::Fault(fault) | Self::Layer(LayerError::Fault(fault)) if fault.is_passing()
+            )
     }
 }

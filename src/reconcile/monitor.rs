@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::processes::{Handle, Watched};
 use super::{Back, ReconcileError, container, processes, sandbox_repair};
-use crate::crash;
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::container::may_live;
 use crate::shim::client::ShimClient;
@@ -144,7 +144,7 @@ pub(super) async fn exited(
         init_exited(back, &record).await?;
         return Ok(shim.acknowledge(record.sequence).await?);
     }
-    crash::point("container.exit_seen");
+    fault::point("container.exit_seen").await?;
     if let Ok(id) = ContainerId::try_from(String::from(record.id.clone()))
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
@@ -168,10 +168,10 @@ pub(super) async fn exited(
         };
         back.observed.container_exited(id.clone(), exit).await?;
         back.processes.remove(&id);
-        crash::point("container.exited");
+        fault::point("container.exited").await?;
     }
     shim.acknowledge(record.sequence).await?;
-    Ok(())
+    Ok(fault::point("container.exit_acknowledged").await?)
 }
 
 /// A pod's init has ended. When the pod was to stay up, it comes down; when it was ended with its

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::processes::Handle;
 use super::{Back, ReconcileError, processes};
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
@@ -26,6 +27,7 @@ pub fn boot_id() -> Result<String, ReconcileError> {
 /// # Errors
 /// When the database fails.
 pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
+    fault::point("recovery.begun").await?;
     let forgotten = back
         .observed
         .forget_other_boots(back.boot_id.clone())
@@ -36,8 +38,11 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
             "the node was started anew: they are down"
         );
     }
+    fault::point("recovery.boots_forgotten").await?;
     back.observed.reclaim_jobs().await?;
+    fault::point("recovery.jobs_reclaimed").await?;
     back.observed.import_ends().await?;
+    fault::point("recovery.imports_ended").await?;
     let mut keys = Vec::new();
     keys.extend(
         back.store
@@ -76,7 +81,7 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
     );
     tracing::info!(objects = keys.len(), "recovered");
     back.observed.enqueue(keys).await?;
-    Ok(())
+    Ok(fault::point("recovery.queued").await?)
 }
 
 /// Tells a newly connected shim what it may not know, and takes handles on what lives. Returns the
@@ -93,6 +98,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .into_iter()
         .map(|item| (item.id.to_string(), item))
         .collect();
+    fault::point("shim.listed").await?;
     for sandbox in back.store.sandboxes(&SandboxFilter::default()).await? {
         let id = sandbox.id.as_str();
         match sandbox.init.filter(|_| !held.contains_key(id)) {
@@ -140,6 +146,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
                     terminal,
                 })
                 .await?;
+                fault::point("shim.adopted").await?;
                 hold(back, shim, id, pid, start).await;
             }
             // A launch that never came to a process: its job looks after it.

@@ -5,7 +5,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 
 use super::{Back, ReconcileError, blocking, sandbox_files, sandbox_repair};
-use crate::crash;
+use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
 use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
@@ -88,7 +88,7 @@ fn finished(
 }
 
 async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.recorded");
+    fault::point("sandbox.recorded").await?;
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
     stages.record("queue", now_ns() - sandbox.created_at);
@@ -98,15 +98,15 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
             back.observed
                 .sandbox_ready(id.clone(), back.boot_id.clone(), done)
                 .await?;
-            crash::point("sandbox.ready");
-            Ok(())
+            Ok(fault::point("sandbox.ready").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(sandbox = %id, error = text, "cannot set the sandbox up");
             let done = finished("run_sandbox", id, sandbox.created_at, stages, Some(text));
-            Ok(back.observed.sandbox_failed(id.clone(), done).await?)
+            back.observed.sandbox_failed(id.clone(), done).await?;
+            Ok(fault::point("sandbox.failed").await?)
         }
     }
 }
@@ -120,22 +120,22 @@ async fn make(
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     blocking(move || make_namespaces(&back_too, &sandbox_too)).await?;
-    crash::point("sandbox.namespaces");
+    fault::point("sandbox.namespaces").await?;
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
         blocking(move || make_link(&back_too, &sandbox_too, &allocation)).await?;
     }
-    crash::point("sandbox.network");
+    fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     let address = allocation.map(|allocation| allocation.address);
     blocking(move || sandbox_files::write(&back_too, &sandbox_too, address)).await?;
-    crash::point("sandbox.files");
+    fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");
         start_init(back, sandbox).await?;
-        crash::point("sandbox.init");
+        fault::point("sandbox.init").await?;
     }
     Ok(())
 }
@@ -144,6 +144,7 @@ pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), Reco
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("sandbox.directory")?;
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
@@ -209,6 +210,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
     })
     .await?;
+    fault::point("sandbox.init_cgroup").await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
     let plan = PodInitPlan {
@@ -219,6 +221,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         },
     };
     let launched = shim.pod_init(id.as_str(), plan).await?;
+    fault::point("sandbox.init_launched").await?;
     back.observed
         .sandbox_init(id.clone(), launched.pid, launched.start_time)
         .await?;
@@ -235,7 +238,7 @@ fn pinned(dir: &Path) -> Vec<(String, std::path::PathBuf)> {
 }
 
 async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.stopping");
+    fault::point("sandbox.stopping").await?;
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
@@ -245,14 +248,14 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let dir = back.paths.sandbox(id);
     blocking(move || {
         network::remove_namespaces(&dir.join("ns"))?;
+        fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)
     })
     .await?;
-    crash::point("sandbox.namespaces_removed");
+    fault::point("sandbox.shm_unmounted").await?;
     let done = finished("stop_sandbox", id, started_at, stages, None);
     back.observed.sandbox_stopped(id.clone(), done).await?;
-    crash::point("sandbox.stopped");
-    Ok(())
+    Ok(fault::point("sandbox.stopped").await?)
 }
 
 async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
@@ -264,10 +267,11 @@ async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
         .join(sandbox.id.as_str())?;
     let back_too = back.clone();
     blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
+    fault::point("sandbox.init_killed").await?;
     if let Ok(shim) = back.shim() {
         shim.forget(sandbox.id.as_str()).await?;
     }
-    Ok(())
+    Ok(fault::point("sandbox.init_forgotten").await?)
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
@@ -275,10 +279,9 @@ async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     stop_init(back, sandbox).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
-    crash::point("sandbox.files_removed");
+    fault::point("sandbox.files_removed").await?;
     back.observed.sandbox_removed(sandbox.id.clone()).await?;
-    crash::point("sandbox.removed");
-    Ok(())
+    Ok(fault::point("sandbox.removed").await?)
 }
 
 /// Removes a pod's link; called by a cleanup task, off everybody's path.

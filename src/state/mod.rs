@@ -12,6 +12,7 @@ pub mod error;
 pub mod event;
 pub mod health;
 pub mod image;
+pub mod inspect;
 pub mod job;
 pub mod network;
 pub mod node;
@@ -20,6 +21,7 @@ pub mod progress;
 pub mod pull;
 pub mod sample;
 pub mod sandbox;
+pub mod schema;
 pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
@@ -98,7 +100,8 @@ impl Store {
         let mut connection = sqlx::ConnectOptions::connect(&options)
             .await
             .map_err(opening)?;
-        sqlx::migrate!("src/state/migrations")
+        schema::refuse_newer(&mut connection, path).await?;
+        schema::MIGRATOR
             .run(&mut connection)
             .await
             .map_err(|source| StateError::Migrate {

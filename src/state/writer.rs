@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::StateError;
 use super::error::is_busy;
 use super::wake::Wakes;
+use crate::fault;
 use crate::id::ObjectKey;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
@@ -138,11 +139,10 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
     if let Err((attempts, error)) = begin(tx).await {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
         for request in batch.drain(..) {
-            let why = error.to_string();
             let error = StateError::Begin {
                 operation: request.name,
                 attempts,
-                why,
+                why: error.clone(),
             };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
@@ -169,8 +169,7 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
         }
         outcomes.push(applied.outcome);
     }
-    let end = if kept { "COMMIT" } else { "ROLLBACK" };
-    let committed = execute(tx, end).await;
+    let committed = end_batch(tx, kept).await;
     if committed.is_err() {
         tx.touched.clear();
         let _ = execute(tx, "ROLLBACK").await;
@@ -178,11 +177,27 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
     for outcome in outcomes {
         outcome(match &committed {
             Ok(()) => Ok(()),
-            Err(error) => Err(StateError::Commit {
-                why: error.to_string(),
-            }),
+            Err(why) => Err(StateError::Commit { why: why.clone() }),
         });
     }
+}
+
+/// Commits, or rolls back when no write of the batch is to be kept.
+async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), String> {
+    if !kept {
+        return execute(tx, "ROLLBACK")
+            .await
+            .map_err(|error| error.to_string());
+    }
+    fault::point("writer.commit")
+        .await
+        .map_err(|error| error.to_string())?;
+    execute(tx, "COMMIT")
+        .await
+        .map_err(|error| error.to_string())?;
+    fault::point("writer.committed")
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
@@ -191,7 +206,10 @@ async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx) -> Result<(), (u32, sqlx::Error)> {
+async fn begin(tx: &mut Tx) -> Result<(), (u32, String)> {
+    if let Err(error) = fault::point("writer.begin").await {
+        return Err((1, error.to_string()));
+    }
     let mut pause = BUSY_PAUSE;
     let mut attempt = 1;
     loop {
@@ -202,7 +220,7 @@ async fn begin(tx: &mut Tx) -> Result<(), (u32, sqlx::Error)> {
                 pause = (pause * 2).min(BUSY_PAUSE_MAX);
                 attempt += 1;
             }
-            Err(error) => return Err((attempt, error)),
+            Err(error) => return Err((attempt, error.to_string())),
         }
     }
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{Back, ReconcileError};
+use crate::fault;
 use crate::lifecycle::difference::{Difference, Kind, Known, compare};
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -263,9 +264,11 @@ async fn rows(back: &Back) -> Result<Rows, ReconcileError> {
 }
 
 async fn look(back: &Back, rows: Rows) -> Result<Vec<Difference>, ReconcileError> {
+    fault::point("sweep.begun").await?;
     // Listed before all rows are read: what is made later has its row already.
     let back_too = back.clone();
     let found = gently(move || list::list(&back_too, &rows)).await?;
+    fault::point("sweep.listed").await?;
     let known = Known {
         marker: back.paths.marker(),
         state_dir: back.paths.state.display().to_string(),
@@ -273,7 +276,9 @@ async fn look(back: &Back, rows: Rows) -> Result<Vec<Difference>, ReconcileError
         bridge: back.network.bridge.clone(),
         ..back.store.known().await?
     };
-    Ok(compare(&found, &known))
+    let differences = compare(&found, &known);
+    fault::point("sweep.compared").await?;
+    Ok(differences)
 }
 
 /// Runs blocking work on a thread of its own that lets everybody else go first.
