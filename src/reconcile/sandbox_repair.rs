@@ -7,6 +7,7 @@ use std::fs::File;
 use std::path::PathBuf;
 
 use super::{Back, ReconcileError, blocking, inspect, processes, sandbox, sandbox_files};
+use crate::fault;
 use crate::id::SandboxId;
 use crate::lifecycle::container::may_live;
 use crate::lifecycle::difference::PodSeen;
@@ -33,6 +34,7 @@ pub(super) async fn complete(
     }
     let lacking = describe(&seen);
     tracing::warn!(sandbox = %id, lacking, "a pod is not whole; it is mended");
+    fault::point("sandbox.lacking").await?;
     let living: Vec<_> = containers
         .iter()
         .filter(|container| may_live(container.state))
@@ -51,11 +53,13 @@ pub(super) async fn complete(
         )
     })
     .await?;
+    fault::point("sandbox.given_back").await?;
     let seen = look(back, sandbox, allocation.as_ref()).await?;
     if !seen.is_whole() {
         return Err(ReconcileError::NotWhole(describe(&seen)));
     }
-    Ok(back.observed.sandbox_event(id, "mended", lacking).await?)
+    back.observed.sandbox_event(id, "mended", lacking).await?;
+    Ok(fault::point("sandbox.mended").await?)
 }
 
 /// Records that a pod's init has ended by itself; the pod is brought down then.
@@ -66,7 +70,8 @@ pub(super) async fn init_ended(
     how: String,
 ) -> Result<(), ReconcileError> {
     tracing::warn!(sandbox = %id, pid, how, "the pod's init has ended; the pod is brought down");
-    Ok(back.observed.sandbox_init_ended(id, pid, how).await?)
+    back.observed.sandbox_init_ended(id, pid, how).await?;
+    Ok(fault::point("sandbox.init_ended").await?)
 }
 
 async fn look(
@@ -91,6 +96,7 @@ fn give_back(
             network::pin_again(&dir.join("ns"), kind, &namespace)?;
         }
     }
+    fault::blocking_point("sandbox.pinned")?;
     // Whatever is not pinned yet has no process in it.
     sandbox::make_namespaces(back, sandbox)?;
     if let Some(allocation) = allocation {

@@ -138,6 +138,7 @@ impl Sweeper {
             let text = summary(&differences, now_ns() - begun);
             tracing::warn!(differences = found, "swept: {text}");
             self.back.observed.node_event("swept", text).await?;
+            fault::point("sweep.mended").await?;
         }
         Ok(differences)
     }
