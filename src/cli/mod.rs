@@ -1,6 +1,7 @@
 //! What an operator types; one file a command. All but `serve` and `shim` speak to the running
 //! daemon over its admin socket, which they find through `engine.json` in the state directory.
 
+mod check;
 mod explain;
 mod image;
 mod info;
@@ -41,6 +42,9 @@ enum Command {
     Inventory(StateDir),
     /// Show what happened to a pod, container or image, and how long each stage took.
     Explain(explain::Explain),
+    /// Compare what is on this node with what the database says: 0 nothing differs or all is
+    /// mended, 1 something is left, 2 it could not be checked.
+    Check(check::Check),
     /// Work with images.
     #[command(subcommand)]
     Image(image::Image),
@@ -69,6 +73,7 @@ pub fn run() -> ExitCode {
         Command::Info(StateDir { state }) => link::block_on(info::run(&state)),
         Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
+        Command::Check(check) => return check::run(&check),
         Command::Image(image) => link::block_on(image::run(&image)),
         #[cfg(feature = "fault-points")]
         Command::FaultPoints => {

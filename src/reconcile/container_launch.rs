@@ -110,7 +110,8 @@ async fn start(
             }
             fault::blocking_point("container.emptied")?;
         }
-        Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
+        back_too.cgroups.ensure(&path_too, resources.as_ref())?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
     })
     .await?;
     fault::point("container.cgroup").await?;

@@ -25,6 +25,7 @@ pub mod sample;
 pub mod sandbox;
 pub mod schema;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod wake;
@@ -81,6 +82,7 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -126,6 +128,7 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -206,6 +209,12 @@ impl Store {
     #[must_use]
     pub fn pull_secrets(&self) -> &pull::PullSecrets {
         &self.pull_secrets
+    }
+
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
     }
 
     /// Number of rows of every table, for the inventory.

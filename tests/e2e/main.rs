@@ -20,6 +20,7 @@ mod network;
 mod restart;
 mod sandbox;
 mod support;
+mod sweep;
 mod unimplemented;
 mod validation;
 mod version_and_status;

@@ -11,6 +11,7 @@ pub(crate) mod crictl;
 pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod leftover;
+pub(crate) mod link;
 pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod node;
