@@ -289,11 +289,17 @@ impl Tx {
     }
 
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
-        let sandbox: Option<String> = sqlx::query_scalar(
+        let ended: Option<(String, String)> = sqlx::query_as(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
-             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END
-             WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
+             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
+             ended_by = CASE
+                 WHEN ?4 = 'OOMKilled' THEN 'oom' WHEN ?4 = 'StartError' THEN 'start'
+                 WHEN ?4 IN ('ShimLost', 'Unknown') THEN 'unknown'
+                 WHEN desired = 'removed' THEN 'removal' WHEN desired = 'stopped' THEN 'client'
+                 WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
+                 THEN 'pod' ELSE 'self' END
+             WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id, ended_by",
         )
         .bind(id.as_str())
         .bind(exit.code)
@@ -306,7 +312,7 @@ impl Tx {
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("record an exit"))?;
-        let Some(sandbox) = sandbox else {
+        let Some((sandbox, ended_by)) = ended else {
             return Ok(false);
         };
         let status = if exit.reason == "ShimLost" {
@@ -323,9 +329,16 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("complete a monitor"))?;
+        // The row goes with the container; the event still says who it was.
+        let by = match ended_by.as_str() {
+            "client" => ", ended by StopContainer",
+            "removal" => ", ended by RemoveContainer",
+            "pod" => ", ended with its pod",
+            _ => "",
+        };
         let message = match &exit.error {
-            Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
-            None => format!("exit code {}, {}", exit.code, exit.reason),
+            Some(error) => format!("exit code {}, {}{by}: {error}", exit.code, exit.reason),
+            None => format!("exit code {}, {}{by}", exit.code, exit.reason),
         };
         self.event(Subject::Container(id), "exited", &message)
             .await?;

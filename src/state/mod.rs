@@ -25,6 +25,7 @@ pub mod schema;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 pub mod wake;
 mod writer;
 

@@ -25,7 +25,7 @@ pub const SQL_MAX: usize = 1_000_000;
 ///
 /// # Errors
 /// When the text is anything else.
-pub fn one_query(sql: &str) -> Result<(), Refused> {
+pub(super) fn one_query(sql: &str) -> Result<(), Refused> {
     if sql.contains('\0') {
         return Err(Refused::Nul);
     }
@@ -140,7 +140,10 @@ mod tests {
             (" ; ", Err(Refused::Empty)),
             ("/* never closed; SELECT 1", Err(Refused::Empty)),
             ("SELECT 1; DROP TABLE jobs", Err(Refused::SeveralStatements)),
-            ("SELECT ''';'; DELETE FROM x", Err(Refused::SeveralStatements)),
+            (
+                "SELECT ''';'; DELETE FROM x",
+                Err(Refused::SeveralStatements),
+            ),
             ("SELECT 1 --\n; SELECT 2", Err(Refused::SeveralStatements)),
             ("SELECT [a]; b]", Err(Refused::SeveralStatements)),
             ("SELECT 1\0; DROP TABLE jobs", Err(Refused::Nul)),
