@@ -289,7 +289,7 @@ impl Tx {
     }
 
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
-        let ended: Option<(String, String)> = sqlx::query_as(
+        let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
              started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
@@ -299,7 +299,7 @@ impl Tx {
                  WHEN desired = 'removed' THEN 'removal' WHEN desired = 'stopped' THEN 'client'
                  WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
                  THEN 'pod' ELSE 'self' END
-             WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id, ended_by",
+             WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
         )
         .bind(id.as_str())
         .bind(exit.code)
@@ -312,7 +312,7 @@ impl Tx {
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("record an exit"))?;
-        let Some((sandbox, ended_by)) = ended else {
+        let Some(sandbox) = sandbox else {
             return Ok(false);
         };
         let status = if exit.reason == "ShimLost" {
@@ -329,16 +329,9 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("complete a monitor"))?;
-        // The row goes with the container; the event still says who it was.
-        let by = match ended_by.as_str() {
-            "client" => ", ended by StopContainer",
-            "removal" => ", ended by RemoveContainer",
-            "pod" => ", ended with its pod",
-            _ => "",
-        };
         let message = match &exit.error {
-            Some(error) => format!("exit code {}, {}{by}: {error}", exit.code, exit.reason),
-            None => format!("exit code {}, {}{by}", exit.code, exit.reason),
+            Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
+            None => format!("exit code {}, {}", exit.code, exit.reason),
         };
         self.event(Subject::Container(id), "exited", &message)
             .await?;

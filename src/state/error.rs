@@ -50,7 +50,7 @@ pub enum StateError {
     #[error("the query failed")]
     Query(#[source] sqlx::Error),
     /// An operator's query took too long and was stopped.
-    #[error("stopped after {} s: ask for less, or for more time (--timeout)", timeout.as_secs_f64())]
+    #[error("stopped after {timeout:?}: ask for less, or for more time (--timeout)")]
     TooSlow {
         /// The time it had.
         timeout: Duration,

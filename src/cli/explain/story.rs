@@ -115,8 +115,12 @@ impl Story {
         let about = self.about.as_ref().filter(|a| a.kind == "container")?;
         let Some(row) = &self.row else {
             // The row is gone; its last words are not.
-            let exit = self.events.iter().rfind(|e| e.text("kind") == "exited")?;
-            return Some(exit.text("message").to_owned());
+            let last = |kind| self.events.iter().rfind(|e| e.text("kind") == kind);
+            let exit = last("exited")?.text("message");
+            return Some(match last("stopping") {
+                Some(stop) => format!("{exit}; was being stopped ({})", stop.text("message")),
+                None => exit.to_owned(),
+            });
         };
         debug_assert_eq!(row.text("id"), about.id);
         if row.text("state") != "exited" {
