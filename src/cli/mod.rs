@@ -67,9 +67,10 @@ enum Command {
     /// Work with images.
     #[command(subcommand)]
     Image(image::Image),
-    /// List the points at which a debug build can be made to die (QUILT_CRASH_AT).
+    /// List the points at which a step can be made to fail (QUILT_FAULTS).
+    #[cfg(feature = "fault-points")]
     #[command(hide = true)]
-    CrashPoints,
+    FaultPoints,
 }
 
 /// Which daemon is meant.
@@ -108,8 +109,9 @@ pub fn run() -> ExitCode {
         Command::Db(db) => db::run(&db),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Image(image) => link::block_on(image::run(&image)),
-        Command::CrashPoints => {
-            for point in crate::crash::POINTS {
+        #[cfg(feature = "fault-points")]
+        Command::FaultPoints => {
+            for point in crate::fault::POINTS {
                 println!("{point}");
             }
             Ok(())

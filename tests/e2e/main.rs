@@ -6,10 +6,10 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod container;
-mod crash_points;
 mod crictl;
 mod daemon;
 mod exec_sync;
+mod fault_points;
 mod image;
 mod import;
 mod isolation;
