@@ -31,7 +31,8 @@ use crate::state::health::Report;
 use crate::state::{Store, now_ns};
 
 pub use listen::Endpoint;
-use listen::{Lock, bind, bind_admin};
+pub(crate) use listen::Lock;
+use listen::{bind, bind_admin};
 
 /// Largest request, as kubelet has it.
 const REQUEST_MAX: usize = 16 * 1024 * 1024;
@@ -79,6 +80,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
     let _root_lock = Lock::take(&paths.root)?;
     let _state_lock = Lock::take(&paths.state)?;
+    Engine::remember_root(&paths.state, &paths.root)
+        .with_context(|| format!("cannot write in {}", paths.state.display()))?;
     let admin_path = paths.state.join("admin.sock");
     let (cri, socket_is_ours) = bind(&listen).await?;
     let sockets = Sockets {

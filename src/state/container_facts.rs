@@ -292,7 +292,13 @@ impl Tx {
         let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
-             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END
+             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
+             ended_by = CASE
+                 WHEN ?4 = 'OOMKilled' THEN 'oom' WHEN ?4 = 'StartError' THEN 'start'
+                 WHEN ?4 IN ('ShimLost', 'Unknown') THEN 'unknown'
+                 WHEN desired = 'removed' THEN 'removal' WHEN desired = 'stopped' THEN 'client'
+                 WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
+                 THEN 'pod' ELSE 'self' END
              WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
         )
         .bind(id.as_str())

@@ -28,6 +28,7 @@ pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 pub mod wake;
 mod writer;
 

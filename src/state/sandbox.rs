@@ -527,7 +527,8 @@ impl Tx {
     async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
         let gone: Vec<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-             reason = 'Unknown', error = 'the node was started anew', released = 1
+             reason = 'Unknown', error = 'the node was started anew', released = 1,
+             ended_by = 'reboot'
              WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
         )
         .bind(now)
