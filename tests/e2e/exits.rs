@@ -1,0 +1,1 @@
+//! Exits: none is lost.
