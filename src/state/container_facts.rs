@@ -137,7 +137,10 @@ impl ObservedWriter {
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
                     sqlx::query(
-                        "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
+                        // A process that a former daemon started may be known by the time at which
+                        // it was found only; it has not started after its end.
+                        "UPDATE containers SET pid = ?2, pid_start = ?3,
+                         started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited')",
