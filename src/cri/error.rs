@@ -74,6 +74,22 @@ pub enum CallError {
         /// What failed, with what.
         message: String,
     },
+    /// More is asked for at once than is given.
+    #[error("{0}")]
+    TooMany(String),
+    /// A position that no event has had yet.
+    #[error("{key}: {asked} is beyond the newest event, which is {newest}; begin without it")]
+    Position {
+        /// How the client named it.
+        key: &'static str,
+        /// What it named.
+        asked: i64,
+        /// What there is.
+        newest: i64,
+    },
+    /// The daemon ends.
+    #[error("the daemon is ending; ask again")]
+    Ending,
     /// This part of the interface is not built.
     #[error("{0} is not implemented")]
     Unimplemented(&'static str),
@@ -115,6 +131,9 @@ impl CallError {
             Self::Pull { code, .. } => *code,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::State(StateError::AddressesExhausted { .. }) => Code::ResourceExhausted,
+            Self::TooMany(_) => Code::ResourceExhausted,
+            Self::Position { .. } => Code::OutOfRange,
+            Self::Ending => Code::Unavailable,
             Self::State(StateError::Begin { .. } | StateError::Closed) | Self::NoShim => {
                 Code::Unavailable
             }

@@ -5,6 +5,7 @@ pub mod address;
 pub mod capability;
 pub mod container;
 pub mod digest;
+pub mod event;
 pub mod process;
 pub mod reference;
 pub mod sandbox;

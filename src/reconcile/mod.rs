@@ -13,6 +13,7 @@ mod image;
 pub mod monitor;
 mod mounts;
 mod processes;
+pub mod pruner;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;

@@ -5,6 +5,7 @@
 //! each can do only its own side's writes (invariant I2). Reading is free to both, from a pool of
 //! connections that never wait for the writer (WAL).
 
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -18,6 +19,7 @@ pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod retention;
 pub mod sample;
 pub mod sandbox;
 pub mod snapshot;
@@ -68,6 +70,7 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    given: Arc<event::Given>,
 }
 
 impl Store {
@@ -119,6 +122,7 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            given: Arc::default(),
         };
         Ok((store, DesiredWriter(writer.clone()), ObservedWriter(writer)))
     }

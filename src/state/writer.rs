@@ -39,12 +39,18 @@ pub(super) struct Tx {
     pub(super) connection: SqliteConnection,
     touched: HashSet<ObjectKey>,
     queued: bool,
+    told: bool,
 }
 
 impl Tx {
     /// Wakes whoever waits for this object, after the commit.
     pub(super) fn touch(&mut self, key: ObjectKey) {
         self.touched.insert(key);
+    }
+
+    /// Wakes whoever reads events as they come, after the commit.
+    pub(super) fn told(&mut self) {
+        self.told = true;
     }
 
     /// Wakes the dispatcher, after the commit.
@@ -88,28 +94,67 @@ impl Writer {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
-        let (answer, answered) = oneshot::channel();
-        let operation: Operation = Box::new(move |tx| {
-            Box::pin(async move {
-                let result = match tx {
-                    Ok(tx) => write(tx).await,
-                    Err(error) => Err(error),
-                };
-                let keep = result.is_ok();
-                let outcome: Outcome = Box::new(move |committed| {
-                    // Nobody may be waiting any more; the write stands all the same.
-                    let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
-                });
-                Applied { keep, outcome }
-            })
-        });
-        let request = Request { name, operation };
+        let (request, answered) = request(name, write);
         self.requests
             .send(request)
             .await
             .map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
     }
+
+    /// Puts `write` in line at once and does not wait for it: what is written next comes after it.
+    /// A failure is logged.
+    pub(super) fn write_behind<F>(&self, name: &'static str, write: F)
+    where
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<(), StateError>> + Send + 'static,
+    {
+        let (request, answered) = request(name, write);
+        let late = match self.requests.try_send(request) {
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Full(request)) => Some(request),
+            // The daemon ends.
+            Err(mpsc::error::TrySendError::Closed(_)) => return,
+        };
+        let requests = self.requests.clone();
+        tokio::spawn(async move {
+            if let Some(request) = late
+                && requests.send(request).await.is_err()
+            {
+                return;
+            }
+            drop(requests);
+            if let Ok(Err(error)) = answered.await {
+                tracing::warn!(operation = name, %error, "a write behind the answer failed");
+            }
+        });
+    }
+}
+
+/// A write as the task takes it, and where its result comes.
+fn request<T, F>(
+    name: &'static str,
+    write: F,
+) -> (Request, oneshot::Receiver<Result<T, StateError>>)
+where
+    T: Send + 'static,
+    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
+{
+    let (answer, answered) = oneshot::channel();
+    let operation: Operation = Box::new(move |tx| {
+        Box::pin(async move {
+            let result = match tx {
+                Ok(tx) => write(tx).await,
+                Err(error) => Err(error),
+            };
+            let keep = result.is_ok();
+            let outcome: Outcome = Box::new(move |committed| {
+                // Nobody may be waiting any more; the write stands all the same.
+                let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+            });
+            Applied { keep, outcome }
+        })
+    });
+    (Request { name, operation }, answered)
 }
 
 async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
@@ -117,6 +162,7 @@ async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, w
         connection,
         touched: HashSet::new(),
         queued: false,
+        told: false,
     };
     let mut batch = Vec::with_capacity(BATCH);
     while queue.recv_many(&mut batch, BATCH).await > 0 {
@@ -126,6 +172,9 @@ async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, w
         }
         if std::mem::take(&mut tx.queued) {
             wakes.wake_dispatcher();
+        }
+        if std::mem::take(&mut tx.told) {
+            wakes.wake_readers();
         }
     }
     if let Err(error) = tx.connection.close().await {

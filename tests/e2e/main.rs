@@ -9,6 +9,7 @@ mod container;
 mod crash_points;
 mod crictl;
 mod daemon;
+mod events;
 mod exec_sync;
 mod image;
 mod import;
