@@ -44,9 +44,10 @@ enum Command {
     /// Work with images.
     #[command(subcommand)]
     Image(image::Image),
-    /// List the points at which a debug build can be made to die (QUILT_CRASH_AT).
+    /// List the points at which a step can be made to fail (QUILT_FAULTS).
+    #[cfg(feature = "fault-points")]
     #[command(hide = true)]
-    CrashPoints,
+    FaultPoints,
 }
 
 /// Which daemon is meant.
@@ -69,8 +70,9 @@ pub fn run() -> ExitCode {
         Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Image(image) => link::block_on(image::run(&image)),
-        Command::CrashPoints => {
-            for point in crate::crash::POINTS {
+        #[cfg(feature = "fault-points")]
+        Command::FaultPoints => {
+            for point in crate::fault::POINTS {
                 println!("{point}");
             }
             Ok(())

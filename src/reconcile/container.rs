@@ -2,7 +2,7 @@
 
 use super::{Back, ReconcileError, blocking, container_launch, processes};
 use crate::cgroup::CgroupPath;
-use crate::crash;
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Facts, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
@@ -13,13 +13,25 @@ use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 
-/// An exit comes by itself; this is when we look whether it was missed.
+/// An exit comes by itself; this is when we look whether it was missed, at first and at last.
 const EXIT_NS: i64 = 1_000_000_000;
-/// Pause before a cgroup that is still populated is looked at again.
-const POPULATED_NS: i64 = 20_000_000;
+const EXIT_MAX_NS: i64 = 60_000_000_000;
+/// Pause before a cgroup that is still populated is looked at again, at first and at last.
+const POPULATED_NS: i64 = 5_000_000;
+const POPULATED_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one container to rest.
 pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Container(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
     loop {
         let Some(container) = back.store.container(id).await? else {
             return Ok(Outcome::Done);
@@ -40,16 +52,18 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => send_stop_signal(back, &container).await?,
             Step::AwaitGrace => {
-                let left = container.stop_at.unwrap_or(now).saturating_sub(now);
-                return Ok(Outcome::Again(left.max(0)));
+                let left = container.stop_at.unwrap_or(now).saturating_sub(now).max(0);
+                return Ok(Outcome::Again(progress.wait(key, "grace", left, left)));
             }
             Step::Kill => {
                 kill(back, &container).await?;
-                return Ok(Outcome::Again(EXIT_NS));
+                let pause = progress.wait(key, "kill", EXIT_NS, EXIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
             }
             Step::Release => {
                 if !release(back, &container).await? {
-                    return Ok(Outcome::Again(POPULATED_NS));
+                    let pause = progress.wait(key, "release", POPULATED_NS, POPULATED_MAX_NS);
+                    return Ok(Outcome::Again(pause));
                 }
             }
             Step::Remove => {
@@ -73,14 +87,13 @@ pub(super) async fn cgroup_path(
 }
 
 async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.recorded");
+    fault::point("container.recorded").await?;
     let id = &container.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
     stages.record("queue", now_ns() - container.created_at);
     stages.enter("snapshot");
     let (back_too, container_too) = (back.clone(), container.clone());
     let made = blocking(move || make_directories(&back_too, &container_too)).await;
-    crash::point("container.prepared");
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -94,17 +107,16 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
             back.observed
                 .container_created(id.clone(), rootfs, done(stages, None))
                 .await?;
-            crash::point("container.created");
-            Ok(())
+            Ok(fault::point("container.created").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(container = %id, error = text, "cannot prepare the container");
-            Ok(back
-                .observed
+            back.observed
                 .container_error(id.clone(), done(stages, Some(text)))
-                .await?)
+                .await?;
+            Ok(fault::point("container.error").await?)
         }
     }
 }
@@ -112,28 +124,31 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
 /// Makes the writable layer, the directory of the FIFOs and that of the log. Idempotent.
 fn make_directories(back: &Back, container: &Container) -> Result<String, ReconcileError> {
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("container.directory")?;
     if let Some(parent) = std::path::Path::new(&container.log_path).parent()
         && !container.log_path.is_empty()
     {
         std::fs::create_dir_all(parent).map_err(ReconcileError::file("make", parent))?;
     }
+    fault::blocking_point("container.prepared")?;
     Ok(snapshot.upper.display().to_string())
 }
 
 async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.stopping");
+    fault::point("container.stopping").await?;
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
     if let Some(handle) = back.processes.get(&container.id) {
         processes::signal(&handle.pidfd, number)?;
     }
+    fault::point("container.signal_sent").await?;
     back.observed
         .container_signalled(container.id.clone(), number)
         .await?;
-    crash::point("container.signalled");
-    Ok(())
+    Ok(fault::point("container.signalled").await?)
 }
 
 /// Kills everything the container is made of. The exit comes through the monitor.
@@ -145,10 +160,10 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
         if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
             back.cgroups.kill(&path)?;
         }
-        match handle {
-            Some(handle) => processes::signal(&handle.pidfd, signal::KILL),
-            None => Ok(()),
+        if let Some(handle) = handle {
+            processes::signal(&handle.pidfd, signal::KILL)?;
         }
+        Ok(fault::blocking_point("container.killed")?)
     })
     .await
 }
@@ -157,27 +172,17 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
 async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileError> {
     if let Some(path) = cgroup_path(back, container).await? {
         let back_too = back.clone();
-        let gone = blocking(move || {
-            if !back_too.cgroups.exists(&path) {
-                return Ok(true);
-            }
-            if back_too.cgroups.is_populated(&path)? {
-                back_too.cgroups.kill(&path)?;
-                return Ok(false);
-            }
-            back_too.cgroups.remove(&path)?;
-            Ok(true)
-        })
-        .await?;
+        let gone = blocking(move || processes::end_cgroup(&back_too.cgroups, &path)).await?;
         if !gone {
             return Ok(false);
         }
     }
+    fault::point("container.cgroup_removed").await?;
     back.store.samples().remove(&container.id);
     back.observed
         .container_released(container.id.clone())
         .await?;
-    crash::point("container.released");
+    fault::point("container.released").await?;
     Ok(true)
 }
 
@@ -185,6 +190,7 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     if let Ok(shim) = back.shim() {
         shim.forget(container.id.as_str()).await?;
     }
+    fault::point("container.forgotten").await?;
     let dir = back.paths.container(&container.id);
     blocking(move || match std::fs::remove_dir_all(&dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -193,12 +199,11 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
         _ => Ok(()),
     })
     .await?;
-    crash::point("container.files_removed");
+    fault::point("container.files_removed").await?;
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();
     back.observed
         .container_removed(container.id.clone(), sandbox)
         .await?;
-    crash::point("container.removed");
-    Ok(())
+    Ok(fault::point("container.removed").await?)
 }

@@ -3,7 +3,7 @@
 
 use super::processes::{self, Handle};
 use super::{Back, ReconcileError, blocking, container, container_plan, image, sampler};
-use crate::crash;
+use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::spec::UserIds;
@@ -46,7 +46,7 @@ pub(super) async fn launch(
         return Ok(());
     }
     back.observed.container_starting(id.clone()).await?;
-    crash::point("container.starting");
+    fault::point("container.starting").await?;
     let result = start(back, container, &shim, &mut stages).await;
     let done = |stages: Stages<'_>, error| Finished {
         kind: "start_container",
@@ -62,8 +62,7 @@ pub(super) async fn launch(
             back.observed
                 .container_running(id.clone(), started, done)
                 .await?;
-            crash::point("container.running");
-            Ok(())
+            Ok(fault::point("container.running").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
@@ -77,10 +76,10 @@ pub(super) async fn launch(
                 ran: false,
             };
             let done = done(stages, Some(text));
-            Ok(back
-                .observed
+            back.observed
                 .container_start_failed(id.clone(), exit, done)
-                .await?)
+                .await?;
+            Ok(fault::point("container.start_failed").await?)
         }
     }
 }
@@ -106,26 +105,30 @@ async fn start(
     blocking(move || {
         if again {
             // A shim that died in mid-launch may have left a process that nobody knows.
-            processes::end_cgroup(&back_too.cgroups, &path_too)?;
+            if !processes::end_cgroup(&back_too.cgroups, &path_too)? {
+                return Err(ReconcileError::StillEnding);
+            }
+            fault::blocking_point("container.emptied")?;
         }
         Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
     })
     .await?;
-    crash::point("container.cgroup");
+    fault::point("container.cgroup").await?;
     let plan_path = back.paths.container(&container.id).join("plan.json");
     let (plan_path_too, sources) = (plan_path.clone(), container.spec.mounts.clone());
     blocking(move || {
         for mount in &sources {
             make_source(&mount.host_path)?;
         }
+        fault::blocking_point("container.sources")?;
         write_plan(&plan, &plan_path_too)
     })
     .await?;
-    crash::point("container.plan");
+    fault::point("container.plan").await?;
     stages.enter("launch");
     let asked_at = now_ns();
     let launched = shim.launch(container.id.as_str(), &plan_path).await?;
-    crash::point("container.launched");
+    fault::point("container.launched").await?;
     let started = Started {
         pid: launched.pid,
         start: launched.start_time,
@@ -147,8 +150,11 @@ async fn start(
         terminal: launched.terminal,
     };
     back.processes.put(&container.id, handle);
+    fault::point("container.held").await?;
     stages.enter("record");
-    sampler::sample(back, &container.id, &path);
+    // Many small reads of kernel files, for which nobody has to wait.
+    let (back_too, id) = (back.clone(), container.id.clone());
+    tokio::task::spawn_blocking(move || sampler::sample(&back_too, &id, &path));
     Ok(started)
 }
 
@@ -184,6 +190,7 @@ async fn resume(
     back.observed
         .container_running(container.id.clone(), started, done)
         .await?;
+    fault::point("container.resumed").await?;
     Ok(true)
 }
 

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::processes::{Handle, Watched};
 use super::{Back, ReconcileError, container};
-use crate::crash;
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::may_live;
 use crate::shim::client::ShimClient;
@@ -140,7 +140,7 @@ pub(super) async fn exited(
     shim: &ShimClient,
     record: ExitRecord,
 ) -> Result<(), ReconcileError> {
-    crash::point("container.exit_seen");
+    fault::point("container.exit_seen").await?;
     if let Ok(id) = ContainerId::try_from(String::from(record.id.clone()))
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
@@ -163,11 +163,16 @@ pub(super) async fn exited(
             }
         };
         back.observed.container_exited(id.clone(), exit).await?;
+        let lag = u64::try_from(now_ns() - record.at_ns).unwrap_or(0);
+        back.store
+            .metrics()
+            .exit_lag
+            .observe(Duration::from_nanos(lag));
         back.processes.remove(&id);
-        crash::point("container.exited");
+        fault::point("container.exited").await?;
     }
     shim.acknowledge(record.sequence).await?;
-    Ok(())
+    Ok(fault::point("container.exit_acknowledged").await?)
 }
 
 /// A container whose process is gone, and that no shim has anything to say about.

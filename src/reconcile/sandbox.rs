@@ -5,7 +5,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 
 use super::{Back, ReconcileError, blocking, sandbox_files};
-use crate::crash;
+use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
 use crate::lifecycle::sandbox::{Containers, Step, next_step};
@@ -19,12 +19,27 @@ use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 use crate::state::sandbox::Sandbox;
 
-/// Looked at again at the latest after this long when containers are waited for; their exits come
-/// earlier by themselves.
+/// Looked at again at the latest after this long, at first and at last, when containers are waited
+/// for; their exits come earlier by themselves.
 const WAIT_NS: i64 = 5_000_000_000;
+const WAIT_MAX_NS: i64 = 60_000_000_000;
+/// The same for the init of a pod, whose end nobody tells of.
+const INIT_NS: i64 = 2_000_000;
+const INIT_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one sandbox to rest.
 pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Sandbox(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
+    let init_ends = || Outcome::Again(progress.wait(key, "pod init ends", INIT_NS, INIT_MAX_NS));
     loop {
         let Some(sandbox) = back.store.sandbox(id).await? else {
             return Ok(Outcome::Done);
@@ -47,7 +62,11 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
                     .map(|c| ObjectKey::Container(c.id))
                     .collect();
                 back.observed.enqueue(keys).await?;
-                return Ok(Outcome::Again(WAIT_NS));
+                let pause = progress.wait(key, "containers end", WAIT_NS, WAIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
+            }
+            Step::TearDown | Step::Remove if !end_init(back, &sandbox).await? => {
+                return Ok(init_ends());
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
@@ -76,7 +95,7 @@ fn finished(
 }
 
 async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.recorded");
+    fault::point("sandbox.recorded").await?;
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
     stages.record("queue", now_ns() - sandbox.created_at);
@@ -86,15 +105,15 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
             back.observed
                 .sandbox_ready(id.clone(), back.boot_id.clone(), done)
                 .await?;
-            crash::point("sandbox.ready");
-            Ok(())
+            Ok(fault::point("sandbox.ready").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(sandbox = %id, error = text, "cannot set the sandbox up");
             let done = finished("run_sandbox", id, sandbox.created_at, stages, Some(text));
-            Ok(back.observed.sandbox_failed(id.clone(), done).await?)
+            back.observed.sandbox_failed(id.clone(), done).await?;
+            Ok(fault::point("sandbox.failed").await?)
         }
     }
 }
@@ -108,22 +127,22 @@ async fn make(
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     blocking(move || make_namespaces(&back_too, &sandbox_too)).await?;
-    crash::point("sandbox.namespaces");
+    fault::point("sandbox.namespaces").await?;
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
         blocking(move || make_link(&back_too, &sandbox_too, &allocation)).await?;
     }
-    crash::point("sandbox.network");
+    fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     let address = allocation.map(|allocation| allocation.address);
     blocking(move || sandbox_files::write(&back_too, &sandbox_too, address)).await?;
-    crash::point("sandbox.files");
+    fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");
         start_init(back, sandbox).await?;
-        crash::point("sandbox.init");
+        fault::point("sandbox.init").await?;
     }
     Ok(())
 }
@@ -132,6 +151,7 @@ fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("sandbox.directory")?;
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
@@ -183,6 +203,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         .join(id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
     blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
+    fault::point("sandbox.init_cgroup").await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
     let plan = PodInitPlan {
@@ -193,6 +214,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         },
     };
     let launched = shim.pod_init(id.as_str(), plan).await?;
+    fault::point("sandbox.init_launched").await?;
     back.observed
         .sandbox_init(id.clone(), launched.pid, launched.start_time)
         .await?;
@@ -209,50 +231,51 @@ fn pinned(dir: &Path) -> Vec<(String, std::path::PathBuf)> {
 }
 
 async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.stopping");
+    fault::point("sandbox.stopping").await?;
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
-    stages.enter("init");
-    stop_init(back, sandbox).await?;
     stages.enter("namespaces");
     let dir = back.paths.sandbox(id);
     blocking(move || {
         network::remove_namespaces(&dir.join("ns"))?;
+        fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)
     })
     .await?;
-    crash::point("sandbox.namespaces_removed");
+    fault::point("sandbox.shm_unmounted").await?;
     let done = finished("stop_sandbox", id, started_at, stages, None);
     back.observed.sandbox_stopped(id.clone(), done).await?;
-    crash::point("sandbox.stopped");
-    Ok(())
+    Ok(fault::point("sandbox.stopped").await?)
 }
 
-async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+/// One look at the init of a pod that has to go, if it has one; `false` says that it still ends. A
+/// sandbox whose set-up failed may have one without having been torn down.
+async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError> {
     if sandbox.spec.pid != NamespaceMode::Pod {
-        return Ok(());
+        return Ok(true);
     }
     let path = back
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(sandbox.id.as_str())?;
     let back_too = back.clone();
-    blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
+    if !blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await? {
+        return Ok(false);
+    }
+    fault::point("sandbox.init_killed").await?;
     if let Ok(shim) = back.shim() {
         shim.forget(sandbox.id.as_str()).await?;
     }
-    Ok(())
+    fault::point("sandbox.init_forgotten").await?;
+    Ok(true)
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    // A sandbox whose set-up failed comes here without having been torn down.
-    stop_init(back, sandbox).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
-    crash::point("sandbox.files_removed");
+    fault::point("sandbox.files_removed").await?;
     back.observed.sandbox_removed(sandbox.id.clone()).await?;
-    crash::point("sandbox.removed");
-    Ok(())
+    Ok(fault::point("sandbox.removed").await?)
 }
 
 /// Removes a pod's link; called by a cleanup task, off everybody's path.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::{Back, ReconcileError, monitor, recovery};
+use crate::fault;
 use crate::shim::client::{ShimClient, ShimEvent};
 use crate::state::health::Report;
 
@@ -43,6 +44,7 @@ pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
                 }
                 tracing::error!("the shim is gone; starting another");
                 link.shim.send_replace(None);
+                back.store.metrics().shim_connected.set(0);
                 let problem = Some("the shim is gone; another is being started".to_owned());
                 link.health
                     .send_modify(|report| report.runtime_problem = problem);
@@ -68,12 +70,17 @@ async fn connect(
 ) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ReconcileError> {
     let (client, mut events) =
         ShimClient::connect_or_start(&back.paths.state, &link.executable).await?;
+    fault::point("shim.connected").await?;
     let unseen = recovery::hand_over(back, &client).await?;
+    fault::point("shim.handed_over").await?;
     hear_journal(back, &client, &mut events).await?;
+    fault::point("shim.journal_heard").await?;
     for id in unseen {
         monitor::lost(back, &id).await?;
+        fault::point("shim.exit_lost").await?;
     }
     link.shim.send_replace(Some(client.clone()));
+    back.store.metrics().shim_connected.set(1);
     Ok((client, events))
 }
 

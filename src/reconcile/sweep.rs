@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::{Back, ReconcileError, blocking, image};
-use crate::{network, snapshot};
+use crate::{fault, network, snapshot};
 
 /// One sweep. Errors are logged; what could not be removed is found by the next one.
 pub async fn run(back: &Back) {
@@ -15,6 +15,7 @@ pub async fn run(back: &Back) {
 }
 
 async fn sweep(back: &Back) -> Result<(), ReconcileError> {
+    fault::point("sweep.begun").await?;
     // Listed before the rows are read: what is made later has its row already.
     let back_too = back.clone();
     let found = blocking(move || {
@@ -22,6 +23,7 @@ async fn sweep(back: &Back) -> Result<(), ReconcileError> {
         Found::list(&back_too)
     })
     .await?;
+    fault::point("sweep.listed").await?;
     let sandboxes = ids(back
         .store
         .all_sandbox_ids()
@@ -49,6 +51,7 @@ async fn sweep(back: &Back) -> Result<(), ReconcileError> {
         layers,
         links,
     };
+    fault::point("sweep.compared").await?;
     let back = back.clone();
     blocking(move || {
         discard(&back, &found, &known);

@@ -73,14 +73,16 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn cleanup_task(&self, id: i64) -> Result<Option<CleanupTask>, StateError> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT resource_type, path, owner FROM cleanup_tasks
+        let row: Option<Row> = self
+            .read("read a cleanup task", || {
+                sqlx::query_as(
+                    "SELECT resource_type, path, owner FROM cleanup_tasks
              WHERE id = ? AND status <> 'completed'",
-        )
-        .bind(id)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(during("read a cleanup task"))?;
+                )
+                .bind(id)
+                .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(|row| {
             Ok(CleanupTask {
                 resource: row
@@ -99,10 +101,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn pending_cleanups(&self) -> Result<Vec<i64>, StateError> {
-        sqlx::query_scalar("SELECT id FROM cleanup_tasks WHERE status <> 'completed'")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list cleanup tasks"))
+        self.read("list cleanup tasks", || {
+            sqlx::query_scalar("SELECT id FROM cleanup_tasks WHERE status <> 'completed'")
+                .fetch_all(&self.readers)
+        })
+        .await
     }
 
     /// Number of tasks still to be done.
@@ -110,10 +113,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn count_cleanup_tasks(&self) -> Result<i64, StateError> {
-        sqlx::query_scalar("SELECT count(*) FROM cleanup_tasks WHERE status <> 'completed'")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(during("count cleanup tasks"))
+        self.read("count cleanup tasks", || {
+            sqlx::query_scalar("SELECT count(*) FROM cleanup_tasks WHERE status <> 'completed'")
+                .fetch_one(&self.readers)
+        })
+        .await
     }
 }
 

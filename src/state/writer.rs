@@ -6,25 +6,27 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::StateError;
-use super::error::is_busy;
+use super::checkpoint::checkpoint;
+use super::error::outcome;
+use super::retry::Retry;
 use super::wake::Wakes;
+use crate::fault;
 use crate::id::ObjectKey;
+use crate::metrics::Metrics;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
 const QUEUE: usize = 1024;
 /// Writes committed together at most.
 const BATCH: usize = 64;
-/// Tries when another process holds the lock, and the first pause between them.
-const BUSY_ATTEMPTS: u32 = 5;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
-const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Transactions after which the log is moved into the database file: some megabytes.
+const CHECKPOINT_EVERY: u32 = 256;
 
 /// The front's pen: wishes and the jobs that follow from them.
 #[derive(Clone)]
@@ -74,18 +76,59 @@ struct Request {
     operation: Operation,
 }
 
+enum Message {
+    Write(Request),
+    /// Move the log into the database file, now.
+    Checkpoint,
+    /// Commit what is there, close the connection, and say so.
+    Close(oneshot::Sender<()>),
+}
+
 /// A handle to the writer task.
 #[derive(Clone)]
 pub(super) struct Writer {
-    requests: mpsc::Sender<Request>,
+    messages: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
 }
 
 impl Writer {
-    /// Starts the task that owns the connection; it ends when every handle is gone.
-    pub(super) fn start(connection: SqliteConnection, wakes: Arc<Wakes>) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(connection, queue, wakes));
-        Self { requests }
+    /// Starts the task that owns the connection; it ends when it is closed or every handle is gone.
+    /// `checkpoint_due` is told when the log should be moved.
+    pub(super) fn start(
+        connection: SqliteConnection,
+        wakes: Arc<Wakes>,
+        metrics: Arc<Metrics>,
+        checkpoint_due: Arc<Notify>,
+    ) -> Self {
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let task = Task {
+            tx: Tx {
+                connection,
+                touched: HashSet::new(),
+                queued: false,
+                told: false,
+            },
+            wakes,
+            metrics: Arc::clone(&metrics),
+            checkpoint_due,
+            since_checkpoint: 0,
+        };
+        tokio::spawn(task.run(queue));
+        Self { messages, metrics }
+    }
+
+    /// Has the log moved into the database file between two transactions.
+    pub(super) async fn checkpoint(&self) {
+        // Without a writer nothing is added to the log.
+        let _ = self.messages.send(Message::Checkpoint).await;
+    }
+
+    /// Commits what waits, and closes the connection. Later writes get [`StateError::Closed`].
+    pub(super) async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.messages.send(Message::Close(answer)).await.is_ok() {
+            let _ = answered.await;
+        }
     }
 
     /// Runs `write` in a transaction and returns its result once that is committed.
@@ -94,12 +137,44 @@ impl Writer {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
-        let (request, answered) = request(name, write);
-        self.requests
+        let (request, answered) = self.request(name, write);
+        self.messages
             .send(request)
             .await
             .map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
+    }
+
+    /// A write as the task takes it, and where its result comes.
+    fn request<T, F>(
+        &self,
+        name: &'static str,
+        write: F,
+    ) -> (Message, oneshot::Receiver<Result<T, StateError>>)
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let (metrics, started) = (Arc::clone(&self.metrics), Instant::now());
+        let operation: Operation = Box::new(move |tx| {
+            Box::pin(async move {
+                let result = match tx {
+                    Ok(tx) => write(tx).await,
+                    Err(error) => Err(error),
+                };
+                let keep = result.is_ok();
+                let outcome: Outcome = Box::new(move |committed| {
+                    let result = result.and_then(|value| committed.map(|()| value));
+                    let labels = [name, outcome(&result)];
+                    metrics.database.get(labels).observe(started.elapsed());
+                    // Nobody may be waiting any more; the write stands all the same.
+                    let _ = answer.send(result);
+                });
+                Applied { keep, outcome }
+            })
+        });
+        (Message::Write(Request { name, operation }), answered)
     }
 
     /// Puts `write` in line at once and does not wait for it: what is written next comes after it.
@@ -108,21 +183,21 @@ impl Writer {
     where
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<(), StateError>> + Send + 'static,
     {
-        let (request, answered) = request(name, write);
-        let late = match self.requests.try_send(request) {
+        let (request, answered) = self.request(name, write);
+        let late = match self.messages.try_send(request) {
             Ok(()) => None,
             Err(mpsc::error::TrySendError::Full(request)) => Some(request),
             // The daemon ends.
             Err(mpsc::error::TrySendError::Closed(_)) => return,
         };
-        let requests = self.requests.clone();
+        let messages = self.messages.clone();
         tokio::spawn(async move {
             if let Some(request) = late
-                && requests.send(request).await.is_err()
+                && messages.send(request).await.is_err()
             {
                 return;
             }
-            drop(requests);
+            drop(messages);
             if let Ok(Err(error)) = answered.await {
                 tracing::warn!(operation = name, %error, "a write behind the answer failed");
             }
@@ -130,68 +205,72 @@ impl Writer {
     }
 }
 
-/// A write as the task takes it, and where its result comes.
-fn request<T, F>(
-    name: &'static str,
-    write: F,
-) -> (Request, oneshot::Receiver<Result<T, StateError>>)
-where
-    T: Send + 'static,
-    F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
-{
-    let (answer, answered) = oneshot::channel();
-    let operation: Operation = Box::new(move |tx| {
-        Box::pin(async move {
-            let result = match tx {
-                Ok(tx) => write(tx).await,
-                Err(error) => Err(error),
-            };
-            let keep = result.is_ok();
-            let outcome: Outcome = Box::new(move |committed| {
-                // Nobody may be waiting any more; the write stands all the same.
-                let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
-            });
-            Applied { keep, outcome }
-        })
-    });
-    (Request { name, operation }, answered)
+struct Task {
+    tx: Tx,
+    wakes: Arc<Wakes>,
+    metrics: Arc<Metrics>,
+    checkpoint_due: Arc<Notify>,
+    since_checkpoint: u32,
 }
 
-async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
-    let mut tx = Tx {
-        connection,
-        touched: HashSet::new(),
-        queued: false,
-        told: false,
-    };
-    let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        commit_batch(&mut tx, &mut batch).await;
-        for key in tx.touched.drain() {
-            wakes.wake(&key);
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        let mut messages = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut closing = None;
+        while closing.is_none() && queue.recv_many(&mut messages, BATCH).await > 0 {
+            let mut move_log = false;
+            for message in messages.drain(..) {
+                match message {
+                    Message::Write(request) => batch.push(request),
+                    Message::Checkpoint => move_log = true,
+                    Message::Close(answer) => closing = Some(answer),
+                }
+            }
+            if !batch.is_empty() {
+                self.commit(&mut batch).await;
+            }
+            if move_log && let Err(error) = checkpoint(&mut self.tx.connection).await {
+                tracing::warn!(%error, "cannot move the log into the database");
+            }
         }
-        if std::mem::take(&mut tx.queued) {
-            wakes.wake_dispatcher();
+        drop(queue);
+        if let Err(error) = self.tx.connection.close().await {
+            tracing::warn!(%error, "closing the database");
         }
-        if std::mem::take(&mut tx.told) {
-            wakes.wake_readers();
+        if let Some(answer) = closing {
+            let _ = answer.send(());
         }
     }
-    if let Err(error) = tx.connection.close().await {
-        tracing::warn!(%error, "closing the database");
+
+    async fn commit(&mut self, batch: &mut Vec<Request>) {
+        commit_batch(&mut self.tx, batch, &self.metrics).await;
+        for key in self.tx.touched.drain() {
+            self.wakes.wake(&key);
+        }
+        if std::mem::take(&mut self.tx.queued) {
+            self.wakes.wake_dispatcher();
+        }
+        if std::mem::take(&mut self.tx.told) {
+            self.wakes.wake_readers();
+        }
+        self.since_checkpoint += 1;
+        if self.since_checkpoint >= CHECKPOINT_EVERY {
+            self.since_checkpoint = 0;
+            self.checkpoint_due.notify_one();
+        }
     }
 }
 
 /// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
-    if let Err((attempts, error)) = begin(tx).await {
+async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) {
+    if let Err((attempts, error)) = begin(tx, metrics).await {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
         for request in batch.drain(..) {
-            let why = error.to_string();
             let error = StateError::Begin {
                 operation: request.name,
                 attempts,
-                why,
+                why: error.clone(),
             };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
@@ -218,8 +297,7 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
         }
         outcomes.push(applied.outcome);
     }
-    let end = if kept { "COMMIT" } else { "ROLLBACK" };
-    let committed = execute(tx, end).await;
+    let committed = end_batch(tx, kept).await;
     if committed.is_err() {
         tx.touched.clear();
         let _ = execute(tx, "ROLLBACK").await;
@@ -227,11 +305,27 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
     for outcome in outcomes {
         outcome(match &committed {
             Ok(()) => Ok(()),
-            Err(error) => Err(StateError::Commit {
-                why: error.to_string(),
-            }),
+            Err(why) => Err(StateError::Commit { why: why.clone() }),
         });
     }
+}
+
+/// Commits, or rolls back when no write of the batch is to be kept.
+async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), String> {
+    if !kept {
+        return execute(tx, "ROLLBACK")
+            .await
+            .map_err(|error| error.to_string());
+    }
+    fault::point("writer.commit")
+        .await
+        .map_err(|error| error.to_string())?;
+    execute(tx, "COMMIT")
+        .await
+        .map_err(|error| error.to_string())?;
+    fault::point("writer.committed")
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
@@ -240,18 +334,16 @@ async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx) -> Result<(), (u32, sqlx::Error)> {
-    let mut pause = BUSY_PAUSE;
-    let mut attempt = 1;
+async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, String)> {
+    if let Err(error) = fault::point("writer.begin").await {
+        return Err((1, error.to_string()));
+    }
+    let mut retry = Retry::new("begin a transaction", metrics);
     loop {
         match execute(tx, "BEGIN IMMEDIATE").await {
             Ok(()) => return Ok(()),
-            Err(error) if is_busy(&error) && attempt < BUSY_ATTEMPTS => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BUSY_PAUSE_MAX);
-                attempt += 1;
-            }
-            Err(error) => return Err((attempt, error)),
+            Err(error) if retry.again(&error).await => {}
+            Err(error) => return Err((retry.attempts(), error.to_string())),
         }
     }
 }

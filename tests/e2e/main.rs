@@ -6,11 +6,11 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod container;
-mod crash_points;
 mod crictl;
 mod daemon;
 mod events;
 mod exec_sync;
+mod fault_points;
 mod image;
 mod import;
 mod isolation;

@@ -39,6 +39,7 @@ const LAYERS: &[Layer] = &[
             "telemetry",
             "shim",
             "runtime",
+            "metrics",
         ],
     ),
     layer(
@@ -51,10 +52,18 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "admin",
-        &["state", "lifecycle", "proto", "id", "engine", "telemetry"],
+        &[
+            "state",
+            "lifecycle",
+            "proto",
+            "id",
+            "engine",
+            "telemetry",
+            "metrics",
+        ],
     ),
     // Middle: where they meet.
-    layer("state", &["lifecycle", "id", "sys"]),
+    layer("state", &["lifecycle", "id", "sys", "metrics"]),
     layer("lifecycle", &["id"]),
     // Back: observes, and drives the kernel, the disk and the registry. Drivers know no database,
     // no CRI, and not each other.
@@ -72,6 +81,7 @@ const LAYERS: &[Layer] = &[
             "sys",
             "id",
             "telemetry",
+            "metrics",
         ],
     ),
     layer("image", &["lifecycle", "sys", "id"]),
@@ -83,14 +93,15 @@ const LAYERS: &[Layer] = &[
     layer("runtime", &["sys", "id"]),
     // Ground.
     layer("proto", &[]),
-    layer("crash", &[]),
+    layer("fault", &[]),
+    layer("metrics", &[]),
     layer("engine", &[]),
     layer("sys", &[]),
     layer("id", &[]),
 ];
 
-/// What every layer may import: named points where a test ends the process.
-const EVERYWHERE: &str = "crash";
+/// What every layer may import: named points where a test makes a step fail.
+const EVERYWHERE: &str = "fault";
 
 /// Of a whole module only this part is open to these layers.
 const PARTS: &[(&str, &str, &[&str])] = &[
