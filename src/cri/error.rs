@@ -37,7 +37,7 @@ pub enum CallError {
     Impossible(#[from] Impossible),
     /// Time ran out; the work goes on.
     #[error(
-        "deadline exceeded while {noun} {id} was at stage {stage:?}; the work goes on, ask again"
+        "deadline exceeded while {noun} {id} was at stage \"{stage}\"; the work goes on, ask again"
     )]
     Deadline {
         /// What was waited for.
@@ -45,7 +45,7 @@ pub enum CallError {
         /// Which.
         id: String,
         /// How far it had come.
-        stage: &'static str,
+        stage: String,
     },
     /// Time ran out before the call came to wait for the work: the database is slow or locked.
     #[error("deadline exceeded before {rpc} was under way; ask again")]

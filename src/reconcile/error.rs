@@ -46,6 +46,9 @@ pub enum ReconcileError {
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]
     Plan(String),
+    /// A pull whose credentials were in the memory of another daemon.
+    #[error("the credentials of this pull were lost with the daemon that had them; pull again")]
+    CredentialsLost,
     /// A point made the step fail (`crate::fault`).
     #[error(transparent)]
     Fault(#[from] crate::fault::Fault),

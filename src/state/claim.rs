@@ -78,13 +78,16 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn unclaimed_since(&self, before: i64) -> Result<Vec<SandboxId>, StateError> {
-        let ids: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM sandboxes WHERE unclaimed_since <= ? AND desired = 'ready' LIMIT 100",
-        )
-        .bind(before)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("list unclaimed sandboxes"))?;
+        let ids: Vec<String> = self
+            .read("list unclaimed sandboxes", || {
+                sqlx::query_scalar(
+                    "SELECT id FROM sandboxes WHERE unclaimed_since <= ? AND desired = 'ready'
+                     LIMIT 100",
+                )
+                .bind(before)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         ids.into_iter()
             .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
             .collect()

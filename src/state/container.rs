@@ -90,6 +90,10 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      s.desired AS sandbox_desired, s.state AS sandbox_state
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
+/// The container that a retry of its creation means.
+const TWIN: &str = "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
+     AND desired <> 'removed' AND state <> 'error'";
+
 impl TryFrom<Row> for Container {
     type Error = StateError;
     fn try_from(row: Row) -> Result<Self, StateError> {
@@ -227,6 +231,29 @@ impl Store {
         rows.into_iter().map(Container::try_from).collect()
     }
 
+    /// The container that a pod has under this name and attempt, if any.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn container_twin(
+        &self,
+        sandbox: &SandboxId,
+        name: &str,
+        attempt: u32,
+    ) -> Result<Option<ContainerId>, StateError> {
+        let twin: Option<String> = self
+            .read("find a container", || {
+                sqlx::query_scalar(TWIN)
+                    .bind(sandbox.as_str())
+                    .bind(name)
+                    .bind(attempt)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
+        twin.map(|id| id.try_into().map_err(corrupt("containers.id")))
+            .transpose()
+    }
+
     /// Ids that begin with `prefix`, two at most: enough to know whether it is unique.
     ///
     /// # Errors
@@ -311,16 +338,13 @@ impl Tx {
         if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
             return Err(sandbox::not_ready(state).of(&new.sandbox_id).into());
         }
-        let twin: Option<String> = sqlx::query_scalar(
-            "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
-             AND desired <> 'removed' AND state <> 'error'",
-        )
-        .bind(new.sandbox_id.as_str())
-        .bind(&new.spec.name)
-        .bind(new.spec.attempt)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a container"))?;
+        let twin: Option<String> = sqlx::query_scalar(TWIN)
+            .bind(new.sandbox_id.as_str())
+            .bind(&new.spec.name)
+            .bind(new.spec.attempt)
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
         if let Some(twin) = twin {
             return twin.try_into().map_err(corrupt("containers.id"));
         }

@@ -226,16 +226,18 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Announcement>, StateError> {
-        let rows: Vec<AnnouncedRow> = sqlx::query_as(
-            "SELECT sequence, at, announced, object_id, sandbox_id, detail FROM events
-             WHERE announced IS NOT NULL AND sandbox_id IS NOT NULL AND detail IS NOT NULL
-             AND sequence > ? ORDER BY sequence LIMIT ?",
-        )
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("read announced events"))?;
+        let rows: Vec<AnnouncedRow> = self
+            .read("read announced events", || {
+                sqlx::query_as(
+                    "SELECT sequence, at, announced, object_id, sandbox_id, detail FROM events
+                     WHERE announced IS NOT NULL AND sandbox_id IS NOT NULL
+                     AND detail IS NOT NULL AND sequence > ? ORDER BY sequence LIMIT ?",
+                )
+                .bind(after)
+                .bind(limit)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Announcement::try_from).collect()
     }
 
@@ -244,13 +246,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn kept_events(&self) -> Result<Kept, StateError> {
-        let (oldest, newest): (Option<i64>, Option<i64>) = sqlx::query_as(
-            "SELECT (SELECT min(sequence) FROM events),
-                 (SELECT seq FROM sqlite_sequence WHERE name = 'events')",
-        )
-        .fetch_one(&self.readers)
-        .await
-        .map_err(during("find the newest event"))?;
+        let (oldest, newest): (Option<i64>, Option<i64>) = self
+            .read("find the newest event", || {
+                sqlx::query_as(
+                    "SELECT (SELECT min(sequence) FROM events),
+                         (SELECT seq FROM sqlite_sequence WHERE name = 'events')",
+                )
+                .fetch_one(&self.readers)
+            })
+            .await?;
         let newest = newest.unwrap_or(0);
         Ok(Kept {
             oldest: oldest.unwrap_or(newest + 1),
@@ -263,14 +267,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sequence_at(&self, at: i64) -> Result<i64, StateError> {
-        sqlx::query_scalar(
-            "SELECT coalesce(
-                 (SELECT sequence FROM events WHERE at <= ? ORDER BY at DESC LIMIT 1), 0)",
-        )
-        .bind(at)
-        .fetch_one(&self.readers)
+        self.read("find an event by its time", || {
+            sqlx::query_scalar(
+                "SELECT coalesce(
+                     (SELECT sequence FROM events WHERE at <= ? ORDER BY at DESC LIMIT 1), 0)",
+            )
+            .bind(at)
+            .fetch_one(&self.readers)
+        })
         .await
-        .map_err(during("find an event by its time"))
     }
 }
 
