@@ -9,6 +9,8 @@ pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod crictl;
 pub(crate) mod database;
+pub(crate) mod events;
+pub(crate) mod faults;
 pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod leftover;
