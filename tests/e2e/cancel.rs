@@ -188,7 +188,7 @@ async fn a_stop_whose_caller_went_away_at_any_stage_goes_on() {
         ("container.exit_seen", "\"grace, SIGKILL in ", 30),
         ("container.exit_seen", "\"kill\"", 0),
     ] {
-        let id = &pod.idle(point).await;
+        let id = &pod.idle(&format!("{point}-{grace_s}")).await;
         let stop = |cri: Cri| async move { cri.stop(id, grace_s).await };
         lost(&node, &faults, (point, stage), stop).await;
         let ended = node.cri.status(id).await.expect("ContainerStatus");
