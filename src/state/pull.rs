@@ -1,7 +1,7 @@
 //! The table `pulls`, and the credentials of pulls under way, which are never stored.
 //!
-//! A row stands for a reference *and* the credentials it is pulled with, the latter as a fingerprint
-//! that only this process can make.
+//! A row stands for a reference *and* the credentials it is pulled with, the latter as a
+//! fingerprint that only this process can make.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
