@@ -5,9 +5,11 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod admin;
 mod container;
 mod crictl;
 mod daemon;
+mod db;
 mod exec_sync;
 mod fault_points;
 mod image;

@@ -14,6 +14,7 @@ pub(crate) mod leftover;
 pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod pod;
 pub(crate) mod process;
 pub(crate) mod protojson;
