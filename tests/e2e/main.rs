@@ -5,11 +5,13 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod admin;
 mod cancel;
 mod cancel_model;
 mod container;
 mod crictl;
 mod daemon;
+mod db;
 mod events;
 mod exec_sync;
 mod exits;

@@ -18,6 +18,7 @@ pub(crate) mod link;
 pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod node;
+pub(crate) mod operator;
 pub(crate) mod pod;
 pub(crate) mod process;
 pub(crate) mod protojson;
