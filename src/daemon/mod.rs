@@ -37,6 +37,9 @@ use listen::{Lock, bind, bind_admin};
 const REQUEST_MAX: usize = 16 * 1024 * 1024;
 /// Largest answer: two full streams of ExecSync. Whether a client takes it is its own decision.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// Calls of one connection that may be under way. Calls that wait for something stuck are among
+/// them, so there are more than the 200 of HTTP/2 libraries: a status call must not stand in line.
+const STREAMS: u32 = 4096;
 /// Longest wait for the first shim before calls are answered without one.
 const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for calls and steps under way when the daemon is told to end.
@@ -124,6 +127,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!("not everything ended in time; the next start goes on with it");
     }
     leave_nothing_unused(&back).await;
+    back.store.close().await;
     Engine::remove(&paths.state);
     if socket_is_ours {
         listen.remove();
@@ -154,7 +158,7 @@ async fn start(
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
-        store: store.clone(),
+        store: store.for_back(),
         observed,
         shim: shim_seen.clone(),
         processes,
@@ -219,7 +223,10 @@ fn serve(
     let image = ImageServiceServer::new(front)
         .max_decoding_message_size(REQUEST_MAX)
         .max_encoding_message_size(ANSWER_MAX);
-    let cri = Server::builder().add_service(runtime).add_service(image);
+    let cri = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .add_service(runtime)
+        .add_service(image);
     let admin = Server::builder().add_service(AdminServer::new(admin));
     let mut servers = JoinSet::new();
     for (router, socket) in [(cri, sockets.cri), (admin, sockets.admin)] {

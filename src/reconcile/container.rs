@@ -13,13 +13,25 @@ use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 
-/// An exit comes by itself; this is when we look whether it was missed.
+/// An exit comes by itself; this is when we look whether it was missed, at first and at last.
 const EXIT_NS: i64 = 1_000_000_000;
-/// Pause before a cgroup that is still populated is looked at again.
-const POPULATED_NS: i64 = 20_000_000;
+const EXIT_MAX_NS: i64 = 60_000_000_000;
+/// Pause before a cgroup that is still populated is looked at again, at first and at last.
+const POPULATED_NS: i64 = 5_000_000;
+const POPULATED_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one container to rest.
 pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Container(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
     let mut prepared = false;
     loop {
         let Some(container) = back.store.container(id).await? else {
@@ -51,16 +63,18 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => send_stop_signal(back, &container).await?,
             Step::AwaitGrace => {
-                let left = container.stop_at.unwrap_or(now).saturating_sub(now);
-                return Ok(Outcome::Again(left.max(0)));
+                let left = container.stop_at.unwrap_or(now).saturating_sub(now).max(0);
+                return Ok(Outcome::Again(progress.wait(key, "grace", left, left)));
             }
             Step::Kill => {
                 kill(back, &container).await?;
-                return Ok(Outcome::Again(EXIT_NS));
+                let pause = progress.wait(key, "kill", EXIT_NS, EXIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
             }
             Step::Release => {
                 if !release(back, &container).await? {
-                    return Ok(Outcome::Again(POPULATED_NS));
+                    let pause = progress.wait(key, "release", POPULATED_NS, POPULATED_MAX_NS);
+                    return Ok(Outcome::Again(pause));
                 }
             }
             Step::Remove => {
@@ -169,18 +183,7 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
 async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileError> {
     if let Some(path) = cgroup_path(back, container).await? {
         let back_too = back.clone();
-        let gone = blocking(move || {
-            if !back_too.cgroups.exists(&path) {
-                return Ok(true);
-            }
-            if back_too.cgroups.is_populated(&path)? {
-                back_too.cgroups.kill(&path)?;
-                return Ok(false);
-            }
-            back_too.cgroups.remove(&path)?;
-            Ok(true)
-        })
-        .await?;
+        let gone = blocking(move || processes::end_cgroup(&back_too.cgroups, &path)).await?;
         if !gone {
             return Ok(false);
         }

@@ -105,7 +105,9 @@ async fn start(
     blocking(move || {
         if again {
             // A shim that died in mid-launch may have left a process that nobody knows.
-            processes::end_cgroup(&back_too.cgroups, &path_too)?;
+            if !processes::end_cgroup(&back_too.cgroups, &path_too)? {
+                return Err(ReconcileError::StillEnding);
+            }
             fault::blocking_point("container.emptied")?;
         }
         back_too.cgroups.ensure(&path_too, resources.as_ref())?;
@@ -151,7 +153,9 @@ async fn start(
     back.processes.put(&container.id, handle);
     fault::point("container.held").await?;
     stages.enter("record");
-    sampler::sample(back, &container.id, &path);
+    // Many small reads of kernel files, for which nobody has to wait.
+    let (back_too, id) = (back.clone(), container.id.clone());
+    tokio::task::spawn_blocking(move || sampler::sample(&back_too, &id, &path));
     Ok(started)
 }
 

@@ -58,6 +58,9 @@ pub enum ReconcileError {
     /// The shim is away; it is being started anew.
     #[error("the shim is not connected")]
     NoShim,
+    /// What an earlier start left in the cgroup was killed and has not ended yet.
+    #[error("what an earlier start left behind is still ending")]
+    StillEnding,
     /// A thread died.
     #[error("a worker thread died; the daemon's log tells why")]
     Panicked,
@@ -95,8 +98,10 @@ impl ReconcileError {
     /// Whether trying the same again may go better: the fault is not in what was asked for.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::State(_) | Self::NoShim | Self::Panicked)
-            || matches!(self, Self::Shim(error) if error.is_passing())
+        matches!(
+            self,
+            Self::State(_) | Self::NoShim | Self::StillEnding | Self::Panicked
+        ) || matches!(self, Self::Shim(error) if error.is_passing())
             || matches!(
                 self,
                 Self::Fault(fault) | Self::Layer(LayerError::Fault(fault)) if fault.is_passing()

@@ -167,6 +167,11 @@ pub(super) async fn exited(
             }
         };
         back.observed.container_exited(id.clone(), exit).await?;
+        let lag = u64::try_from(now_ns() - record.at_ns).unwrap_or(0);
+        back.store
+            .metrics()
+            .exit_lag
+            .observe(Duration::from_nanos(lag));
         back.processes.remove(&id);
         fault::point("container.exited").await?;
     }

@@ -19,12 +19,27 @@ use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 use crate::state::sandbox::Sandbox;
 
-/// Looked at again at the latest after this long when containers are waited for; their exits come
-/// earlier by themselves.
+/// Looked at again at the latest after this long, at first and at last, when containers are waited
+/// for; their exits come earlier by themselves.
 const WAIT_NS: i64 = 5_000_000_000;
+const WAIT_MAX_NS: i64 = 60_000_000_000;
+/// The same for the init of a pod, whose end nobody tells of.
+const INIT_NS: i64 = 2_000_000;
+const INIT_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one sandbox to rest.
 pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Sandbox(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
+    let init_ends = || Outcome::Again(progress.wait(key, "pod init ends", INIT_NS, INIT_MAX_NS));
     let mut checked = false;
     loop {
         let Some(sandbox) = back.store.sandbox(id).await? else {
@@ -59,7 +74,11 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
                     .map(|c| ObjectKey::Container(c.id))
                     .collect();
                 back.observed.enqueue(keys).await?;
-                return Ok(Outcome::Again(WAIT_NS));
+                let pause = progress.wait(key, "containers end", WAIT_NS, WAIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
+            }
+            Step::TearDown | Step::Remove if !end_init(back, &sandbox).await? => {
+                return Ok(init_ends());
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
@@ -242,8 +261,6 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
-    stages.enter("init");
-    stop_init(back, sandbox).await?;
     stages.enter("namespaces");
     let dir = back.paths.sandbox(id);
     blocking(move || {
@@ -258,25 +275,28 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     Ok(fault::point("sandbox.stopped").await?)
 }
 
-async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+/// One look at the init of a pod that has to go, if it has one; `false` says that it still ends. A
+/// sandbox whose set-up failed may have one without having been torn down.
+async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError> {
     if sandbox.spec.pid != NamespaceMode::Pod {
-        return Ok(());
+        return Ok(true);
     }
     let path = back
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(sandbox.id.as_str())?;
     let back_too = back.clone();
-    blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
+    if !blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await? {
+        return Ok(false);
+    }
     fault::point("sandbox.init_killed").await?;
     if let Ok(shim) = back.shim() {
         shim.forget(sandbox.id.as_str()).await?;
     }
-    Ok(fault::point("sandbox.init_forgotten").await?)
+    fault::point("sandbox.init_forgotten").await?;
+    Ok(true)
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    // A sandbox whose set-up failed comes here without having been torn down.
-    stop_init(back, sandbox).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
     fault::point("sandbox.files_removed").await?;

@@ -44,6 +44,7 @@ pub async fn run(back: Back, link: Link, mut stop: watch::Receiver<bool>) {
                 }
                 tracing::error!("the shim is gone; starting another");
                 link.shim.send_replace(None);
+                back.store.metrics().shim_connected.set(0);
                 let problem = Some("the shim is gone; another is being started".to_owned());
                 link.health
                     .send_modify(|report| report.runtime_problem = problem);
@@ -79,6 +80,7 @@ async fn connect(
         fault::point("shim.exit_lost").await?;
     }
     link.shim.send_replace(Some(client.clone()));
+    back.store.metrics().shim_connected.set(1);
     Ok((client, events))
 }
 

@@ -93,14 +93,16 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn cleanup_task(&self, id: i64) -> Result<Option<CleanupTask>, StateError> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT resource_type, path, owner FROM cleanup_tasks
+        let row: Option<Row> = self
+            .read("read a cleanup task", || {
+                sqlx::query_as(
+                    "SELECT resource_type, path, owner FROM cleanup_tasks
              WHERE id = ? AND status <> 'completed'",
-        )
-        .bind(id)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(during("read a cleanup task"))?;
+                )
+                .bind(id)
+                .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(|row| {
             Ok(CleanupTask {
                 resource: row
@@ -119,10 +121,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn pending_cleanups(&self) -> Result<Vec<i64>, StateError> {
-        sqlx::query_scalar("SELECT id FROM cleanup_tasks WHERE status <> 'completed'")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list cleanup tasks"))
+        self.read("list cleanup tasks", || {
+            sqlx::query_scalar("SELECT id FROM cleanup_tasks WHERE status <> 'completed'")
+                .fetch_all(&self.readers)
+        })
+        .await
     }
 
     /// Whether what a task names still has nobody who needs it: looked at right before it is
@@ -148,11 +151,13 @@ impl Store {
         };
         let by_owner = matches!(task.resource, Resource::Mounts | Resource::Cgroup);
         let name = if by_owner { &task.owner } else { &task.path };
-        let claim: Option<i64> = sqlx::query_scalar(claims)
-            .bind(name)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("look for an owner"))?;
+        let claim: Option<i64> = self
+            .read("look for an owner", || {
+                sqlx::query_scalar(claims)
+                    .bind(name)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         Ok(claim.is_none())
     }
 
@@ -161,10 +166,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn count_cleanup_tasks(&self) -> Result<i64, StateError> {
-        sqlx::query_scalar("SELECT count(*) FROM cleanup_tasks WHERE status <> 'completed'")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(during("count cleanup tasks"))
+        self.read("count cleanup tasks", || {
+            sqlx::query_scalar("SELECT count(*) FROM cleanup_tasks WHERE status <> 'completed'")
+                .fetch_one(&self.readers)
+        })
+        .await
     }
 }
 

@@ -66,6 +66,16 @@ pub enum StateError {
         /// SQLite's answer.
         source: sqlx::Error,
     },
+    /// Another process holds a lock of the database and did not let go.
+    #[error("database: cannot {operation}: locked at each of {attempts} attempts")]
+    Busy {
+        /// What was being done.
+        operation: &'static str,
+        /// How often it was tried.
+        attempts: u32,
+        /// SQLite's last answer.
+        source: sqlx::Error,
+    },
     /// No transaction could be begun: most often another process holds the lock.
     #[error("database: cannot {operation}: no transaction after {attempts} attempts: {why}")]
     Begin {
@@ -119,6 +129,32 @@ pub enum StateError {
 /// Turns SQLite's error into one that says what was being done.
 pub(super) fn during(operation: &'static str) -> impl Fn(sqlx::Error) -> StateError {
     move |source| StateError::Database { operation, source }
+}
+
+/// A failed read.
+pub(super) fn read(operation: &'static str, attempts: u32, source: sqlx::Error) -> StateError {
+    if is_busy(&source) {
+        return StateError::Busy {
+            operation,
+            attempts,
+            source,
+        };
+    }
+    StateError::Database { operation, source }
+}
+
+/// How an operation ended, in a word: the label of a metric.
+pub(super) fn outcome<T>(result: &Result<T, StateError>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(
+            StateError::NotFound { .. }
+            | StateError::Impossible(_)
+            | StateError::AddressesExhausted { .. },
+        ) => "refused",
+        Err(StateError::Busy { .. } | StateError::Begin { .. }) => "busy",
+        Err(_) => "error",
+    }
 }
 
 /// A stored value that does not parse.

@@ -97,18 +97,19 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Event>, StateError> {
-        sqlx::query_as(
-            "SELECT * FROM (
+        self.read("list events", || {
+            sqlx::query_as(
+                "SELECT * FROM (
                  SELECT sequence, at, object_id, kind, message FROM events
                  WHERE (?1 = '' OR object_id = ?1) AND sequence > ?2
                  ORDER BY CASE WHEN ?2 = 0 THEN -sequence ELSE sequence END LIMIT ?3)
              ORDER BY sequence",
-        )
-        .bind(object_id)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&self.readers)
+            )
+            .bind(object_id)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("list events"))
     }
 }

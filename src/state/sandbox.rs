@@ -107,12 +107,14 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE s.id = ?"));
-        let row: Option<Row> = sqlx::query_as(sql)
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read a sandbox"))?;
+        let sql = format!("{SELECT} WHERE s.id = ?");
+        let row: Option<Row> = self
+            .read("read a sandbox", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(id.as_str())
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Sandbox::try_from).transpose()
     }
 
@@ -121,17 +123,20 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandboxes(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!(
+        let sql = format!(
             "{SELECT} WHERE s.state IN ('ready', 'stopped')
              AND (?1 IS NULL OR (s.id >= ?1 AND s.id < ?1 || 'g'))
-             AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2) ORDER BY s.created_at DESC"
-        ));
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .bind(&filter.id_prefix)
-            .bind(filter.ready)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list sandboxes"))?;
+             AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2)
+             ORDER BY s.created_at DESC"
+        );
+        let rows: Vec<Row> = self
+            .read("list sandboxes", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(&filter.id_prefix)
+                    .bind(filter.ready)
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
@@ -140,13 +145,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandbox_ids(&self, prefix: &str) -> Result<Vec<SandboxId>, StateError> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-        )
-        .bind(prefix)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("find a sandbox"))?;
+        let rows: Vec<String> = self
+            .read("find a sandbox", || {
+                sqlx::query_scalar(
+                    "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
+                )
+                .bind(prefix)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
             .collect()
@@ -157,10 +164,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn all_sandbox_ids(&self) -> Result<Vec<SandboxId>, StateError> {
-        let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM sandboxes")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list sandbox ids"))?;
+        let rows: Vec<String> = self
+            .read("list sandbox ids", || {
+                sqlx::query_scalar("SELECT id FROM sandboxes").fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
             .collect()
