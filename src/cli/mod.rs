@@ -61,6 +61,7 @@ struct StateDir {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
+    crate::daemon::end_on_panic();
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve::run(serve),
         Command::Shim(StateDir { state }) => {

@@ -108,7 +108,9 @@ impl CallError {
         match self {
             Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Impossible(_) => Code::FailedPrecondition,
+            Self::Impossible(_) | Self::State(StateError::Transition { .. }) => {
+                Code::FailedPrecondition
+            }
             Self::Deadline { .. } | Self::ExecTimeout { .. } => Code::DeadlineExceeded,
             Self::Failed(_) => Code::Unknown,
             Self::Withdrawn { .. } => Code::Aborted,

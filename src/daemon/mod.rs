@@ -176,7 +176,9 @@ async fn start(
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
     sweep::run(&back).await;
-    tasks.spawn(worker::run(back.clone(), stopped.clone()));
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     let front = Front::new(
         store,
@@ -264,6 +266,18 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
         // A command that was interrupted does not wait.
         let _ = answer.send(imported.map_err(|error| error.full_text()));
     }
+}
+
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {

@@ -16,6 +16,7 @@ use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer};
+use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
 use crate::state::image::{NewImage, NewLayer};
 use crate::state::job::Outcome;
@@ -215,6 +216,10 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
 
 /// Deletes an image that nobody wants.
 pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
+    let image = back.store.image(id).await?;
+    if image.is_some_and(|image| next_step(image.desired) == Step::Rest) {
+        return Ok(Outcome::Done);
+    }
     fault::point("image.removing").await?;
     back.observed.image_removed(id.to_owned()).await?;
     fault::point("image.removed").await?;

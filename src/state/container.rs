@@ -369,15 +369,15 @@ impl Tx {
         to: Desired,
         stop_at: Option<i64>,
     ) -> Result<Verdict, StateError> {
-        let row: Option<(String, String, String)> = sqlx::query_as(
-            "SELECT c.desired, c.state, s.desired FROM containers c
+        let row: Option<(String, String, String, String)> = sqlx::query_as(
+            "SELECT c.desired, c.state, s.desired, s.state FROM containers c
              JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
         )
         .bind(id.as_str())
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("find a container"))?;
-        let Some((desired, state, pod)) = row else {
+        let Some((desired, state, pod, pod_state)) = row else {
             return Err(StateError::NotFound {
                 noun: "container",
                 id: id.to_string(),
@@ -385,7 +385,9 @@ impl Tx {
         };
         let state: State = state.parse().map_err(corrupt("containers.state"))?;
         let desired = desired.parse().map_err(corrupt("containers.desired"))?;
-        let verdict = if to == Desired::Running && pod != SandboxDesired::Ready.as_str() {
+        let pod_state: SandboxState = pod_state.parse().map_err(corrupt("sandboxes.state"))?;
+        let pod_is_up = pod == SandboxDesired::Ready.as_str() && pod_state == SandboxState::Ready;
+        let verdict = if to == Desired::Running && !pod_is_up {
             Verdict::Refused(sandbox::not_ready(SandboxState::Stopped))
         } else {
             admit(to, desired, state)

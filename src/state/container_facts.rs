@@ -3,9 +3,11 @@
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::container::State;
 use crate::lifecycle::spec::UserIds;
 
 /// How a container's process ended.
@@ -36,6 +38,15 @@ pub struct Started {
     pub runs_as: Option<UserIds>,
 }
 
+fn to<'a>(operation: &'static str, id: &'a ContainerId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Containers,
+        id: id.as_str(),
+        to: state.as_str(),
+    }
+}
+
 impl ObservedWriter {
     /// The container is ready to start.
     ///
@@ -50,15 +61,17 @@ impl ObservedWriter {
         self.0
             .write("record a created container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'created', rootfs = ?
-                         WHERE id = ? AND state = 'preparing'",
+                    let sql = "UPDATE containers SET state = 'created', rootfs = ? WHERE id = ?";
+                    let created = sqlx::query(sql)
+                        .bind(rootfs)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a created container", &id, State::Created),
+                        created,
                     )
-                    .bind(rootfs)
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a created container"))?;
+                    .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "created", "").await?;
                     tx.touch(ObjectKey::Container(id));
@@ -77,12 +90,14 @@ impl ObservedWriter {
             .write("record a failed container", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE containers SET state = 'error', error = ? WHERE id = ?")
+                    let sql = "UPDATE containers SET state = 'error', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed container"))?;
+                        .await;
+                    tx.changed(to("record a failed container", &id, State::Error), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Container(id.clone())).await?;
@@ -101,15 +116,16 @@ impl ObservedWriter {
         self.0
             .write("record a starting container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'starting', released = 0
-                         WHERE id = ? AND state IN ('created', 'starting')",
+                    let sql = "UPDATE containers SET state = 'starting', released = 0 WHERE id = ?";
+                    let starting = sqlx::query(sql)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a starting container", &id, State::Starting),
+                        starting,
                     )
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
                     .await
-                    .map(drop)
-                    .map_err(during("record a starting container"))
                 })
             })
             .await
@@ -136,7 +152,7 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    sqlx::query(
+                    let running = sqlx::query(
                         "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
@@ -148,8 +164,12 @@ impl ObservedWriter {
                     .bind(started_at)
                     .bind(runs_as)
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a running container"))?;
+                    .await;
+                    tx.changed(
+                        to("record a running container", &id, State::Running),
+                        running,
+                    )
+                    .await?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "started", "").await?;

@@ -13,6 +13,7 @@ pub mod event;
 pub mod health;
 pub mod image;
 pub mod job;
+pub mod job_history;
 pub mod network;
 pub mod node;
 pub mod operation;
@@ -23,7 +24,10 @@ pub mod sandbox;
 pub mod snapshot;
 #[cfg(test)]
 mod tests;
+mod transition;
 pub mod wake;
+#[cfg(test)]
+mod walk;
 mod writer;
 
 use std::path::Path;

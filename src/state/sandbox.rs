@@ -5,6 +5,7 @@ use sqlx::FromRow;
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
@@ -221,6 +222,15 @@ impl DesiredWriter {
     }
 }
 
+fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Sandboxes,
+        id: id.as_str(),
+        to: state.as_str(),
+    }
+}
+
 /// A twin found by identity is wished ready unless it has come down already.
 fn twin_desired(state: State) -> Desired {
     match state {
@@ -338,7 +348,7 @@ impl ObservedWriter {
             .write("record a ready sandbox", move |tx| {
                 Box::pin(async move {
                     let now = now_ns();
-                    sqlx::query(
+                    let ready = sqlx::query(
                         "UPDATE sandboxes SET state = 'ready', ready_at = ?, boot_id = ?
                          WHERE id = ?",
                     )
@@ -346,8 +356,9 @@ impl ObservedWriter {
                     .bind(boot_id)
                     .bind(id.as_str())
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a ready sandbox"))?;
+                    .await;
+                    tx.changed(to("record a ready sandbox", &id, State::Ready), ready)
+                        .await?;
                     tx.activate_address(&id).await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "ready", "").await?;
@@ -367,12 +378,14 @@ impl ObservedWriter {
             .write("record a failed sandbox", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed sandbox"))?;
+                        .await;
+                    tx.changed(to("record a failed sandbox", &id, State::Failed), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
@@ -391,15 +404,16 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    let stopped = sqlx::query(
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
                          init_start = NULL WHERE id = ?",
                     )
                     .bind(now_ns())
                     .bind(id.as_str())
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a stopped sandbox"))?;
+                    .await;
+                    tx.changed(to("record a stopped sandbox", &id, State::Stopped), stopped)
+                        .await?;
                     tx.release_address(&id).await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "stopped", "").await?;

@@ -38,6 +38,8 @@ pub struct ObservedWriter(pub(super) Writer);
 /// One write inside the running transaction.
 pub(super) struct Tx {
     pub(super) connection: SqliteConnection,
+    /// The name of this daemon's life: jobs that another one claimed are due again.
+    pub(super) incarnation: String,
     touched: HashSet<ObjectKey>,
     queued: bool,
 }
@@ -116,6 +118,7 @@ impl Writer {
 async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
     let mut tx = Tx {
         connection,
+        incarnation: crate::id::random_name(),
         touched: HashSet::new(),
         queued: false,
     };
