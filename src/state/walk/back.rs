@@ -141,13 +141,16 @@ impl World {
         }
     }
 
-    /// Claims jobs and looks at each; the first has the mishap. One that the daemon's death cuts
-    /// off stays claimed, as do those after it.
-    pub(super) async fn work(&mut self, count: u32, mishap: Mishap) {
+    /// Claims jobs and looks at each; one, by choice, has the mishap. One that the daemon's death
+    /// cuts off stays claimed, as do those after it.
+    pub(super) async fn work(&mut self, count: u32, choice: u8, mishap: Mishap) {
         let claimed = self.observed.claim_jobs(Free::each(count)).await;
         let (claims, _) = claimed.expect("claims");
-        let mut fuel = Fuel(mishap);
-        for claim in claims {
+        let chosen = usize::from(choice) % claims.len().max(1);
+        for (index, claim) in claims.into_iter().enumerate() {
+            // A process may end at once whoever is unlucky besides.
+            let unlucky = index == chosen || mishap == Mishap::Quick;
+            let mut fuel = Fuel(if unlucky { mishap } else { Mishap::None });
             let outcome = match self.look(&claim.key, &mut fuel).await {
                 Ok(outcome) => outcome,
                 Err(Stop::Failed) => Outcome::Failed("a mishap".into()),
@@ -155,7 +158,6 @@ impl World {
             };
             let put_down = self.observed.finish_job(claim.key, outcome).await;
             put_down.expect("put down");
-            fuel = Fuel(Mishap::None);
         }
     }
 
