@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::cgroup::CgroupPath;
 use crate::image::ImageConfig;
 use crate::network::NetworkConfig;
+use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
 
 /// Where the file is when nobody says otherwise.
@@ -26,6 +27,8 @@ pub struct Config {
     pub cri: CriConfig,
     /// Registries and layers.
     pub image: ImageSection,
+    /// The queue of jobs.
+    pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// The pod network.
@@ -160,6 +163,40 @@ impl CriConfig {
     }
 }
 
+/// `[jobs]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsConfig {
+    /// How long, in seconds, finished jobs and failed looks are kept to be looked at.
+    pub history_s: u64,
+    /// How many of them at most.
+    pub history_rows: u32,
+    /// After how long, in seconds, a job that still runs is reported.
+    pub long_running_s: u64,
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        Self {
+            history_s: 86_400,
+            history_rows: 50_000,
+            long_running_s: 600,
+        }
+    }
+}
+
+impl JobsConfig {
+    /// The worker's rules.
+    #[must_use]
+    pub fn rules(&self) -> JobRules {
+        JobRules {
+            history: Duration::from_secs(self.history_s),
+            history_rows: self.history_rows,
+            long_running: Duration::from_secs(self.long_running_s),
+        }
+    }
+}
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -249,6 +286,9 @@ impl Config {
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
         }
+        if config.jobs.long_running_s == 0 {
+            return Err(value("jobs.long_running_s", "must not be 0".into()));
+        }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
     }
@@ -288,5 +328,6 @@ mod tests {
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

@@ -98,6 +98,7 @@ struct Asking {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
+    crate::daemon::end_on_panic();
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve::run(serve),
         Command::Shim(StateDir { state }) => {

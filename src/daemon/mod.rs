@@ -196,7 +196,9 @@ async fn start(
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
     sweeper.at_start().await;
-    tasks.spawn(worker::run(back.clone(), stopped.clone()));
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(sweeper.run(checks, stopped.clone()));
     tasks.spawn(pruner::run(
@@ -336,6 +338,18 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
             (differences.collect(), duration_ns)
         }));
     }
+}
+
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {

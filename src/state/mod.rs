@@ -16,6 +16,7 @@ pub mod health;
 pub mod image;
 pub mod inspect;
 pub mod job;
+pub mod job_history;
 pub mod network;
 pub mod node;
 pub mod operation;
@@ -30,8 +31,11 @@ pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod transition;
 pub mod upkeep;
 pub mod wake;
+#[cfg(test)]
+mod walk;
 mod writer;
 
 use std::future::Future;
