@@ -4,21 +4,25 @@
 //! inside, and what has to wait is put back into the queue; so recovery after a crash is the daily
 //! path.
 
+pub mod caught;
 pub mod cleanup;
 mod container;
 mod container_launch;
 mod container_plan;
 mod error;
 mod image;
+mod inspect;
 pub mod monitor;
 mod mounts;
 mod processes;
+pub mod pruner;
 mod rebuild;
 pub mod records;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;
 mod sandbox_files;
+mod sandbox_repair;
 pub mod shim_link;
 pub mod sweep;
 pub mod worker;
@@ -29,7 +33,7 @@ use std::sync::Arc;
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
-use crate::network::NetworkConfig;
+use crate::network::{BridgeSpec, NetworkConfig};
 use crate::shim::client::ShimClient;
 use crate::state::{ObservedWriter, Store};
 
@@ -126,6 +130,16 @@ impl Back {
         self.shim.borrow().clone().ok_or(ReconcileError::NoShim)
     }
 
+    /// The bridge as it should be.
+    fn bridge<'a>(&'a self, marker: &'a str) -> BridgeSpec<'a> {
+        BridgeSpec {
+            name: &self.network.bridge,
+            gateway: self.network.gateway(),
+            mtu: self.network.mtu,
+            alias: marker,
+        }
+    }
+
     /// The cgroup of a sandbox' containers.
     fn pod_cgroup(&self, parent: &str) -> Result<CgroupPath, ReconcileError> {
         if parent.is_empty() {
@@ -148,7 +162,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ReconcileError> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work)
+    tokio::task::spawn_blocking(|| caught::inside_blocking(work))
         .await
         .map_err(|_| ReconcileError::Panicked)?
 }

@@ -12,6 +12,7 @@ use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
 use crate::shim::protocol::{HeldProcess, ProcessKind};
 use crate::state::container::Container;
+use crate::state::sandbox::SandboxFilter;
 
 /// Containers taken over side by side.
 const HAND_OVERS: usize = 32;
@@ -108,6 +109,29 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .map(|item| (item.id.to_string(), item))
         .collect();
     fault::point("shim.listed").await?;
+    for sandbox in back.store.sandboxes(&SandboxFilter::default()).await? {
+        let id = sandbox.id.as_str();
+        match sandbox.init.filter(|_| !held.contains_key(id)) {
+            Some((pid, start_time)) if processes::is_alive(pid, start_time) => {
+                let orphan = Orphan {
+                    id,
+                    kind: ProcessKind::PodInit,
+                    plan_path: None,
+                    pid,
+                    start_time,
+                    pidfd: None,
+                    terminal: None,
+                };
+                shim.adopt(orphan).await?;
+            }
+            // It ended while no shim was there: a look at its pod finds that.
+            Some(_) => {
+                let key = ObjectKey::Sandbox(sandbox.id);
+                back.observed.enqueue(vec![key]).await?;
+            }
+            None => {}
+        }
+    }
     let containers = back.store.all_containers().await?;
     let mut takings = Vec::new();
     for container in containers.iter().filter(|c| may_live(c.state)) {

@@ -9,11 +9,15 @@ use tokio::sync::{mpsc, watch};
 use super::{Back, ReconcileError, monitor, recovery};
 use crate::fault;
 use crate::shim::client::{ShimClient, ShimEvent};
+use crate::shim::protocol::ExitRecord;
+use crate::state::StateError;
 use crate::state::health::Report;
 
 /// First pause after a failed start, doubled up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Longest pause before an exit that could not be recorded is tried again.
+const EXIT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Where the connected shim and what is wrong with the node are made known.
 pub struct Link {
@@ -104,17 +108,50 @@ async fn hear_journal(
     }
 }
 
-/// Passes exits on until the shim is gone. One that cannot be recorded because the database cannot
-/// be written is tried again until it can; those behind it wait, for they come in order, and the
-/// shim keeps them all.
+/// Passes exits on until the shim is gone. One that cannot be recorded (a locked database, a full
+/// disk) is not acknowledged and tried again, before those that come after it: the order holds. The
+/// shim sends no more than a few hundred unacknowledged ones, so there is an end to them.
 async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
-    while let Some(ShimEvent::Exited(record)) = events.recv().await {
-        let mut retry = monitor::Retry::default();
-        while let Err(error) = monitor::exited(back, client, record.clone()).await {
-            // A shim that is gone is replaced by one that tells of it again.
-            if events.is_closed() || !retry.pause(&record.id, &error).await {
-                break;
+    let mut unrecorded = Vec::new();
+    let mut pause = PAUSE;
+    loop {
+        if unrecorded.is_empty() {
+            pause = PAUSE;
+        }
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(ShimEvent::Exited(record)) => unrecorded.push(record),
+                Some(ShimEvent::Disconnected) | None => return,
+            },
+            () = tokio::time::sleep(pause), if !unrecorded.is_empty() => {
+                pause = (pause * 2).min(EXIT_PAUSE_MAX);
             }
         }
+        record_all(back, client, &mut unrecorded).await;
     }
+}
+
+/// Records what can be recorded; the rest stays.
+async fn record_all(back: &Back, client: &ShimClient, unrecorded: &mut Vec<ExitRecord>) {
+    let mut locked = false;
+    let mut left = Vec::new();
+    for record in unrecorded.drain(..) {
+        if locked {
+            left.push(record);
+            continue;
+        }
+        if let Err(error) = monitor::exited(back, client, record.clone()).await {
+            // What one cannot get past another cannot either.
+            locked = matches!(
+                error,
+                ReconcileError::State(
+                    StateError::Begin { .. } | StateError::Busy { .. } | StateError::Storage { .. }
+                )
+            );
+            let (id, error) = (record.id.to_string(), error.full_text());
+            tracing::error!(id, error, "cannot record an exit; it is tried again");
+            left.push(record);
+        }
+    }
+    *unrecorded = left;
 }

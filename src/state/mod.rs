@@ -6,6 +6,7 @@
 //! connections that never wait for the writer (WAL).
 
 mod checkpoint;
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -16,6 +17,7 @@ pub mod health;
 pub mod image;
 pub mod inspect;
 pub mod job;
+pub mod job_history;
 pub mod network;
 pub mod node;
 pub mod opening;
@@ -23,6 +25,7 @@ pub mod operation;
 pub mod progress;
 pub mod pull;
 pub mod rebuild;
+pub mod retention;
 mod retry;
 pub mod salvage;
 pub mod sample;
@@ -30,9 +33,14 @@ pub mod sandbox;
 pub mod schema;
 pub mod snapshot;
 mod storage;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod transition;
+pub mod upkeep;
 pub mod wake;
+#[cfg(test)]
+mod walk;
 mod writer;
 
 use std::future::Future;
@@ -89,6 +97,8 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
+    given: Arc<event::Given>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -137,6 +147,8 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
+            given: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -225,6 +237,12 @@ impl Store {
         &self.pull_secrets
     }
 
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
+    }
+
     /// Number of rows of every table, for the inventory.
     ///
     /// # Errors
@@ -274,7 +292,9 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
         .pragma("temp_store", "memory")
         .pragma("mmap_size", MMAP_BYTES)
         // The checkpointer's work, not that of whoever happens to commit.
-        .pragma("wal_autocheckpoint", "0");
+        .pragma("wal_autocheckpoint", "0")
+        // Each is measured by operation instead.
+        .disable_statement_logging();
     Ok(options)
 }
 
