@@ -31,5 +31,6 @@ pub mod shim;
 pub mod engine;
 pub mod fault;
 pub mod id;
+pub mod metrics;
 pub mod proto;
 pub mod sys;

@@ -7,13 +7,16 @@ use anyhow::Context;
 use crate::config::{Config, DEFAULT_PATH};
 use crate::daemon;
 
+/// Threads that run tasks, at least.
+const THREADS_MIN: usize = 4;
+
 #[derive(clap::Args)]
 pub(super) struct Serve {
     /// Configuration file (TOML). At the default place it may be missing.
     #[arg(long, default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// What outlives a reboot: database, images, writable layers.
-    #[arg(long, default_value = "/var/lib/quilt")]
+    #[arg(long, default_value = super::place::DEFAULT_ROOT)]
     root: PathBuf,
     /// What does not: sockets, namespaces, FIFOs.
     #[arg(long, default_value = super::DEFAULT_STATE)]
@@ -37,7 +40,10 @@ pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
         state: serve.state,
         listen: serve.listen.parse()?,
     };
+    // Few calls make a thread busy, but on a small node one that does must not hold up the rest.
+    let threads = std::thread::available_parallelism().map_or(THREADS_MIN, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(THREADS_MIN))
         .enable_all()
         .max_blocking_threads(256)
         .build()

@@ -5,14 +5,18 @@ use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tracing::Instrument;
 
+use super::error::code_name;
 use super::{CallError, Front};
 use crate::id::ObjectKey;
 
 /// Answer this long before the client gives up, so that it hears the stage and not silence.
 const MARGIN: Duration = Duration::from_millis(50);
+/// Handlers answer at the deadline by themselves, with the stage. This much later one that does not,
+/// because it waits for the database, is answered for; still before the client gives up.
+const LATE: Duration = Duration::from_millis(20);
 
 /// When the client stops waiting.
 #[derive(Debug, Clone, Copy)]
@@ -23,6 +27,11 @@ impl Deadline {
     #[must_use]
     pub(super) fn instant(self) -> Instant {
         self.0
+    }
+
+    /// When a call is answered whatever it is at.
+    fn latest(self) -> Instant {
+        self.0.checked_add(LATE).unwrap_or(self.0)
     }
 
     /// The time that is left.
@@ -79,10 +88,15 @@ impl Front {
         let deadline = Deadline::of(&request, self.info.default_deadline);
         let span = tracing::info_span!("call", rpc, id = tracing::field::Empty);
         let started = Instant::now();
-        let result = handler(self.clone(), request.into_inner(), deadline)
-            .instrument(span.clone())
-            .await;
-        let duration_us = started.elapsed().as_micros();
+        let handled =
+            handler(self.clone(), request.into_inner(), deadline).instrument(span.clone());
+        let result = tokio::time::timeout_at(deadline.latest(), handled).await;
+        let result = result.unwrap_or(Err(CallError::Late { rpc }));
+        let code = result.as_ref().err().map_or(Code::Ok, CallError::code);
+        let took = started.elapsed();
+        let labels = [rpc, code_name(code)];
+        self.store.metrics().api.get(labels).observe(took);
+        let duration_us = took.as_micros();
         span.in_scope(|| match &result {
             Ok(_) if is_poll(rpc) => tracing::debug!(duration_us, "ok"),
             Ok(_) => tracing::info!(duration_us, "ok"),

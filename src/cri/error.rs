@@ -47,6 +47,12 @@ pub enum CallError {
         /// How far it had come.
         stage: &'static str,
     },
+    /// Time ran out before the call came to wait for the work: the database is slow or locked.
+    #[error("deadline exceeded before {rpc} was under way; ask again")]
+    Late {
+        /// The call.
+        rpc: &'static str,
+    },
     /// A command ran longer than its time-out.
     #[error("command {command:?} timed out after {seconds:.1} s and was killed")]
     ExecTimeout {
@@ -104,24 +110,51 @@ impl CallError {
         }
     }
 
-    fn code(&self) -> Code {
+    /// What clients are told.
+    pub(super) fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Impossible(_) | Self::State(StateError::Transition { .. }) => {
                 Code::FailedPrecondition
             }
-            Self::Deadline { .. } | Self::ExecTimeout { .. } => Code::DeadlineExceeded,
+            Self::Deadline { .. } | Self::Late { .. } | Self::ExecTimeout { .. } => {
+                Code::DeadlineExceeded
+            }
             Self::Failed(_) => Code::Unknown,
             Self::Withdrawn { .. } => Code::Aborted,
             Self::Pull { code, .. } => *code,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::State(StateError::AddressesExhausted { .. }) => Code::ResourceExhausted,
-            Self::State(StateError::Begin { .. } | StateError::Closed) | Self::NoShim => {
-                Code::Unavailable
-            }
+            Self::State(
+                StateError::Begin { .. } | StateError::Busy { .. } | StateError::Closed,
+            )
+            | Self::NoShim => Code::Unavailable,
             Self::State(_) => Code::Internal,
         }
+    }
+}
+
+/// The code's name, for a metric's label.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
     }
 }
 

@@ -8,12 +8,12 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::admin::{AdminService, Import};
+use crate::admin::{AdminService, Check, CheckedDifference, Import};
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::Config;
 use crate::cri::{Front, NodeInfo};
@@ -31,18 +31,24 @@ use crate::state::health::Report;
 use crate::state::{Store, now_ns};
 
 pub use listen::Endpoint;
-use listen::{Lock, bind, bind_admin};
+pub(crate) use listen::Lock;
+use listen::{bind, bind_admin};
 
 /// Largest request, as kubelet has it.
 const REQUEST_MAX: usize = 16 * 1024 * 1024;
 /// Largest answer: two full streams of ExecSync. Whether a client takes it is its own decision.
 const ANSWER_MAX: usize = 64 * 1024 * 1024;
+/// Calls of one connection that may be under way. Calls that wait for something stuck are among
+/// them, so there are more than the 200 of HTTP/2 libraries: a status call must not stand in line.
+const STREAMS: u32 = 4096;
 /// Longest wait for the first shim before calls are answered without one.
 const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for calls and steps under way when the daemon is told to end.
 const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Imports that may wait.
 const IMPORTS: usize = 8;
+/// Checks that may wait.
+const CHECKS: usize = 8;
 
 /// What the command line says.
 pub struct Options {
@@ -74,6 +80,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
     let _root_lock = Lock::take(&paths.root)?;
     let _state_lock = Lock::take(&paths.state)?;
+    Engine::remember_root(&paths.state, &paths.root)
+        .with_context(|| format!("cannot write in {}", paths.state.display()))?;
     let admin_path = paths.state.join("admin.sock");
     let (cri, socket_is_ours) = bind(&listen).await?;
     let sockets = Sockets {
@@ -82,7 +90,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    let (front, back) = start(&config, &paths, &mut tasks, &stopped).await?;
+    let (requests, check_requests) = mpsc::channel(1);
+    let (front, back) = start(&config, &paths, &mut tasks, &stopped, check_requests).await?;
     let engine = Engine {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -93,11 +102,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (imports, import_queue) = mpsc::channel(IMPORTS);
     tasks.spawn(run_imports(back.clone(), import_queue));
+    let (checks, check_queue) = mpsc::channel(CHECKS);
+    tasks.spawn(run_checks(requests, check_queue));
     let admin = AdminService::new(
         back.store.clone(),
         engine.clone(),
         paths.state.clone(),
         imports,
+        checks,
     );
     let mut servers = serve(sockets, front, admin, &stopped);
     engine
@@ -118,6 +130,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tracing::warn!("not everything ended in time; the next start goes on with it");
     }
     leave_nothing_unused(&back).await;
+    back.store.close().await;
     Engine::remove(&paths.state);
     if socket_is_ours {
         listen.remove();
@@ -132,6 +145,7 @@ async fn start(
     paths: &Paths,
     tasks: &mut JoinSet<()>,
     stopped: &watch::Receiver<bool>,
+    checks: mpsc::Receiver<sweep::Request>,
 ) -> anyhow::Result<(Front, Back)> {
     let (store, desired, observed) = Store::open(&paths.root.join("quilt.db")).await?;
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
@@ -147,7 +161,7 @@ async fn start(
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
-        store: store.clone(),
+        store: store.for_back(),
         observed,
         shim: shim_seen.clone(),
         processes,
@@ -160,6 +174,11 @@ async fn start(
     });
     recovery::prepare(&back).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
+    let sweeper = sweep::Sweeper {
+        back: back.clone(),
+        health: health.clone(),
+        interval: Duration::from_secs(config.cleanup.interval_s),
+    };
     let link = shim_link::Link {
         executable,
         shim,
@@ -175,11 +194,12 @@ async fn start(
     {
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
-    sweep::run(&back).await;
+    sweeper.at_start().await;
     let rules = config.jobs.rules();
     tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(sweeper.run(checks, stopped.clone()));
     let front = Front::new(
         store,
         desired,
@@ -208,7 +228,10 @@ fn serve(
     let image = ImageServiceServer::new(front)
         .max_decoding_message_size(REQUEST_MAX)
         .max_encoding_message_size(ANSWER_MAX);
-    let cri = Server::builder().add_service(runtime).add_service(image);
+    let cri = Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .add_service(runtime)
+        .add_service(image);
     let admin = Server::builder().add_service(AdminServer::new(admin));
     let mut servers = JoinSet::new();
     for (router, socket) in [(cri, sockets.cri), (admin, sockets.admin)] {
@@ -278,6 +301,38 @@ pub fn end_on_panic() {
             std::process::abort();
         }
     }));
+}
+
+/// Passes checks to the sweep, which makes one at a time.
+async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Receiver<Check>) {
+    while let Some(Check { repair, answer }) = queue.recv().await {
+        let (done, checked) = oneshot::channel();
+        let request = sweep::Request {
+            repair,
+            answer: done,
+        };
+        if sweeper.send(request).await.is_err() {
+            return;
+        }
+        let Ok(checked) = checked.await else { return };
+        let _ = answer.send(checked.map(|checked| {
+            let sweep::Checked {
+                differences,
+                mut left,
+                duration_ns,
+            } = checked;
+            let differences = differences.into_iter().enumerate();
+            let differences = differences.map(|(index, difference)| {
+                let left = left.remove(&index);
+                CheckedDifference {
+                    difference,
+                    mended: left.is_none(),
+                    error: left.unwrap_or_default(),
+                }
+            });
+            (differences.collect(), duration_ns)
+        }));
+    }
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {

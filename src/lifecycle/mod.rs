@@ -5,6 +5,7 @@ pub mod address;
 pub mod allocation;
 pub mod capability;
 pub mod container;
+pub mod difference;
 pub mod digest;
 pub mod image;
 pub mod job;

@@ -1,10 +1,10 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes};
+use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
-use crate::lifecycle::container::{Facts, Step, effective, next_step};
+use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -13,13 +13,26 @@ use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 
-/// An exit comes by itself; this is when we look whether it was missed.
+/// An exit comes by itself; this is when we look whether it was missed, at first and at last.
 const EXIT_NS: i64 = 1_000_000_000;
-/// Pause before a cgroup that is still populated is looked at again.
-const POPULATED_NS: i64 = 20_000_000;
+const EXIT_MAX_NS: i64 = 60_000_000_000;
+/// Pause before a cgroup that is still populated is looked at again, at first and at last.
+const POPULATED_NS: i64 = 5_000_000;
+const POPULATED_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one container to rest.
 pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Container(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
+    let mut prepared = false;
     loop {
         let Some(container) = back.store.container(id).await? else {
             return Ok(Outcome::Done);
@@ -35,21 +48,33 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
         let (sandbox_desired, sandbox_state) = container.sandbox;
         let desired = effective(container.desired, sandbox_desired, sandbox_state);
         match next_step(desired, container.state, facts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::Prepare => prepare(back, &container).await?,
+            Step::Rest => {
+                // What has never been started has lost nothing that cannot be made again.
+                if container.state == State::Created && !prepared {
+                    let back = back.clone();
+                    blocking(move || make_directories(&back, &container)).await?;
+                }
+                return Ok(Outcome::Done);
+            }
+            Step::Prepare => {
+                prepare(back, &container).await?;
+                prepared = true;
+            }
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => send_stop_signal(back, &container).await?,
             Step::AwaitGrace => {
-                let left = container.stop_at.unwrap_or(now).saturating_sub(now);
-                return Ok(Outcome::Again(left.max(0)));
+                let left = container.stop_at.unwrap_or(now).saturating_sub(now).max(0);
+                return Ok(Outcome::Again(progress.wait(key, "grace", left, left)));
             }
             Step::Kill => {
                 kill(back, &container).await?;
-                return Ok(Outcome::Again(EXIT_NS));
+                let pause = progress.wait(key, "kill", EXIT_NS, EXIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
             }
             Step::Release => {
                 if !release(back, &container).await? {
-                    return Ok(Outcome::Again(POPULATED_NS));
+                    let pause = progress.wait(key, "release", POPULATED_NS, POPULATED_MAX_NS);
+                    return Ok(Outcome::Again(pause));
                 }
             }
             Step::Remove => {
@@ -158,18 +183,7 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
 async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileError> {
     if let Some(path) = cgroup_path(back, container).await? {
         let back_too = back.clone();
-        let gone = blocking(move || {
-            if !back_too.cgroups.exists(&path) {
-                return Ok(true);
-            }
-            if back_too.cgroups.is_populated(&path)? {
-                back_too.cgroups.kill(&path)?;
-                return Ok(false);
-            }
-            back_too.cgroups.remove(&path)?;
-            Ok(true)
-        })
-        .await?;
+        let gone = blocking(move || processes::end_cgroup(&back_too.cgroups, &path)).await?;
         if !gone {
             return Ok(false);
         }
@@ -189,13 +203,7 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     }
     fault::point("container.forgotten").await?;
     let dir = back.paths.container(&container.id);
-    blocking(move || match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ReconcileError::file("remove", dir)(error))
-        }
-        _ => Ok(()),
-    })
-    .await?;
+    blocking(move || sandbox_files::discard_tree(&dir)).await?;
     fault::point("container.files_removed").await?;
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();

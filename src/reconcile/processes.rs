@@ -4,17 +4,13 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 
 use super::ReconcileError;
-use crate::cgroup::{CgroupPath, Cgroups};
+use crate::cgroup::{CgroupError, CgroupPath, Cgroups};
 use crate::id::ContainerId;
-
-/// Longest wait for a killed cgroup to become empty, on a thread of its own.
-const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is held of a container while its process lives.
 pub struct Handle {
@@ -132,15 +128,23 @@ fn start_time(pid: i32) -> Option<u64> {
     (!matches!(state, "Z" | "X")).then_some(start)
 }
 
-/// Kills everything in a cgroup, waits (bounded) until it is empty, and removes it. Idempotent.
-pub(super) fn end_cgroup(cgroups: &Cgroups, path: &CgroupPath) -> Result<(), ReconcileError> {
+/// One look at a cgroup that has to go: what is in it is killed, and an empty one is removed.
+/// `false` says that something in it still ends; that can take for ever (a frozen cgroup), so
+/// nobody waits for it here. Idempotent.
+pub(super) fn end_cgroup(cgroups: &Cgroups, path: &CgroupPath) -> Result<bool, ReconcileError> {
     if !cgroups.exists(path) {
-        return Ok(());
+        return Ok(true);
     }
-    cgroups.kill(path)?;
-    cgroups.wait_until_empty(path, END_PATIENCE)?;
-    cgroups.remove(path)?;
-    Ok(())
+    if cgroups.is_populated(path)? {
+        cgroups.kill(path)?;
+        return Ok(false);
+    }
+    match cgroups.remove(path) {
+        Ok(()) => Ok(true),
+        // For a moment after the last one was reaped.
+        Err(CgroupError::StillPopulated(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use super::{Back, ReconcileError, blocking, sandbox_files};
+use super::{Back, ReconcileError, blocking, sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
-use crate::lifecycle::sandbox::{Containers, Step, next_step};
+use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
@@ -19,12 +19,28 @@ use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 use crate::state::sandbox::Sandbox;
 
-/// Looked at again at the latest after this long when containers are waited for; their exits come
-/// earlier by themselves.
+/// Looked at again at the latest after this long, at first and at last, when containers are waited
+/// for; their exits come earlier by themselves.
 const WAIT_NS: i64 = 5_000_000_000;
+const WAIT_MAX_NS: i64 = 60_000_000_000;
+/// The same for the init of a pod, whose end nobody tells of.
+const INIT_NS: i64 = 2_000_000;
+const INIT_MAX_NS: i64 = 5_000_000_000;
 
 /// Brings one sandbox to rest.
 pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Sandbox(id.clone());
+    let outcome = steps(back, id, &key).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        back.store.progress().rests(&key);
+    }
+    outcome
+}
+
+async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    let progress = back.store.progress();
+    let init_ends = || Outcome::Again(progress.wait(key, "pod init ends", INIT_NS, INIT_MAX_NS));
+    let mut checked = false;
     loop {
         let Some(sandbox) = back.store.sandbox(id).await? else {
             return Ok(Outcome::Done);
@@ -38,16 +54,31 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
             known: containers.len() as u64,
             alive: alive as u64,
         };
-        match next_step(sandbox.desired, sandbox.state, counts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::SetUp => set_up(back, &sandbox).await?,
+        let desired = effective(sandbox.desired, sandbox.init_ended);
+        match next_step(desired, sandbox.state, counts) {
+            Step::Rest if checked || desired != Desired::Ready || sandbox.state != State::Ready => {
+                return Ok(Outcome::Done);
+            }
+            // A look at a pod that is up: what somebody took from it is given back.
+            Step::Rest => {
+                sandbox_repair::complete(back, &sandbox, &containers).await?;
+                checked = true;
+            }
+            Step::SetUp => {
+                set_up(back, &sandbox).await?;
+                checked = true;
+            }
             Step::StopContainers | Step::RemoveContainers => {
                 let keys = containers
                     .into_iter()
                     .map(|c| ObjectKey::Container(c.id))
                     .collect();
                 back.observed.enqueue(keys).await?;
-                return Ok(Outcome::Again(WAIT_NS));
+                let pause = progress.wait(key, "containers end", WAIT_NS, WAIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
+            }
+            Step::TearDown | Step::Remove if !end_init(back, &sandbox).await? => {
+                return Ok(init_ends());
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
@@ -128,7 +159,7 @@ async fn make(
     Ok(())
 }
 
-fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
@@ -147,11 +178,21 @@ fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     Ok(())
 }
 
-fn make_link(
+pub(super) fn make_link(
     back: &Back,
     sandbox: &Sandbox,
     allocation: &Allocation,
 ) -> Result<(), ReconcileError> {
+    with_link_spec(back, sandbox, allocation, network::ensure_pod_link)
+}
+
+/// Does something with a pod's link as it should be.
+pub(super) fn with_link_spec<T>(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+    work: impl FnOnce(&PodLinkSpec<'_>) -> Result<T, NetworkError>,
+) -> Result<T, ReconcileError> {
     let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
     let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
@@ -167,7 +208,7 @@ fn make_link(
         alias: &back.paths.marker(),
         sysctls: &sysctls,
     };
-    Ok(network::ensure_pod_link(&spec)?)
+    Ok(work(&spec)?)
 }
 
 /// PID 1 of a pod that shares its PID namespace: the one process a pod may have of its own.
@@ -183,7 +224,11 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
-    blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
+    blocking(move || {
+        back_too.cgroups.ensure(&path_too, None)?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
+    })
+    .await?;
     fault::point("sandbox.init_cgroup").await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
@@ -216,8 +261,6 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
-    stages.enter("init");
-    stop_init(back, sandbox).await?;
     stages.enter("namespaces");
     let dir = back.paths.sandbox(id);
     blocking(move || {
@@ -232,25 +275,28 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     Ok(fault::point("sandbox.stopped").await?)
 }
 
-async fn stop_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+/// One look at the init of a pod that has to go, if it has one; `false` says that it still ends. A
+/// sandbox whose set-up failed may have one without having been torn down.
+async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError> {
     if sandbox.spec.pid != NamespaceMode::Pod {
-        return Ok(());
+        return Ok(true);
     }
     let path = back
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(sandbox.id.as_str())?;
     let back_too = back.clone();
-    blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await?;
+    if !blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await? {
+        return Ok(false);
+    }
     fault::point("sandbox.init_killed").await?;
     if let Ok(shim) = back.shim() {
         shim.forget(sandbox.id.as_str()).await?;
     }
-    Ok(fault::point("sandbox.init_forgotten").await?)
+    fault::point("sandbox.init_forgotten").await?;
+    Ok(true)
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    // A sandbox whose set-up failed comes here without having been torn down.
-    stop_init(back, sandbox).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
     fault::point("sandbox.files_removed").await?;

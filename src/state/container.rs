@@ -161,12 +161,14 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn container(&self, id: &ContainerId) -> Result<Option<Container>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE c.id = ?"));
-        let row: Option<Row> = sqlx::query_as(sql)
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read a container"))?;
+        let sql = format!("{SELECT} WHERE c.id = ?");
+        let row: Option<Row> = self
+            .read("read a container", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(id.as_str())
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Container::try_from).transpose()
     }
 
@@ -175,20 +177,22 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn containers(&self, filter: &ContainerFilter) -> Result<Vec<Container>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!(
+        let sql = format!(
             "{SELECT} WHERE c.state NOT IN ('preparing', 'error')
              AND (?1 IS NULL OR (c.id >= ?1 AND c.id < ?1 || 'g'))
              AND (?2 IS NULL OR (c.sandbox_id >= ?2 AND c.sandbox_id < ?2 || 'g'))
              AND (?3 IS NULL OR c.state = ?3 OR (?3 = 'created' AND c.state = 'starting'))
              ORDER BY c.created_at DESC"
-        ));
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .bind(&filter.id_prefix)
-            .bind(&filter.sandbox_prefix)
-            .bind(filter.state.map(State::as_str))
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list containers"))?;
+        );
+        let rows: Vec<Row> = self
+            .read("list containers", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(&filter.id_prefix)
+                    .bind(&filter.sandbox_prefix)
+                    .bind(filter.state.map(State::as_str))
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Container::try_from).collect()
     }
 
@@ -197,10 +201,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn all_containers(&self) -> Result<Vec<Container>, StateError> {
-        let rows: Vec<Row> = sqlx::query_as(SELECT)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list containers"))?;
+        let rows: Vec<Row> = self
+            .read("list containers", || {
+                sqlx::query_as(SELECT).fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Container::try_from).collect()
     }
 
@@ -209,12 +214,14 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandbox_containers(&self, id: &SandboxId) -> Result<Vec<Container>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE c.sandbox_id = ?"));
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .bind(id.as_str())
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list a sandbox' containers"))?;
+        let sql = format!("{SELECT} WHERE c.sandbox_id = ?");
+        let rows: Vec<Row> = self
+            .read("list a sandbox' containers", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(id.as_str())
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Container::try_from).collect()
     }
 
@@ -223,13 +230,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn container_ids(&self, prefix: &str) -> Result<Vec<ContainerId>, StateError> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-        )
-        .bind(prefix)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("find a container"))?;
+        let rows: Vec<String> = self
+            .read("find a container", || {
+                sqlx::query_scalar(
+                    "SELECT id FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
+                )
+                .bind(prefix)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|id| id.try_into().map_err(corrupt("containers.id")))
             .collect()
@@ -283,12 +292,14 @@ impl DesiredWriter {
 
 impl Tx {
     async fn create_container(&mut self, new: &NewContainer) -> Result<ContainerId, StateError> {
-        let pod: Option<(String, String)> =
-            sqlx::query_as("SELECT desired, state FROM sandboxes WHERE id = ?")
-                .bind(new.sandbox_id.as_str())
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("find a sandbox"))?;
+        let pod: Option<(String, String)> = sqlx::query_as(
+            "SELECT desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+                 FROM sandboxes WHERE id = ?",
+        )
+        .bind(new.sandbox_id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a sandbox"))?;
         let Some((desired, state)) = pod else {
             let id = new.sandbox_id.to_string();
             return Err(StateError::NotFound {

@@ -1,6 +1,7 @@
 //! What can go wrong with the database.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A failed read or write of state.
 #[derive(Debug, thiserror::Error)]
@@ -21,12 +22,82 @@ pub enum StateError {
         /// What the migration met.
         source: sqlx::migrate::MigrateError,
     },
+    /// The schema is newer than this program.
+    #[error(
+        "the database {} has schema version {found}, and this quiltd ({}) knows versions up to \
+         {known}: use the quiltd that wrote it or a newer one, or put a backup of an older \
+         version back (quiltd db restore FILE)",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version known here.
+        known: i64,
+    },
+    /// An operator's SQL is nothing that may be run.
+    #[error(transparent)]
+    Refused(#[from] super::inspect::Refused),
+    /// An operator's SQL is too long.
+    #[error("the SQL is longer than {max} bytes")]
+    TooLong {
+        /// Most bytes.
+        max: usize,
+    },
+    /// An operator's SQL is wrong, or reading failed.
+    #[error("the query failed")]
+    Query(#[source] sqlx::Error),
+    /// An operator's query took too long and was stopped.
+    #[error("stopped after {timeout:?}: ask for less, or for more time (--timeout)")]
+    TooSlow {
+        /// The time it had.
+        timeout: Duration,
+    },
+    /// The rows of an answer could not be passed on.
+    #[error("cannot write the answer")]
+    Answer(#[source] std::io::Error),
+    /// A file of an operator's command could not be worked with.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file is in the way.
+    #[error("{} is there already, and nothing is overwritten: name another file", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is no database that may be used.
+    #[error("{} cannot be used: {problems}", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problems: String,
+    },
     /// A statement failed.
     #[error("database: cannot {operation}")]
     Database {
         /// What was being done.
         operation: &'static str,
         /// SQLite's answer.
+        source: sqlx::Error,
+    },
+    /// Another process holds a lock of the database and did not let go.
+    #[error("database: cannot {operation}: locked at each of {attempts} attempts")]
+    Busy {
+        /// What was being done.
+        operation: &'static str,
+        /// How often it was tried.
+        attempts: u32,
+        /// SQLite's last answer.
         source: sqlx::Error,
     },
     /// No transaction could be begun: most often another process holds the lock.
@@ -94,6 +165,32 @@ pub enum StateError {
 /// Turns SQLite's error into one that says what was being done.
 pub(super) fn during(operation: &'static str) -> impl Fn(sqlx::Error) -> StateError {
     move |source| StateError::Database { operation, source }
+}
+
+/// A failed read.
+pub(super) fn read(operation: &'static str, attempts: u32, source: sqlx::Error) -> StateError {
+    if is_busy(&source) {
+        return StateError::Busy {
+            operation,
+            attempts,
+            source,
+        };
+    }
+    StateError::Database { operation, source }
+}
+
+/// How an operation ended, in a word: the label of a metric.
+pub(super) fn outcome<T>(result: &Result<T, StateError>) -> &'static str {
+    match result {
+        Ok(_) => "ok",
+        Err(
+            StateError::NotFound { .. }
+            | StateError::Impossible(_)
+            | StateError::AddressesExhausted { .. },
+        ) => "refused",
+        Err(StateError::Busy { .. } | StateError::Begin { .. }) => "busy",
+        Err(_) => "error",
+    }
 }
 
 /// A stored value that does not parse.

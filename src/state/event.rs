@@ -16,6 +16,7 @@ pub(super) enum Subject<'a> {
     Sandbox(&'a SandboxId),
     Container(&'a ContainerId),
     Image(&'a str),
+    Node,
 }
 
 impl Subject<'_> {
@@ -24,6 +25,7 @@ impl Subject<'_> {
             Self::Sandbox(_) => "sandbox",
             Self::Container(_) => "container",
             Self::Image(_) => "image",
+            Self::Node => "node",
         }
     }
 
@@ -32,6 +34,7 @@ impl Subject<'_> {
             Self::Sandbox(id) => id.as_str(),
             Self::Container(id) => id.as_str(),
             Self::Image(id) => id,
+            Self::Node => "node",
         }
     }
 }
@@ -94,18 +97,19 @@ impl Store {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Event>, StateError> {
-        sqlx::query_as(
-            "SELECT * FROM (
+        self.read("list events", || {
+            sqlx::query_as(
+                "SELECT * FROM (
                  SELECT sequence, at, object_id, kind, message FROM events
                  WHERE (?1 = '' OR object_id = ?1) AND sequence > ?2
                  ORDER BY CASE WHEN ?2 = 0 THEN -sequence ELSE sequence END LIMIT ?3)
              ORDER BY sequence",
-        )
-        .bind(object_id)
-        .bind(after)
-        .bind(limit)
-        .fetch_all(&self.readers)
+            )
+            .bind(object_id)
+            .bind(after)
+            .bind(limit)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("list events"))
     }
 }

@@ -114,13 +114,12 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn images(&self) -> Result<Vec<Image>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!(
-            "{SELECT} WHERE i.desired = 'present' ORDER BY i.id"
-        ));
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list images"))?;
+        let sql = format!("{SELECT} WHERE i.desired = 'present' ORDER BY i.id");
+        let rows: Vec<Row> = self
+            .read("list images", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str())).fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Image::try_from).collect()
     }
 
@@ -129,12 +128,14 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn image(&self, id: &str) -> Result<Option<Image>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE i.id = ?"));
-        let row: Option<Row> = sqlx::query_as(sql)
-            .bind(id)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read an image"))?;
+        let sql = format!("{SELECT} WHERE i.id = ?");
+        let row: Option<Row> = self
+            .read("read an image", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(id)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Image::try_from).transpose()
     }
 
@@ -143,15 +144,17 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn image_by_reference(&self, reference: &str) -> Result<Option<Image>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!(
+        let sql = format!(
             "{SELECT} JOIN image_references n ON n.image_id = i.id
              WHERE n.reference = ? AND i.desired = 'present'"
-        ));
-        let row: Option<Row> = sqlx::query_as(sql)
-            .bind(reference)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read an image"))?;
+        );
+        let row: Option<Row> = self
+            .read("read an image", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(reference)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Image::try_from).transpose()
     }
 
@@ -160,14 +163,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn image_ids(&self, prefix: &str) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar(
-            "SELECT id FROM images WHERE desired = 'present'
+        self.read("find an image", || {
+            sqlx::query_scalar(
+                "SELECT id FROM images WHERE desired = 'present'
              AND id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-        )
-        .bind(prefix)
-        .fetch_all(&self.readers)
+            )
+            .bind(prefix)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("find an image"))
     }
 
     /// Chain ids from `top` down to the base: the order of an overlay's lower directories.
@@ -175,18 +179,19 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn layer_chain(&self, top: &str) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar(
-            "WITH RECURSIVE chain (chain_id, parent, depth) AS (
+        self.read("read an image's layers", || {
+            sqlx::query_scalar(
+                "WITH RECURSIVE chain (chain_id, parent, depth) AS (
                  SELECT chain_id, parent_chain_id, 0 FROM layers WHERE chain_id = ?
                  UNION ALL
                  SELECT l.chain_id, l.parent_chain_id, depth + 1
                  FROM layers l JOIN chain ON l.chain_id = chain.parent
              ) SELECT chain_id FROM chain ORDER BY depth",
-        )
-        .bind(top)
-        .fetch_all(&self.readers)
+            )
+            .bind(top)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("read an image's layers"))
     }
 
     /// Layers that are on disk, among these.
@@ -194,12 +199,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn has_layer(&self, chain_id: &str) -> Result<bool, StateError> {
-        let found: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM layers WHERE chain_id = ? AND state = 'present'")
-                .bind(chain_id)
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(during("find a layer"))?;
+        let found: Option<i64> = self
+            .read("find a layer", || {
+                sqlx::query_scalar("SELECT 1 FROM layers WHERE chain_id = ? AND state = 'present'")
+                    .bind(chain_id)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         Ok(found.is_some())
     }
 
@@ -208,10 +214,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn all_layers(&self) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar("SELECT chain_id FROM layers")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list layers"))
+        self.read("list layers", || {
+            sqlx::query_scalar("SELECT chain_id FROM layers").fetch_all(&self.readers)
+        })
+        .await
     }
 
     /// Images that are to go, for recovery.
@@ -219,10 +225,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn leaving_images(&self) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar("SELECT id FROM images WHERE desired = 'removed'")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list leaving images"))
+        self.read("list leaving images", || {
+            sqlx::query_scalar("SELECT id FROM images WHERE desired = 'removed'")
+                .fetch_all(&self.readers)
+        })
+        .await
     }
 
     /// Bytes and inodes of all unpacked layers.
@@ -230,10 +237,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn layer_usage(&self) -> Result<(i64, i64), StateError> {
-        sqlx::query_as("SELECT coalesce(sum(size_bytes), 0), coalesce(sum(inodes), 0) FROM layers")
+        self.read("add up layers", || {
+            sqlx::query_as(
+                "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(inodes), 0) FROM layers",
+            )
             .fetch_one(&self.readers)
-            .await
-            .map_err(during("add up layers"))
+        })
+        .await
     }
 }
 

@@ -5,6 +5,7 @@
 //! each can do only its own side's writes (invariant I2). Reading is free to both, from a pool of
 //! connections that never wait for the writer (WAL).
 
+mod checkpoint;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -12,6 +13,7 @@ pub mod error;
 pub mod event;
 pub mod health;
 pub mod image;
+pub mod inspect;
 pub mod job;
 pub mod job_history;
 pub mod network;
@@ -19,37 +21,49 @@ pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+mod retry;
 pub mod sample;
 pub mod sandbox;
+pub mod schema;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod transition;
+pub mod upkeep;
 pub mod wake;
 #[cfg(test)]
 mod walk;
 mod writer;
 
+use std::future::Future;
 use std::path::Path;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use sqlx::SqlitePool;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool as Pool, SqlitePoolOptions,
-    SqliteSynchronous,
-};
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, SqlitePool};
+use tokio::sync::Notify;
 
 pub use error::StateError;
 pub use writer::{DesiredWriter, ObservedWriter};
 
+use crate::metrics::Metrics;
+use checkpoint::Checkpointer;
 use progress::Progress;
+use retry::Retry;
 use wake::Wakes;
 use writer::Writer;
 
-/// Connections for reading; each has a thread of its own.
+/// Connections for reading, for each side; each has a thread of its own. The front's are its own, so
+/// that a status call never stands behind the back's lists.
 const READERS: u32 = 4;
+/// Longest wait for a connection to read with.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest wait for reads under way when the database is closed.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long SQLite itself waits for another process that holds the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of the database mapped into memory.
@@ -68,10 +82,20 @@ pub fn now_ns() -> i64 {
 #[derive(Clone)]
 pub struct Store {
     readers: SqlitePool,
+    back_readers: SqlitePool,
     wakes: Arc<Wakes>,
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
+    metrics: Arc<Metrics>,
+    closing: Arc<Closing>,
+}
+
+/// What has to be closed in order.
+struct Closing {
+    writer: Writer,
+    checkpointer: Mutex<Option<Checkpointer>>,
 }
 
 impl Store {
@@ -84,47 +108,88 @@ impl Store {
             path: path.to_owned(),
             source,
         };
-        let options = SqliteConnectOptions::from_str("sqlite://")
-            .map_err(opening)?
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            // NORMAL loses at most the newest commits, and only when the node loses power: then
-            // every process, mount and address those commits spoke of is gone as well, and what is
-            // on disk without a row is swept. A killed daemon loses nothing.
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(BUSY_TIMEOUT)
-            .foreign_keys(true)
-            .pragma("temp_store", "memory")
-            .pragma("mmap_size", MMAP_BYTES);
-        let mut connection = sqlx::ConnectOptions::connect(&options)
-            .await
-            .map_err(opening)?;
-        sqlx::migrate!("src/state/migrations")
-            .run(&mut connection)
-            .await
-            .map_err(|source| StateError::Migrate {
-                path: path.to_owned(),
-                source,
-            })?;
-        let readers: Pool = SqlitePoolOptions::new()
-            .min_connections(1)
-            .max_connections(READERS)
-            .test_before_acquire(false)
-            .acquire_timeout(Duration::from_secs(10))
-            .connect_with(options.read_only(true).create_if_missing(false))
-            .await
-            .map_err(opening)?;
+        let metrics = Arc::new(Metrics::default());
+        let options = options(path).map_err(opening)?;
+        let connect = || retry::while_busy("open the database", &metrics, || options.connect());
+        let mut connection = connect().await.map_err(|(_, source)| opening(source))?;
+        migrate(path, &mut connection, &metrics).await?;
+        let checkpoints = connect().await.map_err(|(_, source)| opening(source))?;
+        let reading = options.clone().read_only(true).create_if_missing(false);
+        let readers = pool(reading.clone()).await.map_err(opening)?;
+        let back_readers = pool(reading).await.map_err(opening)?;
         let wakes = Arc::new(Wakes::default());
-        let writer = Writer::start(connection, Arc::clone(&wakes));
+        let due = Arc::new(Notify::new());
+        let writer = Writer::start(
+            connection,
+            Arc::clone(&wakes),
+            Arc::clone(&metrics),
+            Arc::clone(&due),
+        );
+        let checkpointer = Checkpointer::start(checkpoints, due, writer.clone());
         let store = Self {
             readers,
+            back_readers,
             wakes,
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
+            metrics,
+            closing: Arc::new(Closing {
+                writer: writer.clone(),
+                checkpointer: Mutex::new(Some(checkpointer)),
+            }),
         };
         Ok((store, DesiredWriter(writer.clone()), ObservedWriter(writer)))
+    }
+
+    /// The same store, reading through the back's connections.
+    #[must_use]
+    pub fn for_back(&self) -> Self {
+        Self {
+            readers: self.back_readers.clone(),
+            ..self.clone()
+        }
+    }
+
+    /// Closes the database: the readers first, for the last connection to be closed moves the log
+    /// into the database file and removes it, and only one that writes can do that. Whoever reads or
+    /// writes from now on gets an error.
+    pub async fn close(&self) {
+        let readers = async {
+            self.readers.close().await;
+            self.back_readers.close().await;
+        };
+        if tokio::time::timeout(CLOSE_PATIENCE, readers).await.is_err() {
+            tracing::warn!("somebody still reads the database; its log stays for the next start");
+        }
+        let held = &self.closing.checkpointer;
+        let checkpointer = held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(checkpointer) = checkpointer {
+            checkpointer.close().await;
+        }
+        self.closing.writer.close().await;
+    }
+
+    /// Runs a read: counted, timed, and tried again while somebody holds a lock.
+    async fn read<T, F, R>(&self, operation: &'static str, query: F) -> Result<T, StateError>
+    where
+        F: Fn() -> R,
+        R: Future<Output = Result<T, sqlx::Error>>,
+    {
+        let _reading = self.metrics.readers.enter();
+        let started = Instant::now();
+        let result = retry::while_busy(operation, &self.metrics, query).await;
+        let result = result.map_err(|(attempts, source)| error::read(operation, attempts, source));
+        let labels = [operation, error::outcome(&result)];
+        self.metrics.database.get(labels).observe(started.elapsed());
+        result
+    }
+
+    /// What is counted in memory.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Wake-ups: told after each commit which objects it touched.
@@ -151,18 +216,26 @@ impl Store {
         &self.pull_secrets
     }
 
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
+    }
+
     /// Number of rows of every table, for the inventory.
     ///
     /// # Errors
     /// When the database cannot be read.
     pub async fn count_rows(&self) -> Result<Vec<(String, i64)>, StateError> {
-        let names: Vec<String> = sqlx::query_scalar(
-            "SELECT name FROM sqlite_schema WHERE type = 'table'
+        let names: Vec<String> = self
+            .read("list tables", || {
+                sqlx::query_scalar(
+                    "SELECT name FROM sqlite_schema WHERE type = 'table'
              AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_sqlx%' ESCAPE '\\' ORDER BY name",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(error::during("list tables"))?;
+                )
+                .fetch_all(&self.readers)
+            })
+            .await?;
         let mut counts = Vec::with_capacity(names.len());
         for name in names {
             // The name comes from the schema itself.
@@ -172,13 +245,69 @@ impl Store {
             } else {
                 ""
             };
-            let sql = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM \"{name}\" {which}"));
-            let count = sqlx::query_scalar(sql)
-                .fetch_one(&self.readers)
-                .await
-                .map_err(error::during("count rows"))?;
+            let sql = format!("SELECT count(*) FROM \"{name}\" {which}");
+            let count = self
+                .read("count rows", || {
+                    sqlx::query_scalar(sqlx::AssertSqlSafe(sql.as_str())).fetch_one(&self.readers)
+                })
+                .await?;
             counts.push((name, count));
         }
         Ok(counts)
     }
+}
+
+fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
+    let options = SqliteConnectOptions::from_str("sqlite://")?
+        .filename(path)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // NORMAL loses at most the newest commits, and only when the node loses power: then
+        // every process, mount and address those commits spoke of is gone as well, and what is
+        // on disk without a row is swept. A killed daemon loses nothing.
+        .synchronous(SqliteSynchronous::Normal)
+        .busy_timeout(BUSY_TIMEOUT)
+        .foreign_keys(true)
+        .pragma("temp_store", "memory")
+        .pragma("mmap_size", MMAP_BYTES)
+        // The checkpointer's work, not that of whoever happens to commit.
+        .pragma("wal_autocheckpoint", "0")
+        // Each is measured by operation instead.
+        .disable_statement_logging();
+    Ok(options)
+}
+
+async fn migrate(
+    path: &Path,
+    connection: &mut sqlx::SqliteConnection,
+    metrics: &Metrics,
+) -> Result<(), StateError> {
+    schema::refuse_newer(connection, path).await?;
+    let mut retry = Retry::new("migrate the schema", metrics);
+    loop {
+        match schema::MIGRATOR.run(&mut *connection).await {
+            Ok(()) => return Ok(()),
+            Err(MigrateError::Execute(error)) if retry.again(&error).await => {}
+            Err(source) => {
+                return Err(StateError::Migrate {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+/// Connections for one side. They are kept for good: to open one again takes milliseconds, and its
+/// prepared statements with it.
+async fn pool(options: SqliteConnectOptions) -> Result<SqlitePool, sqlx::Error> {
+    SqlitePoolOptions::new()
+        .min_connections(READERS)
+        .max_connections(READERS)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .test_before_acquire(false)
+        .acquire_timeout(READER_PATIENCE)
+        .connect_with(options)
+        .await
 }

@@ -79,13 +79,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocation(&self, id: &SandboxId) -> Result<Option<Allocation>, StateError> {
-        let row: Option<Row> = sqlx::query_as(sqlx::AssertSqlSafe(format!(
-            "{SELECT} WHERE sandbox_id = ?"
-        )))
-        .bind(id.as_str())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(during("read an address"))?;
+        let row: Option<Row> = self
+            .read("read an address", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(format!(
+                    "{SELECT} WHERE sandbox_id = ?"
+                )))
+                .bind(id.as_str())
+                .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Allocation::try_from).transpose()
     }
 
@@ -94,10 +96,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocations(&self) -> Result<Vec<Allocation>, StateError> {
-        let rows: Vec<Row> = sqlx::query_as(SELECT)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list addresses"))?;
+        let rows: Vec<Row> = self
+            .read("list addresses", || {
+                sqlx::query_as(SELECT).fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Allocation::try_from).collect()
     }
 }

@@ -43,11 +43,12 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn fact(&self, key: &str) -> Result<Option<String>, StateError> {
-        sqlx::query_scalar("SELECT value FROM network_state WHERE key = ?")
-            .bind(key)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read a fact"))
+        self.read("read a fact", || {
+            sqlx::query_scalar("SELECT value FROM network_state WHERE key = ?")
+                .bind(key)
+                .fetch_optional(&self.readers)
+        })
+        .await
     }
 }
 

@@ -91,15 +91,17 @@ impl Store {
         object_id: &str,
         limit: u32,
     ) -> Result<Vec<Operation>, StateError> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT kind, object_id, started_at, duration_ns, error, stages FROM operations
+        let rows: Vec<Row> = self
+            .read("list operations", || {
+                sqlx::query_as(
+                    "SELECT kind, object_id, started_at, duration_ns, error, stages FROM operations
              WHERE (?1 = '' OR object_id = ?1) ORDER BY id DESC LIMIT ?2",
-        )
-        .bind(object_id)
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("list operations"))?;
+                )
+                .bind(object_id)
+                .bind(limit)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|row| {
                 Ok(Operation {

@@ -83,14 +83,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn pull(&self, reference: &str) -> Result<Option<Pull>, StateError> {
-        sqlx::query_as(
-            "SELECT requested, finished, image_id, error, error_kind FROM pulls
+        self.read("read a pull", || {
+            sqlx::query_as(
+                "SELECT requested, finished, image_id, error, error_kind FROM pulls
              WHERE reference = ?",
-        )
-        .bind(reference)
-        .fetch_optional(&self.readers)
+            )
+            .bind(reference)
+            .fetch_optional(&self.readers)
+        })
         .await
-        .map_err(during("read a pull"))
     }
 
     /// References whose pull is not finished, for recovery.
@@ -98,10 +99,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn unfinished_pulls(&self) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar("SELECT reference FROM pulls WHERE finished < requested")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list pulls"))
+        self.read("list pulls", || {
+            sqlx::query_scalar("SELECT reference FROM pulls WHERE finished < requested")
+                .fetch_all(&self.readers)
+        })
+        .await
     }
 }
 

@@ -29,6 +29,8 @@ pub struct Sandbox {
     pub state: State,
     /// PID 1 of a shared PID namespace, with its start time in clock ticks.
     pub init: Option<(i32, u64)>,
+    /// Whether that process has ended by itself: the pod is brought down.
+    pub init_ended: bool,
     /// Its address, while it has one.
     pub address: Option<String>,
     /// Why it failed.
@@ -60,12 +62,13 @@ struct Row {
     state: String,
     init_pid: Option<i64>,
     init_start: Option<i64>,
+    init_ended: bool,
     address: Option<String>,
     error: Option<String>,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, n.address, s.error
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
 
@@ -83,6 +86,7 @@ impl TryFrom<Row> for Sandbox {
             desired: row.desired.parse().map_err(corrupt("sandboxes.desired"))?,
             state: row.state.parse().map_err(corrupt("sandboxes.state"))?,
             init,
+            init_ended: row.init_ended,
             address: row.address,
             error: row.error,
         })
@@ -104,12 +108,14 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!("{SELECT} WHERE s.id = ?"));
-        let row: Option<Row> = sqlx::query_as(sql)
-            .bind(id.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("read a sandbox"))?;
+        let sql = format!("{SELECT} WHERE s.id = ?");
+        let row: Option<Row> = self
+            .read("read a sandbox", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(id.as_str())
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         row.map(Sandbox::try_from).transpose()
     }
 
@@ -118,17 +124,20 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandboxes(&self, filter: &SandboxFilter) -> Result<Vec<Sandbox>, StateError> {
-        let sql = sqlx::AssertSqlSafe(format!(
+        let sql = format!(
             "{SELECT} WHERE s.state IN ('ready', 'stopped')
              AND (?1 IS NULL OR (s.id >= ?1 AND s.id < ?1 || 'g'))
-             AND (?2 IS NULL OR (s.state = 'ready') = ?2) ORDER BY s.created_at DESC"
-        ));
-        let rows: Vec<Row> = sqlx::query_as(sql)
-            .bind(&filter.id_prefix)
-            .bind(filter.ready)
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list sandboxes"))?;
+             AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2)
+             ORDER BY s.created_at DESC"
+        );
+        let rows: Vec<Row> = self
+            .read("list sandboxes", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
+                    .bind(&filter.id_prefix)
+                    .bind(filter.ready)
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter().map(Sandbox::try_from).collect()
     }
 
@@ -137,13 +146,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn sandbox_ids(&self, prefix: &str) -> Result<Vec<SandboxId>, StateError> {
-        let rows: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-        )
-        .bind(prefix)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("find a sandbox"))?;
+        let rows: Vec<String> = self
+            .read("find a sandbox", || {
+                sqlx::query_scalar(
+                    "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
+                )
+                .bind(prefix)
+                .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
             .collect()
@@ -154,10 +165,11 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn all_sandbox_ids(&self) -> Result<Vec<SandboxId>, StateError> {
-        let rows: Vec<String> = sqlx::query_scalar("SELECT id FROM sandboxes")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list sandbox ids"))?;
+        let rows: Vec<String> = self
+            .read("list sandbox ids", || {
+                sqlx::query_scalar("SELECT id FROM sandboxes").fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|id| id.try_into().map_err(corrupt("sandboxes.id")))
             .collect()
@@ -321,7 +333,9 @@ impl ObservedWriter {
         self.0
             .write("record a pod's init", move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE sandboxes SET init_pid = ?, init_start = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
+                               init_ended_at = NULL WHERE id = ?";
+                    sqlx::query(sql)
                         .bind(pid)
                         .bind(i64::try_from(start).unwrap_or(i64::MAX))
                         .bind(id.as_str())
@@ -329,6 +343,42 @@ impl ObservedWriter {
                         .await
                         .map(drop)
                         .map_err(during("record a pod's init"))
+                })
+            })
+            .await
+    }
+
+    /// PID 1 of a pod's shared PID namespace has ended although nobody had asked for it; with it
+    /// every process in the namespace. The pod is brought down (`lifecycle::sandbox::effective`).
+    /// `pid` is the one that ended: what another attempt had started says nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_init_ended(
+        &self,
+        id: SandboxId,
+        pid: i32,
+        how: String,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record the end of a pod's init", move |tx| {
+                Box::pin(async move {
+                    let ended = sqlx::query(
+                        "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
+                         AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
+                    )
+                    .bind(now_ns())
+                    .bind(id.as_str())
+                    .bind(pid)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record the end of a pod's init"))?;
+                    if ended.rows_affected() > 0 {
+                        tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
+                        tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                        tx.touch(ObjectKey::Sandbox(id));
+                    }
+                    Ok(())
                 })
             })
             .await
@@ -491,7 +541,8 @@ impl Tx {
     async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
         let gone: Vec<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-             reason = 'Unknown', error = 'the node was started anew', released = 1
+             reason = 'Unknown', error = 'the node was started anew', released = 1,
+             ended_by = 'reboot'
              WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
         )
         .bind(now)

@@ -13,12 +13,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn snapshot_top(&self, id: &ContainerId) -> Result<Option<String>, StateError> {
-        let top: Option<Option<String>> =
-            sqlx::query_scalar("SELECT top_chain_id FROM snapshots WHERE container_id = ?")
-                .bind(id.as_str())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(during("read a snapshot"))?;
+        let top: Option<Option<String>> = self
+            .read("read a snapshot", || {
+                sqlx::query_scalar("SELECT top_chain_id FROM snapshots WHERE container_id = ?")
+                    .bind(id.as_str())
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         Ok(top.flatten())
     }
 
@@ -27,10 +28,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn snapshot_owners(&self) -> Result<Vec<String>, StateError> {
-        sqlx::query_scalar("SELECT container_id FROM snapshots")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(during("list snapshots"))
+        self.read("list snapshots", || {
+            sqlx::query_scalar("SELECT container_id FROM snapshots").fetch_all(&self.readers)
+        })
+        .await
     }
 }
 

@@ -6,26 +6,27 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::StateError;
-use super::error::is_busy;
+use super::checkpoint::checkpoint;
+use super::error::outcome;
+use super::retry::Retry;
 use super::wake::Wakes;
 use crate::fault;
 use crate::id::ObjectKey;
+use crate::metrics::Metrics;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
 const QUEUE: usize = 1024;
 /// Writes committed together at most.
 const BATCH: usize = 64;
-/// Tries when another process holds the lock, and the first pause between them.
-const BUSY_ATTEMPTS: u32 = 5;
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
-const BUSY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Transactions after which the log is moved into the database file: some megabytes.
+const CHECKPOINT_EVERY: u32 = 256;
 
 /// The front's pen: wishes and the jobs that follow from them.
 #[derive(Clone)]
@@ -71,18 +72,59 @@ struct Request {
     operation: Operation,
 }
 
+enum Message {
+    Write(Request),
+    /// Move the log into the database file, now.
+    Checkpoint,
+    /// Commit what is there, close the connection, and say so.
+    Close(oneshot::Sender<()>),
+}
+
 /// A handle to the writer task.
 #[derive(Clone)]
 pub(super) struct Writer {
-    requests: mpsc::Sender<Request>,
+    messages: mpsc::Sender<Message>,
+    metrics: Arc<Metrics>,
 }
 
 impl Writer {
-    /// Starts the task that owns the connection; it ends when every handle is gone.
-    pub(super) fn start(connection: SqliteConnection, wakes: Arc<Wakes>) -> Self {
-        let (requests, queue) = mpsc::channel(QUEUE);
-        tokio::spawn(run(connection, queue, wakes));
-        Self { requests }
+    /// Starts the task that owns the connection; it ends when it is closed or every handle is gone.
+    /// `checkpoint_due` is told when the log should be moved.
+    pub(super) fn start(
+        connection: SqliteConnection,
+        wakes: Arc<Wakes>,
+        metrics: Arc<Metrics>,
+        checkpoint_due: Arc<Notify>,
+    ) -> Self {
+        let (messages, queue) = mpsc::channel(QUEUE);
+        let task = Task {
+            tx: Tx {
+                connection,
+                incarnation: crate::id::random_name(),
+                touched: HashSet::new(),
+                queued: false,
+            },
+            wakes,
+            metrics: Arc::clone(&metrics),
+            checkpoint_due,
+            since_checkpoint: 0,
+        };
+        tokio::spawn(task.run(queue));
+        Self { messages, metrics }
+    }
+
+    /// Has the log moved into the database file between two transactions.
+    pub(super) async fn checkpoint(&self) {
+        // Without a writer nothing is added to the log.
+        let _ = self.messages.send(Message::Checkpoint).await;
+    }
+
+    /// Commits what waits, and closes the connection. Later writes get [`StateError::Closed`].
+    pub(super) async fn close(&self) {
+        let (answer, answered) = oneshot::channel();
+        if self.messages.send(Message::Close(answer)).await.is_ok() {
+            let _ = answered.await;
+        }
     }
 
     /// Runs `write` in a transaction and returns its result once that is committed.
@@ -92,6 +134,7 @@ impl Writer {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
+        let (metrics, started) = (Arc::clone(&self.metrics), Instant::now());
         let operation: Operation = Box::new(move |tx| {
             Box::pin(async move {
                 let result = match tx {
@@ -100,46 +143,81 @@ impl Writer {
                 };
                 let keep = result.is_ok();
                 let outcome: Outcome = Box::new(move |committed| {
+                    let result = result.and_then(|value| committed.map(|()| value));
+                    let labels = [name, outcome(&result)];
+                    metrics.database.get(labels).observe(started.elapsed());
                     // Nobody may be waiting any more; the write stands all the same.
-                    let _ = answer.send(result.and_then(|value| committed.map(|()| value)));
+                    let _ = answer.send(result);
                 });
                 Applied { keep, outcome }
             })
         });
         let request = Request { name, operation };
-        self.requests
-            .send(request)
+        self.messages
+            .send(Message::Write(request))
             .await
             .map_err(|_| StateError::Closed)?;
         answered.await.map_err(|_| StateError::Closed)?
     }
 }
 
-async fn run(connection: SqliteConnection, mut queue: mpsc::Receiver<Request>, wakes: Arc<Wakes>) {
-    let mut tx = Tx {
-        connection,
-        incarnation: crate::id::random_name(),
-        touched: HashSet::new(),
-        queued: false,
-    };
-    let mut batch = Vec::with_capacity(BATCH);
-    while queue.recv_many(&mut batch, BATCH).await > 0 {
-        commit_batch(&mut tx, &mut batch).await;
-        for key in tx.touched.drain() {
-            wakes.wake(&key);
+struct Task {
+    tx: Tx,
+    wakes: Arc<Wakes>,
+    metrics: Arc<Metrics>,
+    checkpoint_due: Arc<Notify>,
+    since_checkpoint: u32,
+}
+
+impl Task {
+    async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
+        let mut messages = Vec::with_capacity(BATCH);
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut closing = None;
+        while closing.is_none() && queue.recv_many(&mut messages, BATCH).await > 0 {
+            let mut move_log = false;
+            for message in messages.drain(..) {
+                match message {
+                    Message::Write(request) => batch.push(request),
+                    Message::Checkpoint => move_log = true,
+                    Message::Close(answer) => closing = Some(answer),
+                }
+            }
+            if !batch.is_empty() {
+                self.commit(&mut batch).await;
+            }
+            if move_log && let Err(error) = checkpoint(&mut self.tx.connection).await {
+                tracing::warn!(%error, "cannot move the log into the database");
+            }
         }
-        if std::mem::take(&mut tx.queued) {
-            wakes.wake_dispatcher();
+        drop(queue);
+        if let Err(error) = self.tx.connection.close().await {
+            tracing::warn!(%error, "closing the database");
+        }
+        if let Some(answer) = closing {
+            let _ = answer.send(());
         }
     }
-    if let Err(error) = tx.connection.close().await {
-        tracing::warn!(%error, "closing the database");
+
+    async fn commit(&mut self, batch: &mut Vec<Request>) {
+        commit_batch(&mut self.tx, batch, &self.metrics).await;
+        for key in self.tx.touched.drain() {
+            self.wakes.wake(&key);
+        }
+        if std::mem::take(&mut self.tx.queued) {
+            self.wakes.wake_dispatcher();
+        }
+        self.since_checkpoint += 1;
+        if self.since_checkpoint >= CHECKPOINT_EVERY {
+            self.since_checkpoint = 0;
+            self.checkpoint_due.notify_one();
+        }
     }
 }
 
 /// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>) {
-    if let Err((attempts, error)) = begin(tx).await {
+async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) {
+    if let Err((attempts, error)) = begin(tx, metrics).await {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
         for request in batch.drain(..) {
             let error = StateError::Begin {
@@ -209,21 +287,16 @@ async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx) -> Result<(), (u32, String)> {
+async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, String)> {
     if let Err(error) = fault::point("writer.begin").await {
         return Err((1, error.to_string()));
     }
-    let mut pause = BUSY_PAUSE;
-    let mut attempt = 1;
+    let mut retry = Retry::new("begin a transaction", metrics);
     loop {
         match execute(tx, "BEGIN IMMEDIATE").await {
             Ok(()) => return Ok(()),
-            Err(error) if is_busy(&error) && attempt < BUSY_ATTEMPTS => {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(BUSY_PAUSE_MAX);
-                attempt += 1;
-            }
-            Err(error) => return Err((attempt, error.to_string())),
+            Err(error) if retry.again(&error).await => {}
+            Err(error) => return Err((retry.attempts(), error.to_string())),
         }
     }
 }

@@ -39,6 +39,7 @@ const LAYERS: &[Layer] = &[
             "telemetry",
             "shim",
             "runtime",
+            "metrics",
         ],
     ),
     layer(
@@ -51,10 +52,18 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "admin",
-        &["state", "lifecycle", "proto", "id", "engine", "telemetry"],
+        &[
+            "state",
+            "lifecycle",
+            "proto",
+            "id",
+            "engine",
+            "telemetry",
+            "metrics",
+        ],
     ),
     // Middle: where they meet.
-    layer("state", &["lifecycle", "id", "sys"]),
+    layer("state", &["lifecycle", "id", "sys", "metrics"]),
     layer("lifecycle", &["id"]),
     // Back: observes, and drives the kernel, the disk and the registry. Drivers know no database,
     // no CRI, and not each other.
@@ -72,6 +81,7 @@ const LAYERS: &[Layer] = &[
             "sys",
             "id",
             "telemetry",
+            "metrics",
         ],
     ),
     layer("image", &["lifecycle", "sys", "id"]),
@@ -84,6 +94,7 @@ const LAYERS: &[Layer] = &[
     // Ground.
     layer("proto", &[]),
     layer("fault", &[]),
+    layer("metrics", &[]),
     layer("engine", &[]),
     layer("sys", &[]),
     layer("id", &[]),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::time::Instant;
 
 use super::leaf::Leaf;
 use crate::cri::call::Deadline;
@@ -48,15 +49,29 @@ pub(in crate::cri) async fn exec_sync(
         Ok(0) | Err(_) => deadline.left(),
         Ok(seconds) => Duration::from_secs(seconds).min(deadline.left()),
     };
-    let mut session = Session::start(&front, &id, plan).await?;
-    match tokio::time::timeout(patience, session.run()).await {
+    let timed_out = || CallError::ExecTimeout {
+        command,
+        seconds: patience.as_secs_f64(),
+    };
+    let until = Instant::now() + patience;
+    // Exec ids are never seen by clients.
+    let exec_id = ContainerId::random();
+    let leaf = Leaf::make(plan.cgroup.clone(), exec_id.clone()).await;
+    let starting = Session::start(&front, &id, &exec_id, plan, leaf.as_ref());
+    let Ok(started) = tokio::time::timeout_at(until, starting).await else {
+        // In a frozen container it has not even begun. What is in the leaf ends as soon as it can;
+        // without a leaf the shim gives the launch up.
+        if let Some(leaf) = leaf {
+            leaf.kill();
+        }
+        return Err(timed_out());
+    };
+    let mut session = started?;
+    match tokio::time::timeout_at(until, session.run()).await {
         Ok(result) => result,
         Err(_) => {
-            session.end().await;
-            Err(CallError::ExecTimeout {
-                command,
-                seconds: patience.as_secs_f64(),
-            })
+            session.end(leaf.as_ref(), deadline).await;
+            Err(timed_out())
         }
     }
 }
@@ -94,19 +109,24 @@ struct Session {
     stderr: pipe::Receiver,
     exit: crate::shim::client::ExecExit,
     pidfd: OwnedFd,
-    leaf: Option<Leaf>,
 }
 
 impl Session {
-    async fn start(front: &Front, id: &ContainerId, mut plan: ExecPlan) -> Result<Self, CallError> {
+    async fn start(
+        front: &Front,
+        id: &ContainerId,
+        exec_id: &ContainerId,
+        mut plan: ExecPlan,
+        leaf: Option<&Leaf>,
+    ) -> Result<Self, CallError> {
         let broken = |error: std::io::Error| CallError::Failed(format!("cannot exec: {error}"));
         let nothing = std::fs::File::open("/dev/null").map_err(broken)?;
         let (stdout_end, stdout) = output_pipe().map_err(broken)?;
         let (stderr_end, stderr) = output_pipe().map_err(broken)?;
         let streams = [OwnedFd::from(nothing), stdout_end, stderr_end];
-        // Exec ids are never seen by clients.
-        let exec_id = ContainerId::random();
-        let leaf = Leaf::make(&mut plan.cgroup, &exec_id);
+        if let Some(leaf) = leaf {
+            plan.cgroup.unified_dir = Some(leaf.dir().to_owned());
+        }
         let started = front
             .shim()?
             .exec(exec_id.as_str(), id.as_str(), &plan, Some(streams))
@@ -120,7 +140,6 @@ impl Session {
             stderr,
             exit,
             pidfd: launched.pidfd,
-            leaf,
         })
     }
 
@@ -155,21 +174,14 @@ impl Session {
     }
 
     /// Kills the command with its children, and waits a moment for it to be gone.
-    async fn end(&mut self) {
-        self.kill();
-        let _ = tokio::time::timeout(END_PATIENCE, self.exit.wait()).await;
-    }
-
-    fn kill(&self) {
-        if let Some(leaf) = &self.leaf
-            && leaf.kill().is_ok()
+    async fn end(&mut self, leaf: Option<&Leaf>, deadline: Deadline) {
+        if !leaf.is_some_and(Leaf::kill)
+            && let Err(error) = pidfd_send_signal(&self.pidfd, Signal::KILL)
         {
-            return;
-        }
-        let killed = pidfd_send_signal(&self.pidfd, Signal::KILL);
-        if let Err(error) = killed {
             tracing::debug!(%error, "cannot kill a command whose time was over");
         }
+        let patience = END_PATIENCE.min(deadline.left());
+        let _ = tokio::time::timeout(patience, self.exit.wait()).await;
     }
 }
 

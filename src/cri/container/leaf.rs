@@ -15,30 +15,50 @@ pub(super) struct Leaf {
 }
 
 impl Leaf {
-    /// Makes a leaf below the container's cgroup and points `entry` at it.
-    pub(super) fn make(entry: &mut CgroupEntry, id: &ContainerId) -> Option<Self> {
-        let container = entry.unified_dir.clone()?;
+    /// Makes a leaf below the container's cgroup `entry`. On a thread that may block: the kernel
+    /// makes one cgroup at a time.
+    pub(super) async fn make(entry: CgroupEntry, id: ContainerId) -> Option<Self> {
+        let container = entry.unified_dir?;
         // Not 64 digits long: cAdvisor would take it for a container.
         let dir = container.join(format!("exec-{}", id.short()));
-        std::fs::create_dir(&dir).ok()?;
-        entry.unified_dir = Some(dir.clone());
-        Some(Self { dir, container })
+        let made = tokio::task::spawn_blocking(move || {
+            // Made before anybody can stop waiting for it, so that it is removed in any case.
+            std::fs::create_dir(&dir).ok()?;
+            Some(Self { dir, container })
+        });
+        made.await.ok().flatten()
     }
 
-    /// Kills everything in it.
-    pub(super) fn kill(&self) -> std::io::Result<()> {
-        std::fs::write(self.dir.join("cgroup.kill"), "1")
+    /// Where it is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Kills everything in it; `false` when that cannot be.
+    pub(super) fn kill(&self) -> bool {
+        std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok()
     }
 }
 
 impl Drop for Leaf {
     fn drop(&mut self) {
-        // What a finished command left running goes on as the container's.
-        if std::fs::remove_dir(&self.dir).is_err() {
-            move_processes(&self.dir, &self.container);
-            // Should a killed process still be there, the leaf goes with the container.
-            let _ = std::fs::remove_dir(&self.dir);
+        let dir = std::mem::take(&mut self.dir);
+        let container = std::mem::take(&mut self.container);
+        let remove = move || remove(&dir, &container);
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            // The daemon has ended: nobody waits.
+            Err(_) => remove(),
         }
+    }
+}
+
+fn remove(dir: &Path, container: &Path) {
+    // What a finished command left running goes on as the container's.
+    if std::fs::remove_dir(dir).is_err() {
+        move_processes(dir, container);
+        // Should a killed process still be there, the leaf goes with the container.
+        let _ = std::fs::remove_dir(dir);
     }
 }
 

@@ -430,12 +430,13 @@ impl World {
             Resource::Network => self.kernel.links.remove(&task.path),
             Resource::Rootfs => self.kernel.snapshots.remove(&task.path),
             Resource::Layer => self.kernel.layers.remove(&task.path),
+            other => panic!("nothing of {other:?} was made"),
         };
         fuel.burn()?;
         match task.resource {
             Resource::Network => drop(self.model.addresses.remove(&task.owner)),
             Resource::Rootfs => drop(self.model.snapshots.remove(&task.owner)),
-            Resource::Layer => {}
+            _ => {}
         }
         self.observed.cleanup_completed(id, task).await?;
         fuel.burn()?;
