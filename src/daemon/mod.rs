@@ -308,6 +308,18 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
     }
 }
 
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
+}
+
 /// Passes checks to the sweep, which makes one at a time.
 async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Receiver<Check>) {
     while let Some(Check { repair, answer }) = queue.recv().await {
@@ -338,18 +350,6 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
             (differences.collect(), duration_ns)
         }));
     }
-}
-
-/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
-/// goes on without one of its parts is worse than what is started anew.
-pub fn end_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        tell(info);
-        if !reconcile::caught::is_here() {
-            std::process::abort();
-        }
-    }));
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
