@@ -140,7 +140,10 @@ impl ObservedWriter {
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
                     let state: Option<String> = sqlx::query_scalar(
-                        "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
+                        // A process that a former daemon started may be known by the time at which
+                        // it was found only; it has not started after its end.
+                        "UPDATE containers SET pid = ?2, pid_start = ?3,
+                         started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited') RETURNING state",
@@ -333,7 +336,13 @@ impl Tx {
         let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
-             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END
+             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
+             ended_by = CASE
+                 WHEN ?4 = 'OOMKilled' THEN 'oom' WHEN ?4 = 'StartError' THEN 'start'
+                 WHEN ?4 IN ('ShimLost', 'Unknown') THEN 'unknown'
+                 WHEN desired = 'removed' THEN 'removal' WHEN desired = 'stopped' THEN 'client'
+                 WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
+                 THEN 'pod' ELSE 'self' END
              WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
         )
         .bind(id.as_str())

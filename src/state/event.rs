@@ -23,6 +23,7 @@ pub(super) enum Subject<'a> {
     Sandbox(&'a SandboxId),
     Container(&'a ContainerId),
     Image(&'a str),
+    Node,
 }
 
 impl Subject<'_> {
@@ -31,6 +32,7 @@ impl Subject<'_> {
             Self::Sandbox(_) => "sandbox",
             Self::Container(_) => "container",
             Self::Image(_) => "image",
+            Self::Node => "node",
         }
     }
 
@@ -39,6 +41,7 @@ impl Subject<'_> {
             Self::Sandbox(id) => id.as_str(),
             Self::Container(id) => id.as_str(),
             Self::Image(id) => id,
+            Self::Node => "node",
         }
     }
 }
@@ -88,7 +91,7 @@ impl Tx {
         let sql = match subject {
             Subject::Sandbox(_) => Some(SANDBOX_DETAIL),
             Subject::Container(_) => Some(CONTAINER_DETAIL),
-            Subject::Image(_) => None,
+            Subject::Image(_) | Subject::Node => None,
         };
         let mut context: Option<(String, String)> = None;
         if let Some(sql) = sql {

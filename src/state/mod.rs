@@ -27,8 +27,10 @@ pub mod sample;
 pub mod sandbox;
 pub mod schema;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 pub mod wake;
 mod writer;
 
@@ -84,6 +86,7 @@ pub struct Store {
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
     given: Arc<event::Given>,
+    sweeps: Arc<health::Sweeps>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -130,6 +133,7 @@ impl Store {
             samples: Arc::default(),
             pull_secrets: Arc::default(),
             given: Arc::default(),
+            sweeps: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -212,6 +216,12 @@ impl Store {
         &self.pull_secrets
     }
 
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
+    }
+
     /// Number of rows of every table, for the inventory.
     ///
     /// # Errors
@@ -261,7 +271,9 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
         .pragma("temp_store", "memory")
         .pragma("mmap_size", MMAP_BYTES)
         // The checkpointer's work, not that of whoever happens to commit.
-        .pragma("wal_autocheckpoint", "0");
+        .pragma("wal_autocheckpoint", "0")
+        // Each is measured by operation instead.
+        .disable_statement_logging();
     Ok(options)
 }
 
