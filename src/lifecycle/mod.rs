@@ -6,6 +6,7 @@ pub mod capability;
 pub mod container;
 pub mod difference;
 pub mod digest;
+pub mod event;
 pub mod process;
 pub mod reference;
 pub mod sandbox;

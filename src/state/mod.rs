@@ -6,6 +6,7 @@
 //! connections that never wait for the writer (WAL).
 
 mod checkpoint;
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -20,6 +21,7 @@ pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod retention;
 mod retry;
 pub mod sample;
 pub mod sandbox;
@@ -28,6 +30,7 @@ pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 pub mod wake;
 mod writer;
 
@@ -83,6 +86,7 @@ pub struct Store {
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
     sweeps: Arc<health::Sweeps>,
+    given: Arc<event::Given>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -129,6 +133,7 @@ impl Store {
             samples: Arc::default(),
             pull_secrets: Arc::default(),
             sweeps: Arc::default(),
+            given: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -266,7 +271,9 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
         .pragma("temp_store", "memory")
         .pragma("mmap_size", MMAP_BYTES)
         // The checkpointer's work, not that of whoever happens to commit.
-        .pragma("wal_autocheckpoint", "0");
+        .pragma("wal_autocheckpoint", "0")
+        // Each is measured by operation instead.
+        .disable_statement_logging();
     Ok(options)
 }
 
