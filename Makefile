@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 # crictl, for the end-to-end tests.
 export CRICTL := $(CURDIR)/hack/critest/bin/crictl
+# Every debug build has the fault points, so that nothing is built twice; a release has none.
+FEATURES := --features fault-points
 # How often `make soak` goes round.
 SOAK_ROUNDS ?= 10
 
@@ -21,11 +23,12 @@ deps: ## Install what is missing (Debian packages, crictl, critest), or say what
 
 .PHONY: build
 build: ## Build the daemon for debugging: target/debug/quiltd
-	cargo build --locked
+	cargo build --locked $(FEATURES)
 
 .PHONY: release
 release: ## Build the daemon as it is shipped: target/release/quiltd
 	cargo build --locked --release
+	@hack/no-fault-points.sh target/release/quiltd
 
 .PHONY: run
 run: release ## Start the daemon on the default socket, root and state directories
@@ -47,26 +50,26 @@ fmt: ## Check the format of Rust and Go sources
 
 .PHONY: clippy
 clippy: ## Lint, warnings are errors
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked $(FEATURES) --all-targets -- -D warnings
 	cd hack/images && go vet ./...
 
 # Built once; unit, e2e and critest share it.
 .PHONY: test-build
 test-build: deps
-	cargo test --locked --no-run
+	cargo test --locked $(FEATURES) --no-run
 
 .PHONY: tidy
 tidy: test-build ## Check layering, budgets and names
-	cargo test --locked --test tidy
+	cargo test --locked $(FEATURES) --test tidy
 
 .PHONY: unit
 unit: test-build ## Run the unit tests
-	cargo test --locked --lib --bins
+	cargo test --locked $(FEATURES) --lib --bins
 	cd hack/images && go test ./...
 
 .PHONY: e2e
 e2e: test-build ## Run the end-to-end tests against real daemons
-	cargo test --locked --test e2e
+	cargo test --locked $(FEATURES) --test e2e
 
 .PHONY: critest-basic
 critest-basic: test-build ## Run the part of critest that `make test` asks for
@@ -82,7 +85,7 @@ soak: deps build ## The long forms: critest in random order and the demo, SOAK_R
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \
 		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
-		cargo test --locked --test e2e || exit; \
+		cargo test --locked $(FEATURES) --test e2e || exit; \
 	done
 
 ##  Measure

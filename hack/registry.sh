@@ -47,7 +47,9 @@ log: {level: info, formatter: json}
 storage: {filesystem: {rootdirectory: $dir/storage}}
 http: {addr: "127.0.0.1:0", secret: loopback}
 YAML
-    setsid docker-registry serve "$dir/config.yml" </dev/null >"$dir/log" 2>&1 &
+    # There before it is read: the shell opens a background job's files in the job.
+    : >"$dir/log"
+    setsid docker-registry serve "$dir/config.yml" </dev/null >>"$dir/log" 2>&1 &
     pid=$!
     echo "$pid" >"$dir/pid"
     # Port 0 means a free one; the log says which.

@@ -20,6 +20,8 @@ pub const DEFAULT_PATH: &str = "/etc/quilt/config.toml";
 pub struct Config {
     /// Where containers go among the cgroups.
     pub cgroup: CgroupConfig,
+    /// What has no row, and what is missing.
+    pub cleanup: CleanupConfig,
     /// Calls.
     pub cri: CriConfig,
     /// Registries and layers.
@@ -43,6 +45,20 @@ impl Default for CgroupConfig {
         Self {
             root: "/quilt".into(),
         }
+    }
+}
+
+/// `[cleanup]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CleanupConfig {
+    /// Time between two sweeps, in seconds; 0 is none but at start and when asked.
+    pub interval_s: u64,
+}
+
+impl Default for CleanupConfig {
+    fn default() -> Self {
+        Self { interval_s: 300 }
     }
 }
 

@@ -27,8 +27,9 @@ pub mod runtime;
 pub mod shim;
 
 // Ground.
-pub mod crash;
+
 pub mod engine;
+pub mod fault;
 pub mod id;
 pub mod metrics;
 pub mod proto;

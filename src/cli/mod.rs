@@ -1,6 +1,7 @@
 //! What an operator types; one file a command. All but `serve` and `shim` speak to the running
 //! daemon over its admin socket, which they find through `engine.json` in the state directory.
 
+mod check;
 mod explain;
 mod image;
 mod info;
@@ -41,12 +42,16 @@ enum Command {
     Inventory(StateDir),
     /// Show what happened to a pod, container or image, and how long each stage took.
     Explain(explain::Explain),
+    /// Compare what is on this node with what the database says: 0 nothing differs or all is
+    /// mended, 1 something is left, 2 it could not be checked.
+    Check(check::Check),
     /// Work with images.
     #[command(subcommand)]
     Image(image::Image),
-    /// List the points at which a debug build can be made to die (QUILT_CRASH_AT).
+    /// List the points at which a step can be made to fail (QUILT_FAULTS).
+    #[cfg(feature = "fault-points")]
     #[command(hide = true)]
-    CrashPoints,
+    FaultPoints,
 }
 
 /// Which daemon is meant.
@@ -68,9 +73,11 @@ pub fn run() -> ExitCode {
         Command::Info(StateDir { state }) => link::block_on(info::run(&state)),
         Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
+        Command::Check(check) => return check::run(&check),
         Command::Image(image) => link::block_on(image::run(&image)),
-        Command::CrashPoints => {
-            for point in crate::crash::POINTS {
+        #[cfg(feature = "fault-points")]
+        Command::FaultPoints => {
+            for point in crate::fault::POINTS {
                 println!("{point}");
             }
             Ok(())

@@ -27,7 +27,7 @@ pub(super) struct Serve {
 }
 
 pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
-    crate::crash::check().map_err(anyhow::Error::msg)?;
+    crate::fault::check().map_err(anyhow::Error::msg)?;
     let config = Config::load(&serve.config)?;
     config
         .log

@@ -23,6 +23,7 @@ use rustix::io::Errno;
 use super::digest::{Algorithm, Digest};
 use super::settle::{SettleError, settle};
 use super::unpack::Unsettled;
+use crate::fault::{self, Fault};
 use crate::sys::tree;
 
 /// What went wrong with the layer store, and where.
@@ -54,6 +55,9 @@ pub enum LayerError {
         /// The entry, and what was wrong.
         source: SettleError,
     },
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// The layers under one root directory.
@@ -167,13 +171,16 @@ impl LayerStore {
                 layer: chain_id.clone(),
                 source,
             })?;
+            fault::blocking_point("image.layer_settled")?;
             sync_file_system(&staging.path)?;
+            fault::blocking_point("image.layer_synced")?;
             match rename_new(&staging.path, &home) {
                 Ok(()) => staging.renamed = true,
                 // Another pull of the same layer was faster: theirs has the same content.
                 Err(Errno::EXIST | Errno::NOTEMPTY) => {}
                 Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
             }
+            fault::blocking_point("image.layer_in_place")?;
             sync_directory(&self.layers)?;
         }
         let fs = self.path(&chain_id);

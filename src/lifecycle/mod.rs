@@ -4,6 +4,7 @@
 pub mod address;
 pub mod capability;
 pub mod container;
+pub mod difference;
 pub mod digest;
 pub mod process;
 pub mod reference;

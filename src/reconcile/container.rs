@@ -1,10 +1,10 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes};
+use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
 use crate::cgroup::CgroupPath;
-use crate::crash;
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
-use crate::lifecycle::container::{Facts, Step, effective, next_step};
+use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -32,6 +32,7 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
 
 async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
     let progress = back.store.progress();
+    let mut prepared = false;
     loop {
         let Some(container) = back.store.container(id).await? else {
             return Ok(Outcome::Done);
@@ -47,8 +48,18 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
         let (sandbox_desired, sandbox_state) = container.sandbox;
         let desired = effective(container.desired, sandbox_desired, sandbox_state);
         match next_step(desired, container.state, facts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::Prepare => prepare(back, &container).await?,
+            Step::Rest => {
+                // What has never been started has lost nothing that cannot be made again.
+                if container.state == State::Created && !prepared {
+                    let back = back.clone();
+                    blocking(move || make_directories(&back, &container)).await?;
+                }
+                return Ok(Outcome::Done);
+            }
+            Step::Prepare => {
+                prepare(back, &container).await?;
+                prepared = true;
+            }
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => send_stop_signal(back, &container).await?,
             Step::AwaitGrace => {
@@ -87,14 +98,13 @@ pub(super) async fn cgroup_path(
 }
 
 async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.recorded");
+    fault::point("container.recorded").await?;
     let id = &container.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
     stages.record("queue", now_ns() - container.created_at);
     stages.enter("snapshot");
     let (back_too, container_too) = (back.clone(), container.clone());
     let made = blocking(move || make_directories(&back_too, &container_too)).await;
-    crash::point("container.prepared");
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -108,17 +118,16 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
             back.observed
                 .container_created(id.clone(), rootfs, done(stages, None))
                 .await?;
-            crash::point("container.created");
-            Ok(())
+            Ok(fault::point("container.created").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(container = %id, error = text, "cannot prepare the container");
-            Ok(back
-                .observed
+            back.observed
                 .container_error(id.clone(), done(stages, Some(text)))
-                .await?)
+                .await?;
+            Ok(fault::point("container.error").await?)
         }
     }
 }
@@ -126,28 +135,31 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
 /// Makes the writable layer, the directory of the FIFOs and that of the log. Idempotent.
 fn make_directories(back: &Back, container: &Container) -> Result<String, ReconcileError> {
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("container.directory")?;
     if let Some(parent) = std::path::Path::new(&container.log_path).parent()
         && !container.log_path.is_empty()
     {
         std::fs::create_dir_all(parent).map_err(ReconcileError::file("make", parent))?;
     }
+    fault::blocking_point("container.prepared")?;
     Ok(snapshot.upper.display().to_string())
 }
 
 async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), ReconcileError> {
-    crash::point("container.stopping");
+    fault::point("container.stopping").await?;
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
     if let Some(handle) = back.processes.get(&container.id) {
         processes::signal(&handle.pidfd, number)?;
     }
+    fault::point("container.signal_sent").await?;
     back.observed
         .container_signalled(container.id.clone(), number)
         .await?;
-    crash::point("container.signalled");
-    Ok(())
+    Ok(fault::point("container.signalled").await?)
 }
 
 /// Kills everything the container is made of. The exit comes through the monitor.
@@ -159,10 +171,10 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
         if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
             back.cgroups.kill(&path)?;
         }
-        match handle {
-            Some(handle) => processes::signal(&handle.pidfd, signal::KILL),
-            None => Ok(()),
+        if let Some(handle) = handle {
+            processes::signal(&handle.pidfd, signal::KILL)?;
         }
+        Ok(fault::blocking_point("container.killed")?)
     })
     .await
 }
@@ -176,11 +188,12 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
             return Ok(false);
         }
     }
+    fault::point("container.cgroup_removed").await?;
     back.store.samples().remove(&container.id);
     back.observed
         .container_released(container.id.clone())
         .await?;
-    crash::point("container.released");
+    fault::point("container.released").await?;
     Ok(true)
 }
 
@@ -188,20 +201,14 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     if let Ok(shim) = back.shim() {
         shim.forget(container.id.as_str()).await?;
     }
+    fault::point("container.forgotten").await?;
     let dir = back.paths.container(&container.id);
-    blocking(move || match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ReconcileError::file("remove", dir)(error))
-        }
-        _ => Ok(()),
-    })
-    .await?;
-    crash::point("container.files_removed");
+    blocking(move || sandbox_files::discard_tree(&dir)).await?;
+    fault::point("container.files_removed").await?;
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();
     back.observed
         .container_removed(container.id.clone(), sandbox)
         .await?;
-    crash::point("container.removed");
-    Ok(())
+    Ok(fault::point("container.removed").await?)
 }

@@ -3,7 +3,7 @@
 
 use super::processes::{self, Handle};
 use super::{Back, ReconcileError, blocking, container, container_plan, image, sampler};
-use crate::crash;
+use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::spec::UserIds;
@@ -51,7 +51,7 @@ pub(super) async fn launch(
         return Ok(());
     }
     back.observed.container_starting(id.clone()).await?;
-    crash::point("container.starting");
+    fault::point("container.starting").await?;
     let may_be_dirty = left_over == LeftOver::Unknown;
     let result = start(back, container, &shim, &mut stages, may_be_dirty).await;
     let done = |stages: Stages<'_>, error| Finished {
@@ -68,8 +68,7 @@ pub(super) async fn launch(
             back.observed
                 .container_running(id.clone(), started, done)
                 .await?;
-            crash::point("container.running");
-            Ok(())
+            Ok(fault::point("container.running").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         // The launch of a former daemon came to its end while we joined it: the next look finds it.
@@ -85,10 +84,10 @@ pub(super) async fn launch(
                 ran: false,
             };
             let done = done(stages, Some(text));
-            Ok(back
-                .observed
+            back.observed
                 .container_start_failed(id.clone(), exit, done)
-                .await?)
+                .await?;
+            Ok(fault::point("container.start_failed").await?)
         }
     }
 }
@@ -117,25 +116,28 @@ async fn start(
             if !processes::end_cgroup(&back_too.cgroups, &path_too)? {
                 return Err(ReconcileError::StillEnding);
             }
+            fault::blocking_point("container.emptied")?;
         }
-        Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
+        back_too.cgroups.ensure(&path_too, resources.as_ref())?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
     })
     .await?;
-    crash::point("container.cgroup");
+    fault::point("container.cgroup").await?;
     let plan_path = back.paths.container(&container.id).join("plan.json");
     let (plan_path_too, sources) = (plan_path.clone(), container.spec.mounts.clone());
     blocking(move || {
         for mount in &sources {
             make_source(&mount.host_path)?;
         }
+        fault::blocking_point("container.sources")?;
         write_plan(&plan, &plan_path_too)
     })
     .await?;
-    crash::point("container.plan");
+    fault::point("container.plan").await?;
     stages.enter("launch");
     let asked_at = now_ns();
     let launched = shim.launch(container.id.as_str(), &plan_path).await?;
-    crash::point("container.launched");
+    fault::point("container.launched").await?;
     let started = Started {
         pid: launched.pid,
         start: launched.start_time,
@@ -157,6 +159,7 @@ async fn start(
         terminal: launched.terminal,
     };
     back.processes.put(&container.id, handle);
+    fault::point("container.held").await?;
     stages.enter("record");
     // Many small reads of kernel files, for which nobody has to wait.
     let (back_too, id) = (back.clone(), container.id.clone());
@@ -211,6 +214,7 @@ async fn resume(
     back.observed
         .container_running(container.id.clone(), started, done)
         .await?;
+    fault::point("container.resumed").await?;
     Ok(LeftOver::Recorded)
 }
 

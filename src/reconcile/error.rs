@@ -46,6 +46,15 @@ pub enum ReconcileError {
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]
     Plan(String),
+    /// A cleanup task names something that is not in a directory of ours; nothing was touched.
+    #[error("{0:?} is not in a directory of ours and stays as it is")]
+    NotOurs(String),
+    /// A pod that is up lacks something that could not be given back to it.
+    #[error("the pod is not whole: {0}")]
+    NotWhole(String),
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] crate::fault::Fault),
     /// The shim is away; it is being started anew.
     #[error("the shim is not connected")]
     NoShim,
@@ -93,5 +102,9 @@ impl ReconcileError {
             self,
             Self::State(_) | Self::NoShim | Self::StillEnding | Self::Panicked
         ) || matches!(self, Self::Shim(error) if error.is_passing())
+            || matches!(
+                self,
+                Self::Fault(fault) | Self::Layer(LayerError::Fault(fault)) if fault.is_passing()
+            )
     }
 }

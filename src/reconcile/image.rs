@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::{Back, ReconcileError, blocking};
-use crate::crash;
+use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer};
 use crate::lifecycle::spec::ImageSpec;
@@ -35,6 +35,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
     if pull.finished >= pull.requested {
         return Ok(Outcome::Done);
     }
+    fault::point("image.asked").await?;
     let key = ObjectKey::Pull(reference.to_owned());
     let mut stages = Stages::new(back.store.progress(), key);
     let started_at = now_ns();
@@ -60,6 +61,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             back.observed
                 .image_present(new, Some(reference.to_owned()), done)
                 .await?;
+            fault::point("image.recorded").await?;
         }
         Err(error) if error.is_passing() => return Err(error),
         Err(error) => {
@@ -69,6 +71,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             back.observed
                 .pull_failed(reference.to_owned(), kind_of(&error), text, done)
                 .await?;
+            fault::point("image.failed").await?;
         }
     }
     Ok(Outcome::Done)
@@ -99,6 +102,7 @@ async fn fetch(
     let secret = back.store.pull_secrets().get(reference).unwrap_or_default();
     stages.enter("resolve");
     let image = back.images.resolve(&parsed, &credentials(secret)).await?;
+    fault::point("image.resolved").await?;
     Ok(store_layers(back, &image, stages).await?.then_some(image))
 }
 
@@ -141,6 +145,7 @@ async fn store_layers(
     if !back.observed.expect_layers(rows).await? {
         return Ok(false);
     }
+    fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
     let image = Arc::new(image.clone());
     let mut fetching = JoinSet::new();
@@ -159,17 +164,20 @@ async fn store_layers(
     while let Some(joined) = fetching.join_next().await {
         let (index, layer) = joined.map_err(|_| ReconcileError::Panicked)?;
         staged[index] = Some(layer?);
+        fault::point("image.layer_fetched").await?;
     }
+    fault::point("image.fetched").await?;
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
     for layer in staged.into_iter().flatten() {
         let back_too = back.clone();
         let committed = blocking(move || Ok(back_too.images.commit_layer(layer)?)).await?;
-        crash::point("image.layer_committed");
+        fault::point("image.layer_committed").await?;
         let chain_id = committed.chain_id.to_string();
         back.observed
             .layer_present(chain_id, committed.size_bytes, committed.inodes)
             .await?;
+        fault::point("image.layer_recorded").await?;
     }
     Ok(true)
 }
@@ -207,7 +215,9 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
 
 /// Deletes an image that nobody wants.
 pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
+    fault::point("image.removing").await?;
     back.observed.image_removed(id.to_owned()).await?;
+    fault::point("image.removed").await?;
     Ok(Outcome::Done)
 }
 

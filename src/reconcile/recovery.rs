@@ -4,10 +4,12 @@ use std::collections::HashMap;
 
 use super::processes::Handle;
 use super::{Back, ReconcileError, processes};
+use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
 use crate::shim::protocol::ProcessKind;
+use crate::state::sandbox::SandboxFilter;
 
 /// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`).
 ///
@@ -25,6 +27,7 @@ pub fn boot_id() -> Result<String, ReconcileError> {
 /// # Errors
 /// When the database fails.
 pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
+    fault::point("recovery.begun").await?;
     let forgotten = back
         .observed
         .forget_other_boots(back.boot_id.clone())
@@ -35,8 +38,11 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
             "the node was started anew: they are down"
         );
     }
+    fault::point("recovery.boots_forgotten").await?;
     back.observed.reclaim_jobs().await?;
+    fault::point("recovery.jobs_reclaimed").await?;
     back.observed.import_ends().await?;
+    fault::point("recovery.imports_ended").await?;
     let mut keys = Vec::new();
     keys.extend(
         back.store
@@ -75,7 +81,7 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
     );
     tracing::info!(objects = keys.len(), "recovered");
     back.observed.enqueue(keys).await?;
-    Ok(())
+    Ok(fault::point("recovery.queued").await?)
 }
 
 /// Tells a newly connected shim what it may not know, and takes handles on what lives. Returns the
@@ -92,6 +98,30 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .into_iter()
         .map(|item| (item.id.to_string(), item))
         .collect();
+    fault::point("shim.listed").await?;
+    for sandbox in back.store.sandboxes(&SandboxFilter::default()).await? {
+        let id = sandbox.id.as_str();
+        match sandbox.init.filter(|_| !held.contains_key(id)) {
+            Some((pid, start_time)) if processes::is_alive(pid, start_time) => {
+                let orphan = Orphan {
+                    id,
+                    kind: ProcessKind::PodInit,
+                    plan_path: None,
+                    pid,
+                    start_time,
+                    pidfd: None,
+                    terminal: None,
+                };
+                shim.adopt(orphan).await?;
+            }
+            // It ended while no shim was there: a look at its pod finds that.
+            Some(_) => {
+                let key = ObjectKey::Sandbox(sandbox.id);
+                back.observed.enqueue(vec![key]).await?;
+            }
+            None => {}
+        }
+    }
     for container in back.store.all_containers().await? {
         if !may_live(container.state) {
             continue;
@@ -116,6 +146,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
                     terminal,
                 })
                 .await?;
+                fault::point("shim.adopted").await?;
                 hold(back, shim, id, pid, start).await;
             }
             // A launch that never came to a process: its job looks after it.

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use super::{Back, ReconcileError, blocking, sandbox_files};
-use crate::crash;
+use super::{Back, ReconcileError, blocking, sandbox_files, sandbox_repair};
+use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
-use crate::lifecycle::sandbox::{Containers, Step, next_step};
+use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
@@ -40,6 +40,7 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
 async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
     let progress = back.store.progress();
     let init_ends = || Outcome::Again(progress.wait(key, "pod init ends", INIT_NS, INIT_MAX_NS));
+    let mut checked = false;
     loop {
         let Some(sandbox) = back.store.sandbox(id).await? else {
             return Ok(Outcome::Done);
@@ -53,9 +54,20 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
             known: containers.len() as u64,
             alive: alive as u64,
         };
-        match next_step(sandbox.desired, sandbox.state, counts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::SetUp => set_up(back, &sandbox).await?,
+        let desired = effective(sandbox.desired, sandbox.init_ended);
+        match next_step(desired, sandbox.state, counts) {
+            Step::Rest if checked || desired != Desired::Ready || sandbox.state != State::Ready => {
+                return Ok(Outcome::Done);
+            }
+            // A look at a pod that is up: what somebody took from it is given back.
+            Step::Rest => {
+                sandbox_repair::complete(back, &sandbox, &containers).await?;
+                checked = true;
+            }
+            Step::SetUp => {
+                set_up(back, &sandbox).await?;
+                checked = true;
+            }
             Step::StopContainers | Step::RemoveContainers => {
                 let keys = containers
                     .into_iter()
@@ -95,7 +107,7 @@ fn finished(
 }
 
 async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.recorded");
+    fault::point("sandbox.recorded").await?;
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
     stages.record("queue", now_ns() - sandbox.created_at);
@@ -105,15 +117,15 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
             back.observed
                 .sandbox_ready(id.clone(), back.boot_id.clone(), done)
                 .await?;
-            crash::point("sandbox.ready");
-            Ok(())
+            Ok(fault::point("sandbox.ready").await?)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(sandbox = %id, error = text, "cannot set the sandbox up");
             let done = finished("run_sandbox", id, sandbox.created_at, stages, Some(text));
-            Ok(back.observed.sandbox_failed(id.clone(), done).await?)
+            back.observed.sandbox_failed(id.clone(), done).await?;
+            Ok(fault::point("sandbox.failed").await?)
         }
     }
 }
@@ -127,30 +139,31 @@ async fn make(
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     blocking(move || make_namespaces(&back_too, &sandbox_too)).await?;
-    crash::point("sandbox.namespaces");
+    fault::point("sandbox.namespaces").await?;
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
         blocking(move || make_link(&back_too, &sandbox_too, &allocation)).await?;
     }
-    crash::point("sandbox.network");
+    fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     let address = allocation.map(|allocation| allocation.address);
     blocking(move || sandbox_files::write(&back_too, &sandbox_too, address)).await?;
-    crash::point("sandbox.files");
+    fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");
         start_init(back, sandbox).await?;
-        crash::point("sandbox.init");
+        fault::point("sandbox.init").await?;
     }
     Ok(())
 }
 
-fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
+    fault::blocking_point("sandbox.directory")?;
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
@@ -165,11 +178,21 @@ fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     Ok(())
 }
 
-fn make_link(
+pub(super) fn make_link(
     back: &Back,
     sandbox: &Sandbox,
     allocation: &Allocation,
 ) -> Result<(), ReconcileError> {
+    with_link_spec(back, sandbox, allocation, network::ensure_pod_link)
+}
+
+/// Does something with a pod's link as it should be.
+pub(super) fn with_link_spec<T>(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+    work: impl FnOnce(&PodLinkSpec<'_>) -> Result<T, NetworkError>,
+) -> Result<T, ReconcileError> {
     let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
     let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
@@ -185,7 +208,7 @@ fn make_link(
         alias: &back.paths.marker(),
         sysctls: &sysctls,
     };
-    Ok(network::ensure_pod_link(&spec)?)
+    Ok(work(&spec)?)
 }
 
 /// PID 1 of a pod that shares its PID namespace: the one process a pod may have of its own.
@@ -201,7 +224,12 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
-    blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
+    blocking(move || {
+        back_too.cgroups.ensure(&path_too, None)?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
+    })
+    .await?;
+    fault::point("sandbox.init_cgroup").await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");
     let plan = PodInitPlan {
@@ -212,6 +240,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         },
     };
     let launched = shim.pod_init(id.as_str(), plan).await?;
+    fault::point("sandbox.init_launched").await?;
     back.observed
         .sandbox_init(id.clone(), launched.pid, launched.start_time)
         .await?;
@@ -228,7 +257,7 @@ fn pinned(dir: &Path) -> Vec<(String, std::path::PathBuf)> {
 }
 
 async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
-    crash::point("sandbox.stopping");
+    fault::point("sandbox.stopping").await?;
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
@@ -236,14 +265,14 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let dir = back.paths.sandbox(id);
     blocking(move || {
         network::remove_namespaces(&dir.join("ns"))?;
+        fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)
     })
     .await?;
-    crash::point("sandbox.namespaces_removed");
+    fault::point("sandbox.shm_unmounted").await?;
     let done = finished("stop_sandbox", id, started_at, stages, None);
     back.observed.sandbox_stopped(id.clone(), done).await?;
-    crash::point("sandbox.stopped");
-    Ok(())
+    Ok(fault::point("sandbox.stopped").await?)
 }
 
 /// One look at the init of a pod that has to go, if it has one; `false` says that it still ends. A
@@ -259,19 +288,20 @@ async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError
     if !blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await? {
         return Ok(false);
     }
+    fault::point("sandbox.init_killed").await?;
     if let Ok(shim) = back.shim() {
         shim.forget(sandbox.id.as_str()).await?;
     }
+    fault::point("sandbox.init_forgotten").await?;
     Ok(true)
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
-    crash::point("sandbox.files_removed");
+    fault::point("sandbox.files_removed").await?;
     back.observed.sandbox_removed(sandbox.id.clone()).await?;
-    crash::point("sandbox.removed");
-    Ok(())
+    Ok(fault::point("sandbox.removed").await?)
 }
 
 /// Removes a pod's link; called by a cleanup task, off everybody's path.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use super::{Back, ReconcileError, monitor, recovery};
+use crate::fault;
 use crate::shim::client::{ShimClient, ShimEvent};
 use crate::shim::protocol::ExitRecord;
 use crate::state::StateError;
@@ -71,10 +72,14 @@ async fn connect(
 ) -> Result<(ShimClient, mpsc::Receiver<ShimEvent>), ReconcileError> {
     let (client, mut events) =
         ShimClient::connect_or_start(&back.paths.state, &link.executable).await?;
+    fault::point("shim.connected").await?;
     let unseen = recovery::hand_over(back, &client).await?;
+    fault::point("shim.handed_over").await?;
     hear_journal(back, &client, &mut events).await?;
+    fault::point("shim.journal_heard").await?;
     for id in unseen {
         monitor::lost(back, &id).await?;
+        fault::point("shim.exit_lost").await?;
     }
     link.shim.send_replace(Some(client.clone()));
     back.store.metrics().shim_connected.set(1);

@@ -6,15 +6,19 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Back, cleanup, container, image, sandbox};
+use super::{Back, ReconcileError, cleanup, container, image, sandbox};
+use crate::fault;
 use crate::id::ObjectKey;
 use crate::state::job::Outcome;
-use crate::state::now_ns;
+use crate::state::{StateError, now_ns};
 
 /// Keys looked at side by side.
 const WORKERS: usize = 32;
 /// Longest pause without a look at the queue, should a wake-up ever be missed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// First pause before a job is put down again, when the database would not have it; doubled up to
+/// the longest one.
+const PUT_DOWN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs until `stop` turns true, then waits for the steps under way.
 pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
@@ -70,19 +74,39 @@ fn until(due_ns: i64) -> Duration {
 
 /// Has one key looked at until it rests, waits or fails, and puts the job down.
 async fn look(back: &Back, key: ObjectKey) {
-    let result = match &key {
+    let outcome = reconcile(back, &key).await.unwrap_or_else(|error| {
+        let text = error.full_text();
+        tracing::warn!(%key, error = text, "a step failed; it is tried again");
+        Outcome::Failed(text)
+    });
+    put_down(back, key, outcome).await;
+}
+
+async fn reconcile(back: &Back, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
+    fault::point("job.claimed").await?;
+    let outcome = match key {
         ObjectKey::Sandbox(id) => sandbox::reconcile(back, id).await,
         ObjectKey::Container(id) => container::reconcile(back, id).await,
         ObjectKey::Image(id) => image::remove(back, id).await,
         ObjectKey::Pull(reference) => image::pull(back, reference).await,
         ObjectKey::Cleanup(id) => cleanup::reconcile(back, *id).await,
-    };
-    let outcome = result.unwrap_or_else(|error| {
-        let text = error.full_text();
-        tracing::warn!(%key, error = text, "a step failed; it is tried again");
-        Outcome::Failed(text)
-    });
-    if let Err(error) = back.observed.finish_job(key.clone(), outcome).await {
-        tracing::error!(%key, %error, "cannot put a job down");
+    }?;
+    fault::point("job.looked").await?;
+    Ok(outcome)
+}
+
+/// Writes down how a look ended. A job that is not put down is never taken up again while this
+/// daemon lives, so this is tried until the database has it.
+async fn put_down(back: &Back, key: ObjectKey, outcome: Outcome) {
+    let mut pause = PUT_DOWN_PAUSE;
+    loop {
+        match back.observed.finish_job(key.clone(), outcome.clone()).await {
+            Ok(()) | Err(StateError::Closed) => break,
+            Err(error) => tracing::error!(%key, %error, "cannot put a job down; trying again"),
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
     }
+    // Nothing comes after it in this task: only a delay or an end means something here.
+    let _ = fault::point("job.finished").await;
 }

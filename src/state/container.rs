@@ -292,12 +292,14 @@ impl DesiredWriter {
 
 impl Tx {
     async fn create_container(&mut self, new: &NewContainer) -> Result<ContainerId, StateError> {
-        let pod: Option<(String, String)> =
-            sqlx::query_as("SELECT desired, state FROM sandboxes WHERE id = ?")
-                .bind(new.sandbox_id.as_str())
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("find a sandbox"))?;
+        let pod: Option<(String, String)> = sqlx::query_as(
+            "SELECT desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+                 FROM sandboxes WHERE id = ?",
+        )
+        .bind(new.sandbox_id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a sandbox"))?;
         let Some((desired, state)) = pod else {
             let id = new.sandbox_id.to_string();
             return Err(StateError::NotFound {

@@ -1,6 +1,7 @@
 //! What can go wrong with the database.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// A failed read or write of state.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,42 @@ pub enum StateError {
         /// What the migration met.
         source: sqlx::migrate::MigrateError,
     },
+    /// The schema is newer than this program.
+    #[error(
+        "the database {} has schema version {found}, and this quiltd ({}) knows versions up to \
+         {known}: use the quiltd that wrote it or a newer one, or put a backup of an older \
+         version back (quiltd db restore FILE)",
+        path.display(), env!("CARGO_PKG_VERSION")
+    )]
+    Newer {
+        /// The database file.
+        path: PathBuf,
+        /// Its version.
+        found: i64,
+        /// The newest version known here.
+        known: i64,
+    },
+    /// An operator's SQL is nothing that may be run.
+    #[error(transparent)]
+    Refused(#[from] super::inspect::Refused),
+    /// An operator's SQL is too long.
+    #[error("the SQL is longer than {max} bytes")]
+    TooLong {
+        /// Most bytes.
+        max: usize,
+    },
+    /// An operator's SQL is wrong, or reading failed.
+    #[error("the query failed")]
+    Query(#[source] sqlx::Error),
+    /// An operator's query took too long and was stopped.
+    #[error("stopped after {} s: ask for less, or for more time (--timeout)", timeout.as_secs_f64())]
+    TooSlow {
+        /// The time it had.
+        timeout: Duration,
+    },
+    /// The rows of an answer could not be passed on.
+    #[error("cannot write the answer")]
+    Answer(#[source] std::io::Error),
     /// A statement failed.
     #[error("database: cannot {operation}")]
     Database {

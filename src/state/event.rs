@@ -16,6 +16,7 @@ pub(super) enum Subject<'a> {
     Sandbox(&'a SandboxId),
     Container(&'a ContainerId),
     Image(&'a str),
+    Node,
 }
 
 impl Subject<'_> {
@@ -24,6 +25,7 @@ impl Subject<'_> {
             Self::Sandbox(_) => "sandbox",
             Self::Container(_) => "container",
             Self::Image(_) => "image",
+            Self::Node => "node",
         }
     }
 
@@ -32,6 +34,7 @@ impl Subject<'_> {
             Self::Sandbox(id) => id.as_str(),
             Self::Container(id) => id.as_str(),
             Self::Image(id) => id,
+            Self::Node => "node",
         }
     }
 }

@@ -13,6 +13,7 @@ pub mod error;
 pub mod event;
 pub mod health;
 pub mod image;
+pub mod inspect;
 pub mod job;
 pub mod network;
 pub mod node;
@@ -22,7 +23,9 @@ pub mod pull;
 mod retry;
 pub mod sample;
 pub mod sandbox;
+pub mod schema;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod wake;
@@ -79,6 +82,7 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -124,6 +128,7 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -206,6 +211,12 @@ impl Store {
         &self.pull_secrets
     }
 
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
+    }
+
     /// Number of rows of every table, for the inventory.
     ///
     /// # Errors
@@ -266,12 +277,10 @@ async fn migrate(
     connection: &mut sqlx::SqliteConnection,
     metrics: &Metrics,
 ) -> Result<(), StateError> {
+    schema::refuse_newer(connection, path).await?;
     let mut retry = Retry::new("migrate the schema", metrics);
     loop {
-        let result = sqlx::migrate!("src/state/migrations")
-            .run(&mut *connection)
-            .await;
-        match result {
+        match schema::MIGRATOR.run(&mut *connection).await {
             Ok(()) => return Ok(()),
             Err(MigrateError::Execute(error)) if retry.again(&error).await => {}
             Err(source) => {

@@ -28,6 +28,8 @@ pub struct Sandbox {
     pub state: State,
     /// PID 1 of a shared PID namespace, with its start time in clock ticks.
     pub init: Option<(i32, u64)>,
+    /// Whether that process has ended by itself: the pod is brought down.
+    pub init_ended: bool,
     /// Its address, while it has one.
     pub address: Option<String>,
     /// Why it failed.
@@ -59,12 +61,13 @@ struct Row {
     state: String,
     init_pid: Option<i64>,
     init_start: Option<i64>,
+    init_ended: bool,
     address: Option<String>,
     error: Option<String>,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, n.address, s.error
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
 
@@ -82,6 +85,7 @@ impl TryFrom<Row> for Sandbox {
             desired: row.desired.parse().map_err(corrupt("sandboxes.desired"))?,
             state: row.state.parse().map_err(corrupt("sandboxes.state"))?,
             init,
+            init_ended: row.init_ended,
             address: row.address,
             error: row.error,
         })
@@ -122,7 +126,8 @@ impl Store {
         let sql = format!(
             "{SELECT} WHERE s.state IN ('ready', 'stopped')
              AND (?1 IS NULL OR (s.id >= ?1 AND s.id < ?1 || 'g'))
-             AND (?2 IS NULL OR (s.state = 'ready') = ?2) ORDER BY s.created_at DESC"
+             AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2)
+             ORDER BY s.created_at DESC"
         );
         let rows: Vec<Row> = self
             .read("list sandboxes", || {
@@ -318,7 +323,9 @@ impl ObservedWriter {
         self.0
             .write("record a pod's init", move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE sandboxes SET init_pid = ?, init_start = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
+                               init_ended_at = NULL WHERE id = ?";
+                    sqlx::query(sql)
                         .bind(pid)
                         .bind(i64::try_from(start).unwrap_or(i64::MAX))
                         .bind(id.as_str())
@@ -326,6 +333,42 @@ impl ObservedWriter {
                         .await
                         .map(drop)
                         .map_err(during("record a pod's init"))
+                })
+            })
+            .await
+    }
+
+    /// PID 1 of a pod's shared PID namespace has ended although nobody had asked for it; with it
+    /// every process in the namespace. The pod is brought down (`lifecycle::sandbox::effective`).
+    /// `pid` is the one that ended: what another attempt had started says nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_init_ended(
+        &self,
+        id: SandboxId,
+        pid: i32,
+        how: String,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record the end of a pod's init", move |tx| {
+                Box::pin(async move {
+                    let ended = sqlx::query(
+                        "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
+                         AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
+                    )
+                    .bind(now_ns())
+                    .bind(id.as_str())
+                    .bind(pid)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record the end of a pod's init"))?;
+                    if ended.rows_affected() > 0 {
+                        tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
+                        tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                        tx.touch(ObjectKey::Sandbox(id));
+                    }
+                    Ok(())
                 })
             })
             .await

@@ -17,6 +17,7 @@ use super::checkpoint::checkpoint;
 use super::error::outcome;
 use super::retry::Retry;
 use super::wake::Wakes;
+use crate::fault;
 use crate::id::ObjectKey;
 use crate::metrics::Metrics;
 
@@ -216,11 +217,10 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) 
     if let Err((attempts, error)) = begin(tx, metrics).await {
         tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
         for request in batch.drain(..) {
-            let why = error.to_string();
             let error = StateError::Begin {
                 operation: request.name,
                 attempts,
-                why,
+                why: error.clone(),
             };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
@@ -247,8 +247,7 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) 
         }
         outcomes.push(applied.outcome);
     }
-    let end = if kept { "COMMIT" } else { "ROLLBACK" };
-    let committed = execute(tx, end).await;
+    let committed = end_batch(tx, kept).await;
     if committed.is_err() {
         tx.touched.clear();
         let _ = execute(tx, "ROLLBACK").await;
@@ -256,11 +255,27 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) 
     for outcome in outcomes {
         outcome(match &committed {
             Ok(()) => Ok(()),
-            Err(error) => Err(StateError::Commit {
-                why: error.to_string(),
-            }),
+            Err(why) => Err(StateError::Commit { why: why.clone() }),
         });
     }
+}
+
+/// Commits, or rolls back when no write of the batch is to be kept.
+async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), String> {
+    if !kept {
+        return execute(tx, "ROLLBACK")
+            .await
+            .map_err(|error| error.to_string());
+    }
+    fault::point("writer.commit")
+        .await
+        .map_err(|error| error.to_string())?;
+    execute(tx, "COMMIT")
+        .await
+        .map_err(|error| error.to_string())?;
+    fault::point("writer.committed")
+        .await
+        .map_err(|error| error.to_string())
 }
 
 async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
@@ -269,13 +284,16 @@ async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, sqlx::Error)> {
+async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, String)> {
+    if let Err(error) = fault::point("writer.begin").await {
+        return Err((1, error.to_string()));
+    }
     let mut retry = Retry::new("begin a transaction", metrics);
     loop {
         match execute(tx, "BEGIN IMMEDIATE").await {
             Ok(()) => return Ok(()),
             Err(error) if retry.again(&error).await => {}
-            Err(error) => return Err((retry.attempts(), error)),
+            Err(error) => return Err((retry.attempts(), error.to_string())),
         }
     }
 }

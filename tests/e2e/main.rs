@@ -6,11 +6,11 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod container;
-mod crash_points;
 mod crictl;
 mod daemon;
 mod exec_sync;
 mod exits;
+mod fault_points;
 mod image;
 mod import;
 mod isolation;
@@ -24,6 +24,7 @@ mod restart;
 mod sandbox;
 mod stuck;
 mod support;
+mod sweep;
 mod unimplemented;
 mod validation;
 mod version_and_status;

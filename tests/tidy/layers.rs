@@ -93,15 +93,15 @@ const LAYERS: &[Layer] = &[
     layer("runtime", &["sys", "id"]),
     // Ground.
     layer("proto", &[]),
-    layer("crash", &[]),
+    layer("fault", &[]),
     layer("metrics", &[]),
     layer("engine", &[]),
     layer("sys", &[]),
     layer("id", &[]),
 ];
 
-/// What every layer may import: named points where a test ends the process.
-const EVERYWHERE: &str = "crash";
+/// What every layer may import: named points where a test makes a step fail.
+const EVERYWHERE: &str = "fault";
 
 /// Of a whole module only this part is open to these layers.
 const PARTS: &[(&str, &str, &[&str])] = &[

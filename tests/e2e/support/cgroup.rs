@@ -41,6 +41,14 @@ pub(crate) fn roots(names: &Names) -> Vec<PathBuf> {
     all.filter(|path| path.is_dir()).collect()
 }
 
+/// A cgroup of this path in every hierarchy, made.
+pub(crate) fn make(path: &str) -> Vec<PathBuf> {
+    let below = path.trim_start_matches('/');
+    let all = hierarchies().into_iter().map(|h| h.mount.join(below));
+    all.inspect(|dir| fs::create_dir_all(dir).expect("root may make cgroups"))
+        .collect()
+}
+
 /// Every cgroup at and below `path`, deepest first.
 pub(crate) fn tree(path: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

@@ -12,6 +12,7 @@ pub(crate) mod database;
 pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod leftover;
+pub(crate) mod link;
 pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod node;
