@@ -7,6 +7,7 @@ mod image;
 mod info;
 mod inventory;
 mod link;
+mod metrics;
 mod serve;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Command {
     Info(StateDir),
     /// Count the rows of every table.
     Inventory(StateDir),
+    /// Print the metrics page of the running daemon.
+    Metrics(StateDir),
     /// Show what happened to a pod, container or image, and how long each stage took.
     Explain(explain::Explain),
     /// Compare what is on this node with what the database says: 0 nothing differs or all is
@@ -72,6 +75,7 @@ pub fn run() -> ExitCode {
         }
         Command::Info(StateDir { state }) => link::block_on(info::run(&state)),
         Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
+        Command::Metrics(StateDir { state }) => link::block_on(metrics::run(&state)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Check(check) => return check::run(&check),
         Command::Image(image) => link::block_on(image::run(&image)),

@@ -18,6 +18,7 @@ pub(crate) mod names;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod protojson;
 pub(crate) mod proxy;
 pub(crate) mod registry;
