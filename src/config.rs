@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::cgroup::CgroupPath;
 use crate::image::ImageConfig;
 use crate::network::NetworkConfig;
+use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
 
 /// Where the file is when nobody says otherwise.
@@ -27,12 +28,16 @@ pub struct Config {
     pub cri: CriConfig,
     /// Registries and layers.
     pub image: ImageSection,
+    /// The queue of jobs.
+    pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
     /// What Prometheus may read.
     pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// How much history is kept.
+    pub state: StateConfig,
 }
 
 /// `[metrics]`
@@ -96,6 +101,8 @@ impl Default for CleanupConfig {
 pub struct CriConfig {
     /// Longest wait, in seconds, of a call whose client names no deadline.
     pub default_deadline_s: u64,
+    /// Seconds after which a pod is withdrawn whose caller never came back; 0 is never.
+    pub abandoned_after_s: u64,
 }
 
 impl Default for CriConfig {
@@ -103,6 +110,29 @@ impl Default for CriConfig {
         // Kubelet names a deadline everywhere but with PullImage and ExecSync hooks.
         Self {
             default_deadline_s: 3600,
+            abandoned_after_s: 600,
+        }
+    }
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StateConfig {
+    /// Newest events that are kept.
+    pub events_kept: u32,
+    /// Age in seconds beyond which an event is not kept; 0 is any age.
+    pub events_kept_s: u64,
+    /// Newest operations that are kept.
+    pub operations_kept: u32,
+}
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            events_kept: 100_000,
+            events_kept_s: 7 * 24 * 3600,
+            operations_kept: 20_000,
         }
     }
 }
@@ -152,6 +182,46 @@ impl CriConfig {
     #[must_use]
     pub fn default_deadline(&self) -> Duration {
         Duration::from_secs(self.default_deadline_s)
+    }
+
+    /// The same as a duration; `None` is never.
+    #[must_use]
+    pub fn abandoned_after(&self) -> Option<Duration> {
+        (self.abandoned_after_s > 0).then(|| Duration::from_secs(self.abandoned_after_s))
+    }
+}
+
+/// `[jobs]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsConfig {
+    /// How long, in seconds, finished jobs and failed looks are kept to be looked at.
+    pub history_s: u64,
+    /// How many of them at most.
+    pub history_rows: u32,
+    /// After how long, in seconds, a job that still runs is reported.
+    pub long_running_s: u64,
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        Self {
+            history_s: 86_400,
+            history_rows: 50_000,
+            long_running_s: 600,
+        }
+    }
+}
+
+impl JobsConfig {
+    /// The worker's rules.
+    #[must_use]
+    pub fn rules(&self) -> JobRules {
+        JobRules {
+            history: Duration::from_secs(self.history_s),
+            history_rows: self.history_rows,
+            long_running: Duration::from_secs(self.long_running_s),
+        }
     }
 }
 
@@ -235,6 +305,9 @@ impl Config {
         if config.cri.default_deadline_s == 0 {
             return Err(value("cri.default_deadline_s", "must not be 0".into()));
         }
+        if config.state.events_kept == 0 || config.state.operations_kept == 0 {
+            return Err(value("state", "what is kept must not be 0".into()));
+        }
         if config.image.stall_timeout_s == 0 || config.image.connect_timeout_s == 0 {
             return Err(value("image", "a timeout must not be 0".into()));
         }
@@ -243,6 +316,9 @@ impl Config {
         }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));
+        }
+        if config.jobs.long_running_s == 0 {
+            return Err(value("jobs.long_running_s", "must not be 0".into()));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
@@ -283,5 +359,7 @@ mod tests {
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
+        assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

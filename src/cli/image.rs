@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::{StateDir, link};
+use super::output::Format;
+use super::{Asking, link};
 use crate::proto::admin::ImportImageRequest;
 
 #[derive(clap::Subcommand)]
@@ -21,7 +22,7 @@ pub(super) struct Import {
     #[arg(long)]
     reference: Option<String>,
     #[command(flatten)]
-    daemon: StateDir,
+    asking: Asking,
 }
 
 pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
@@ -31,13 +32,25 @@ pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
         .with_context(|| format!("cannot open {}", import.file.display()))?;
     let path = path.into_os_string().into_string();
     let path = path.map_err(|path| anyhow::anyhow!("{path:?} is not UTF-8"))?;
-    let mut client = link::connect(&import.daemon.state).await?;
+    let mut client = link::connect(&import.asking.daemon.state).await?;
     let request = ImportImageRequest {
         path,
         reference: import.reference.clone().unwrap_or_default(),
     };
-    for image in link::answer(client.import_image(request).await)?.images {
-        println!("{} {}", image.image_id, image.references.join(" "));
+    let images = link::answer(client.import_image(request).await)?.images;
+    match import.asking.output {
+        Format::Json => {
+            let images: Vec<_> = images
+                .iter()
+                .map(|image| serde_json::json!({"id": image.image_id, "tags": image.references}))
+                .collect();
+            println!("{}", serde_json::Value::from(images));
+        }
+        Format::Table => {
+            for image in images {
+                println!("{} {}", image.image_id, image.references.join(" "));
+            }
+        }
     }
     Ok(())
 }

@@ -1,17 +1,36 @@
 //! `quiltd info`
 
-use std::path::Path;
+use std::io::Write;
 
-use super::link;
+use super::output::{Format, object, stdout};
+use super::{Asking, link};
 use crate::proto::admin::InfoRequest;
 
-pub(super) async fn run(state: &Path) -> anyhow::Result<()> {
-    let mut client = link::connect(state).await?;
+pub(super) async fn run(asking: &Asking) -> anyhow::Result<()> {
+    let mut client = link::connect(&asking.daemon.state).await?;
     let info = link::answer(client.info(InfoRequest {}).await)?;
-    println!("version   {}", info.version);
-    println!("pid       {}", info.pid);
-    println!("endpoint  {}", info.endpoint);
-    println!("root      {}", info.root);
-    println!("state     {}", info.state);
-    Ok(())
+    let facts = [
+        ("version", serde_json::Value::from(info.version)),
+        ("pid", info.pid.into()),
+        ("endpoint", info.endpoint.into()),
+        ("root", info.root.into()),
+        ("state", info.state.into()),
+        ("started_at", info.started_at_ns.into()),
+    ];
+    let mut out = stdout();
+    match asking.output {
+        Format::Json => {
+            let facts = facts.iter().map(|(name, value)| (*name, value.to_string()));
+            writeln!(out, "{}", object(facts))?;
+        }
+        Format::Table => {
+            for (name, value) in &facts[..5] {
+                let text = value
+                    .as_str()
+                    .map_or_else(|| value.to_string(), str::to_owned);
+                writeln!(out, "{name:<9} {text}")?;
+            }
+        }
+    }
+    Ok(out.flush()?)
 }

@@ -1,14 +1,24 @@
-//! What an operator types; one file a command. All but `serve` and `shim` speak to the running
-//! daemon over its admin socket, which they find through `engine.json` in the state directory.
+//! What an operator types; one file a command. `info` and `image import` ask the running daemon on
+//! its admin socket, which they find through `engine.json` in the state directory. What only reads
+//! opens the database itself, read-only, whether a daemon runs or not.
 
 mod check;
+mod db;
+mod events;
 mod explain;
 mod image;
+mod images;
 mod info;
 mod inventory;
+mod jobs;
 mod link;
 mod metrics;
+mod output;
+mod place;
+mod pods;
+mod ps;
 mod serve;
+mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,16 +48,29 @@ enum Command {
     #[command(hide = true)]
     Shim(StateDir),
     /// Say what the running daemon is.
-    Info(StateDir),
-    /// Count the rows of every table.
-    Inventory(StateDir),
+    Info(Asking),
     /// Print the metrics page of the running daemon.
     Metrics(StateDir),
-    /// Show what happened to a pod, container or image, and how long each stage took.
+    /// List containers.
+    Ps(ps::Ps),
+    /// List pods.
+    Pods(output::Reading),
+    /// List images.
+    Images(output::Reading),
+    /// List what happened, in order.
+    Events(events::Events),
+    /// List what is queued, running, or waiting to be tried again.
+    Jobs(output::Reading),
+    /// Tell the life of a pod, container or image: each stage, each failure, and how it ended.
     Explain(explain::Explain),
     /// Compare what is on this node with what the database says: 0 nothing differs or all is
     /// mended, 1 something is left, 2 it could not be checked.
     Check(check::Check),
+    /// Count the rows of every table.
+    Inventory(output::Reading),
+    /// Work with the database: dump, query, check, backup, restore, reset.
+    #[command(subcommand)]
+    Db(db::Db),
     /// Work with images.
     #[command(subcommand)]
     Image(image::Image),
@@ -65,17 +88,34 @@ struct StateDir {
     state: PathBuf,
 }
 
+/// What the running daemon is asked.
+#[derive(clap::Args)]
+struct Asking {
+    #[command(flatten)]
+    daemon: StateDir,
+    /// Form of the answer.
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: output::Format,
+}
+
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
+    crate::daemon::end_on_panic();
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve::run(serve),
         Command::Shim(StateDir { state }) => {
             crate::shim::server::run(&state).map_err(anyhow::Error::from)
         }
-        Command::Info(StateDir { state }) => link::block_on(info::run(&state)),
-        Command::Inventory(StateDir { state }) => link::block_on(inventory::run(&state)),
+        Command::Info(asking) => link::block_on(info::run(&asking)),
         Command::Metrics(StateDir { state }) => link::block_on(metrics::run(&state)),
+        Command::Ps(ps) => link::block_on(ps::run(&ps)),
+        Command::Pods(reading) => link::block_on(pods::run(&reading)),
+        Command::Images(reading) => link::block_on(images::run(&reading)),
+        Command::Events(events) => link::block_on(events::run(&events)),
+        Command::Jobs(reading) => link::block_on(jobs::run(&reading)),
+        Command::Inventory(reading) => link::block_on(inventory::run(&reading)),
+        Command::Db(db) => db::run(&db),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Check(check) => return check::run(&check),
         Command::Image(image) => link::block_on(image::run(&image)),
@@ -89,9 +129,19 @@ pub fn run() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the answer has read enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("quiltd: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
+    })
 }

@@ -16,7 +16,7 @@ pub(super) struct Serve {
     #[arg(long, default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// What outlives a reboot: database, images, writable layers.
-    #[arg(long, default_value = "/var/lib/quilt")]
+    #[arg(long, default_value = super::place::DEFAULT_ROOT)]
     root: PathBuf,
     /// What does not: sockets, namespaces, FIFOs.
     #[arg(long, default_value = super::DEFAULT_STATE)]

@@ -43,10 +43,10 @@ impl Endpoint {
 }
 
 /// A lock on a directory, held until the process ends.
-pub(super) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
+pub(crate) struct Lock(#[expect(dead_code, reason = "held, not read")] File);
 
 impl Lock {
-    pub(super) fn take(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn take(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join("lock");
         let file = File::options()
             .create(true)

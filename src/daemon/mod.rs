@@ -16,7 +16,7 @@ use tonic::transport::Server;
 use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::{Config, MetricsConfig};
-use crate::cri::{Front, NodeInfo};
+use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
@@ -25,13 +25,15 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, monitor, pruner, recovery, sampler, shim_link, sweep,
+    worker,
 };
 use crate::state::health::Report;
 use crate::state::{Store, now_ns};
 
 pub use listen::Endpoint;
-use listen::{Lock, bind, bind_admin};
+pub(crate) use listen::Lock;
+use listen::{bind, bind_admin};
 
 /// Largest request, as kubelet has it.
 const REQUEST_MAX: usize = 16 * 1024 * 1024;
@@ -79,6 +81,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // Whoever owns the directories owns what is in them; whoever owns the socket is asked.
     let _root_lock = Lock::take(&paths.root)?;
     let _state_lock = Lock::take(&paths.state)?;
+    Engine::remember_root(&paths.state, &paths.root)
+        .with_context(|| format!("cannot write in {}", paths.state.display()))?;
     let admin_path = paths.state.join("admin.sock");
     let (cri, socket_is_ours) = bind(&listen).await?;
     let sockets = Sockets {
@@ -199,16 +203,24 @@ async fn start(
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
     sweeper.at_start().await;
-    tasks.spawn(worker::run(back.clone(), stopped.clone()));
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(sweeper.run(checks, stopped.clone()));
-    let front = Front::new(
-        store,
-        desired,
-        shim_seen,
-        health_seen,
-        node_info(config, paths),
-    );
+    tasks.spawn(pruner::run(
+        back.clone(),
+        retention(config),
+        stopped.clone(),
+    ));
+    let signals = Signals {
+        shim: shim_seen,
+        health: health_seen,
+        stopped: stopped.clone(),
+    };
+    let front = Front::new(store, desired, signals, node_info(config, paths));
+    tasks.spawn(cri::events::keep_given(front.clone()));
+    tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
 }
 
@@ -285,7 +297,17 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
         snapshot_root: paths.root.join("snapshots"),
         state_dir: paths.state.clone(),
         default_deadline: config.cri.default_deadline(),
+        abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
+    }
+}
+
+fn retention(config: &Config) -> pruner::Retention {
+    pruner::Retention {
+        events: config.state.events_kept,
+        events_age: Some(Duration::from_secs(config.state.events_kept_s))
+            .filter(|age| !age.is_zero()),
+        operations: config.state.operations_kept,
     }
 }
 
@@ -332,6 +354,18 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
             (differences.collect(), duration_ns)
         }));
     }
+}
+
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {

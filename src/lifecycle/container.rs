@@ -86,7 +86,8 @@ pub fn effective(
 ) -> Desired {
     let from_sandbox = match (sandbox, sandbox_state) {
         (sandbox::Desired::Removed, _) | (_, sandbox::State::Failed) => Desired::Removed,
-        (sandbox::Desired::Stopped, _) => Desired::Stopped,
+        // One that came down by itself, with its node, takes its containers along.
+        (sandbox::Desired::Stopped, _) | (_, sandbox::State::Stopped) => Desired::Stopped,
         (sandbox::Desired::Ready, _) => Desired::Created,
     };
     own.max(from_sandbox)
@@ -122,6 +123,32 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
         _ if desired == to && to != Desired::Stopped => Verdict::Already,
         _ => Verdict::Admitted,
     }
+}
+
+/// Whether a wish to start a container that has ended is the retry of its one start: as long as no
+/// caller has been told how that ended, its answer was lost, and who asks again gets it now. Once
+/// it has been told, the same request is a second start, which `admit` refuses.
+#[must_use]
+pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
+    state == State::Exited && desired == Desired::Running && !answered
+}
+
+/// Whether one state may come after another.
+#[must_use]
+pub const fn may_follow(from: State, to: State) -> bool {
+    matches!(
+        (from, to),
+        (State::Preparing, State::Created | State::Error)
+            | (State::Created, State::Starting)
+            | (State::Starting, State::Running | State::Exited)
+            | (State::Running, State::Exited)
+    )
+}
+
+/// Whether one wish may come after another.
+#[must_use]
+pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
+    to > from
 }
 
 /// The next step for a container whose effective wish is `desired`.
@@ -226,6 +253,18 @@ mod tests {
             let wish = effective(own, sandbox::Desired::Removed, sandbox::State::Ready);
             prop_assert_eq!(wish, Desired::Removed);
             let _ = state;
+        }
+
+        #[test]
+        fn only_an_unanswered_start_of_an_ended_container_is_a_retry(
+            desired in any_desired(), state in any_state(), answered: bool,
+        ) {
+            if is_lost_start(desired, state, answered) {
+                prop_assert!(!answered);
+                // Telling its result starts nothing.
+                prop_assert_ne!(next_step(desired, state, Facts::default()), Step::Launch);
+            }
+            prop_assert!(!is_lost_start(desired, state, true));
         }
 
         #[test]

@@ -7,6 +7,7 @@
 //!      ▼           network withdrawn
 //!    failed ───────────────────────────────────────────────► (row deleted)
 //! ```
+//! A sandbox that is asked to stop before it was set up goes from `preparing` to `stopped`.
 //!
 //! A step that fails for good makes the sandbox `failed`, and `failed` is treated as if removal had
 //! been asked for: undoing is the removal path (invariant I4).
@@ -91,6 +92,24 @@ pub fn effective(desired: Desired, init_ended: bool) -> Desired {
     } else {
         desired
     }
+}
+
+/// Whether one state may come after another.
+#[must_use]
+pub const fn may_follow(from: State, to: State) -> bool {
+    matches!(
+        (from, to),
+        (
+            State::Preparing,
+            State::Ready | State::Stopped | State::Failed
+        ) | (State::Ready, State::Stopped)
+    )
+}
+
+/// Whether one wish may come after another.
+#[must_use]
+pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
+    to > from
 }
 
 /// The next step for a sandbox.

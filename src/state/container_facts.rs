@@ -3,9 +3,12 @@
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::container::State;
+use crate::lifecycle::event::Announced;
 use crate::lifecycle::spec::UserIds;
 
 /// How a container's process ended.
@@ -36,6 +39,15 @@ pub struct Started {
     pub runs_as: Option<UserIds>,
 }
 
+fn to<'a>(operation: &'static str, id: &'a ContainerId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Containers,
+        id: id.as_str(),
+        to: state.as_str(),
+    }
+}
+
 impl ObservedWriter {
     /// The container is ready to start.
     ///
@@ -50,17 +62,21 @@ impl ObservedWriter {
         self.0
             .write("record a created container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'created', rootfs = ?
-                         WHERE id = ? AND state = 'preparing'",
+                    let sql = "UPDATE containers SET state = 'created', rootfs = ? WHERE id = ?";
+                    let created = sqlx::query(sql)
+                        .bind(rootfs)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a created container", &id, State::Created),
+                        created,
                     )
-                    .bind(rootfs)
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a created container"))?;
+                    .await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "created", "").await?;
+                    let subject = Subject::Container(&id);
+                    tx.announce(subject, Announced::Created, "created", "")
+                        .await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -77,12 +93,14 @@ impl ObservedWriter {
             .write("record a failed container", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE containers SET state = 'error', error = ? WHERE id = ?")
+                    let sql = "UPDATE containers SET state = 'error', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed container"))?;
+                        .await;
+                    tx.changed(to("record a failed container", &id, State::Error), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Container(id.clone())).await?;
@@ -101,15 +119,16 @@ impl ObservedWriter {
         self.0
             .write("record a starting container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'starting', released = 0
-                         WHERE id = ? AND state IN ('created', 'starting')",
+                    let sql = "UPDATE containers SET state = 'starting', released = 0 WHERE id = ?";
+                    let starting = sqlx::query(sql)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a starting container", &id, State::Starting),
+                        starting,
                     )
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
                     .await
-                    .map(drop)
-                    .map_err(during("record a starting container"))
                 })
             })
             .await
@@ -136,7 +155,7 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    sqlx::query(
+                    let running = sqlx::query(
                         // A process that a former daemon started may be known by the time at which
                         // it was found only; it has not started after its end.
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
@@ -151,11 +170,20 @@ impl ObservedWriter {
                     .bind(started_at)
                     .bind(runs_as)
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a running container"))?;
+                    .await;
+                    tx.changed(
+                        to("record a running container", &id, State::Running),
+                        running,
+                    )
+                    .await?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "started", "").await?;
+                    if tx.container_state(&id).await?.as_deref() == Some("running") {
+                        // An exit that came first has told of the start as well.
+                        let subject = Subject::Container(&id);
+                        tx.announce(subject, Announced::Started, "started", "")
+                            .await?;
+                    }
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -214,7 +242,7 @@ impl ObservedWriter {
                         .await
                         .map_err(during("record a stop signal"))?;
                     let message = format!("signal {signal} sent");
-                    tx.event(Subject::Container(&id), "stopping", &message)
+                    tx.event(Subject::Container(&id), "signalled", &message)
                         .await
                 })
             })
@@ -254,12 +282,12 @@ impl ObservedWriter {
             .write("delete a container", move |tx| {
                 Box::pin(async move {
                     tx.release_snapshot(&id).await?;
+                    tx.container_goes(&id).await?;
                     sqlx::query("DELETE FROM containers WHERE id = ?")
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("delete a container"))?;
-                    tx.event(Subject::Container(&id), "removed", "").await?;
                     tx.enqueue_if_leaving(&sandbox).await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
@@ -270,6 +298,14 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn container_state(&mut self, id: &ContainerId) -> Result<Option<String>, StateError> {
+        sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))
+    }
+
     async fn monitor(
         &mut self,
         id: &ContainerId,
@@ -291,11 +327,50 @@ impl Tx {
         .map_err(during("record a monitor"))
     }
 
+    /// Whether this is the exit of a process of whose start nothing has been recorded.
+    async fn overtakes_its_start(
+        &mut self,
+        id: &ContainerId,
+        exit: &Exit,
+    ) -> Result<bool, StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        Ok(exit.ran && state.as_deref() == Some("starting"))
+    }
+
+    /// The event of a container whose row goes next; one that clients never saw is not announced.
+    async fn container_goes(&mut self, id: &ContainerId) -> Result<(), StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        let subject = Subject::Container(id);
+        match state.as_deref() {
+            None => Ok(()),
+            Some("preparing" | "error") => self.event(subject, "removed", "").await,
+            Some(_) => {
+                self.announce(subject, Announced::Deleted, "removed", "")
+                    .await
+            }
+        }
+    }
+
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
+        let quick = self.overtakes_its_start(id, exit).await?;
         let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
-             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END
+             started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
+             ended_by = CASE
+                 WHEN ?4 = 'OOMKilled' THEN 'oom' WHEN ?4 = 'StartError' THEN 'start'
+                 WHEN ?4 IN ('ShimLost', 'Unknown') THEN 'unknown'
+                 WHEN desired = 'removed' THEN 'removal' WHEN desired = 'stopped' THEN 'client'
+                 WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
+                 THEN 'pod' ELSE 'self' END
              WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
         )
         .bind(id.as_str())
@@ -330,7 +405,12 @@ impl Tx {
             Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
             None => format!("exit code {}, {}", exit.code, exit.reason),
         };
-        self.event(Subject::Container(id), "exited", &message)
+        let subject = Subject::Container(id);
+        if quick {
+            self.announce(subject, Announced::Started, "started", "")
+                .await?;
+        }
+        self.announce(subject, Announced::Stopped, "exited", &message)
             .await?;
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
         if let Ok(sandbox) = SandboxId::try_from(sandbox) {

@@ -50,7 +50,7 @@ pub enum StateError {
     #[error("the query failed")]
     Query(#[source] sqlx::Error),
     /// An operator's query took too long and was stopped.
-    #[error("stopped after {} s: ask for less, or for more time (--timeout)", timeout.as_secs_f64())]
+    #[error("stopped after {timeout:?}: ask for less, or for more time (--timeout)")]
     TooSlow {
         /// The time it had.
         timeout: Duration,
@@ -58,6 +58,30 @@ pub enum StateError {
     /// The rows of an answer could not be passed on.
     #[error("cannot write the answer")]
     Answer(#[source] std::io::Error),
+    /// A file of an operator's command could not be worked with.
+    #[error("cannot {what} {}", path.display())]
+    File {
+        /// What was being done.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file is in the way.
+    #[error("{} is there already, and nothing is overwritten: name another file", path.display())]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file is no database that may be used.
+    #[error("{} cannot be used: {problems}", path.display())]
+    Unfit {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problems: String,
+    },
     /// A statement failed.
     #[error("database: cannot {operation}")]
     Database {
@@ -113,6 +137,18 @@ pub enum StateError {
     /// The wish cannot follow from the present state.
     #[error(transparent)]
     Impossible(#[from] crate::lifecycle::Impossible),
+    /// No state machine has this change of state; nothing of the write was kept.
+    #[error("{noun} {id} is {from} and cannot become {to}")]
+    Transition {
+        /// `sandbox`, `container`, `layer`.
+        noun: &'static str,
+        /// Which.
+        id: String,
+        /// The state it is in.
+        from: String,
+        /// The state it was to come to.
+        to: &'static str,
+    },
     /// The row the write is about is not there.
     #[error("{noun} {id} does not exist")]
     NotFound {
@@ -163,6 +199,12 @@ pub(super) fn corrupt<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) ->
         what,
         why: why.to_string(),
     }
+}
+
+/// Whether a trigger refused the statement (SQLITE_CONSTRAINT_TRIGGER).
+pub(super) fn is_trigger(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.as_deref() == Some("1811")
 }
 
 /// Whether SQLite says that somebody else holds the lock (SQLITE_BUSY, SQLITE_LOCKED and their

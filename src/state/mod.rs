@@ -6,6 +6,7 @@
 //! connections that never wait for the writer (WAL).
 
 mod checkpoint;
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -16,11 +17,13 @@ pub mod health;
 pub mod image;
 pub mod inspect;
 pub mod job;
+pub mod job_history;
 pub mod network;
 pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod retention;
 mod retry;
 pub mod sample;
 pub mod sandbox;
@@ -29,7 +32,11 @@ pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod transition;
+pub mod upkeep;
 pub mod wake;
+#[cfg(test)]
+mod walk;
 mod writer;
 
 use std::future::Future;
@@ -84,6 +91,7 @@ pub struct Store {
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
     sweeps: Arc<health::Sweeps>,
+    given: Arc<event::Given>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -130,6 +138,7 @@ impl Store {
             samples: Arc::default(),
             pull_secrets: Arc::default(),
             sweeps: Arc::default(),
+            given: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),

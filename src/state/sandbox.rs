@@ -5,10 +5,12 @@ use sqlx::FromRow;
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
+use crate::lifecycle::event::{Announced, Stopper};
 use crate::lifecycle::sandbox::{Desired, State, admit};
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::lifecycle::{Impossible, Verdict};
@@ -34,6 +36,8 @@ pub struct Sandbox {
     pub address: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether the caller that asked for it has not come back yet.
+    pub unclaimed: bool,
 }
 
 impl Sandbox {
@@ -64,10 +68,12 @@ struct Row {
     init_ended: bool,
     address: Option<String>,
     error: Option<String>,
+    unclaimed: bool,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error,
+     s.unclaimed_since IS NOT NULL AS unclaimed
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
 
@@ -88,6 +94,7 @@ impl TryFrom<Row> for Sandbox {
             init_ended: row.init_ended,
             address: row.address,
             error: row.error,
+            unclaimed: row.unclaimed,
         })
     }
 }
@@ -191,6 +198,7 @@ impl DesiredWriter {
             .write("run a sandbox", move |tx| {
                 Box::pin(async move {
                     if let Some((twin, state)) = tx.find_twin(&spec).await? {
+                        tx.asked_again(&twin).await?;
                         return match admit(Desired::Ready, twin_desired(state), state) {
                             Verdict::Already | Verdict::Admitted => Ok(twin),
                             Verdict::Refused(impossible) => Err(impossible.of(&twin).into()),
@@ -213,23 +221,24 @@ impl DesiredWriter {
     /// # Errors
     /// When the database fails.
     pub async fn lower_sandbox(&self, id: SandboxId, to: Desired) -> Result<bool, StateError> {
+        let by = match to {
+            Desired::Removed => Stopper::RemovePod,
+            _ => Stopper::StopPod,
+        };
         self.0
             .write("lower a sandbox", move |tx| {
-                Box::pin(async move {
-                    let changed = sqlx::query(
-                        "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
-                         (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
-                    )
-                    .bind(id.as_str())
-                    .bind(to.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("lower a sandbox"))?;
-                    tx.enqueue_sandbox_and_containers(&id).await?;
-                    Ok(changed.rows_affected() > 0)
-                })
+                Box::pin(async move { tx.lower_sandbox(&id, to, by).await })
             })
             .await
+    }
+}
+
+fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Sandboxes,
+        id: id.as_str(),
+        to: state.as_str(),
     }
 }
 
@@ -270,6 +279,55 @@ impl Tx {
         Ok(Some((id, state)))
     }
 
+    /// The wish that a sandbox be stopped or removed, in the running transaction.
+    pub(super) async fn lower_sandbox(
+        &mut self,
+        id: &SandboxId,
+        to: Desired,
+        by: Stopper,
+    ) -> Result<bool, StateError> {
+        let changed = sqlx::query(
+            "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
+             (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
+        )
+        .bind(id.as_str())
+        .bind(to.as_str())
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("lower a sandbox"))?
+        .rows_affected()
+            > 0;
+        if changed {
+            let kind = match to {
+                Desired::Removed => "removing",
+                _ => "stopping",
+            };
+            let message = format!("by {}", by.as_str());
+            self.event(Subject::Sandbox(id), kind, &message).await?;
+            self.stopping_containers(id, by).await?;
+        }
+        self.enqueue_sandbox_and_containers(id).await?;
+        Ok(changed)
+    }
+
+    /// Records who ends the containers of a sandbox that run.
+    async fn stopping_containers(&mut self, id: &SandboxId, by: Stopper) -> Result<(), StateError> {
+        let running: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM containers WHERE sandbox_id = ? AND state IN ('starting', 'running')",
+        )
+        .bind(id.as_str())
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("list a sandbox' containers"))?;
+        let message = format!("by {}", by.as_str());
+        for container in running {
+            let container = container.try_into().map_err(corrupt("containers.id"))?;
+            self.event(Subject::Container(&container), "stopping", &message)
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn insert_sandbox(
         &mut self,
         id: &SandboxId,
@@ -277,8 +335,9 @@ impl Tx {
     ) -> Result<(), StateError> {
         let json = serde_json::to_string(spec).map_err(corrupt("sandboxes.spec"))?;
         sqlx::query(
-            "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 'ready')",
+            "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired,
+                 unclaimed_since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'ready', ?7)",
         )
         .bind(id.as_str())
         .bind(&spec.name)
@@ -388,7 +447,7 @@ impl ObservedWriter {
             .write("record a ready sandbox", move |tx| {
                 Box::pin(async move {
                     let now = now_ns();
-                    sqlx::query(
+                    let ready = sqlx::query(
                         "UPDATE sandboxes SET state = 'ready', ready_at = ?, boot_id = ?
                          WHERE id = ?",
                     )
@@ -396,11 +455,16 @@ impl ObservedWriter {
                     .bind(boot_id)
                     .bind(id.as_str())
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a ready sandbox"))?;
+                    .await;
+                    tx.changed(to("record a ready sandbox", &id, State::Ready), ready)
+                        .await?;
                     tx.activate_address(&id).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Sandbox(&id), "ready", "").await?;
+                    let subject = Subject::Sandbox(&id);
+                    tx.announce(subject, Announced::Created, "created", "")
+                        .await?;
+                    tx.announce(subject, Announced::Started, "ready", "")
+                        .await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
                 })
@@ -417,12 +481,14 @@ impl ObservedWriter {
             .write("record a failed sandbox", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed sandbox"))?;
+                        .await;
+                    tx.changed(to("record a failed sandbox", &id, State::Failed), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
@@ -441,18 +507,26 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    let stopped = sqlx::query(
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
                          init_start = NULL WHERE id = ?",
                     )
                     .bind(now_ns())
                     .bind(id.as_str())
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a stopped sandbox"))?;
+                    .await;
+                    tx.changed(to("record a stopped sandbox", &id, State::Stopped), stopped)
+                        .await?;
+                    let subject = Subject::Sandbox(&id);
+                    if !tx.was_ready(&id).await? {
+                        // Clients see it from now on, although it never was ready.
+                        tx.announce(subject, Announced::Created, "created", "")
+                            .await?;
+                    }
                     tx.release_address(&id).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Sandbox(&id), "stopped", "").await?;
+                    tx.announce(subject, Announced::Stopped, "stopped", "")
+                        .await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
@@ -470,12 +544,12 @@ impl ObservedWriter {
             .write("delete a sandbox", move |tx| {
                 Box::pin(async move {
                     tx.release_address(&id).await?;
+                    tx.sandbox_goes(&id).await?;
                     sqlx::query("DELETE FROM sandboxes WHERE id = ?")
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("delete a sandbox"))?;
-                    tx.event(Subject::Sandbox(&id), "removed", "").await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
                 })
@@ -497,6 +571,32 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn was_ready(&mut self, id: &SandboxId) -> Result<bool, StateError> {
+        sqlx::query_scalar("SELECT ready_at IS NOT NULL FROM sandboxes WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(during("find a sandbox"))
+    }
+
+    /// The event of a sandbox whose row goes next; one that clients never saw is not announced.
+    async fn sandbox_goes(&mut self, id: &SandboxId) -> Result<(), StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM sandboxes WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a sandbox"))?;
+        let subject = Subject::Sandbox(id);
+        match state.as_deref() {
+            None => Ok(()),
+            Some("ready" | "stopped") => {
+                self.announce(subject, Announced::Deleted, "removed", "")
+                    .await
+            }
+            Some(_) => self.event(subject, "removed", "").await,
+        }
+    }
+
     async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
         let now = now_ns();
         let ids: Vec<String> = sqlx::query_scalar(
@@ -511,12 +611,9 @@ impl Tx {
         for id in &ids {
             let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
             self.release_address(&id).await?;
-            self.event(
-                Subject::Sandbox(&id),
-                "stopped",
-                "the node was started anew",
-            )
-            .await?;
+            let why = "the node was started anew";
+            self.announce(Subject::Sandbox(&id), Announced::Stopped, "stopped", why)
+                .await?;
             self.forget_containers(&id, now).await?;
         }
         Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
@@ -527,7 +624,8 @@ impl Tx {
     async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
         let gone: Vec<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-             reason = 'Unknown', error = 'the node was started anew', released = 1
+             reason = 'Unknown', error = 'the node was started anew', released = 1,
+             ended_by = 'reboot'
              WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
         )
         .bind(now)
@@ -543,7 +641,8 @@ impl Tx {
                 .map_err(during("forget the last boot"))?;
             let container = container.try_into().map_err(corrupt("containers.id"))?;
             let why = "exit code 255, Unknown: the node was started anew";
-            self.event(Subject::Container(&container), "exited", why)
+            let subject = Subject::Container(&container);
+            self.announce(subject, Announced::Stopped, "exited", why)
                 .await?;
         }
         Ok(())

@@ -56,3 +56,6 @@ pub(super) async fn refuse_newer(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;

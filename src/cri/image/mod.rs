@@ -8,6 +8,7 @@ pub mod status;
 mod view;
 
 use super::{CallError, Front, validate};
+use crate::lifecycle::image::Desired;
 use crate::lifecycle::reference::Reference;
 use crate::proto::cri as v1;
 use crate::state::image::Image;
@@ -56,11 +57,28 @@ impl Front {
         }
     }
 
+    /// The id of an image that is being removed, by any of its names.
+    pub(super) async fn find_leaving_image(&self, name: &str) -> Result<Option<String>, CallError> {
+        let known = match name.parse::<Reference>() {
+            Ok(reference) => match reference.digest() {
+                Some(digest) => reference.with_digest(digest).to_string(),
+                None => reference.to_string(),
+            },
+            Err(_) => String::new(),
+        };
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        let id = format!("sha256:{hex}");
+        Ok(self.store.leaving_image(&known, &id).await?)
+    }
+
     async fn find_image_by_id(&self, hex: &str) -> Result<Option<Image>, CallError> {
         let prefix = format!("sha256:{hex}");
         let mut ids = self.store.image_ids(&prefix).await?;
         match (ids.pop(), ids.is_empty()) {
-            (Some(id), true) => Ok(self.store.image(&id).await?.filter(|image| image.wanted)),
+            (Some(id), true) => {
+                let image = self.store.image(&id).await?;
+                Ok(image.filter(|image| image.desired == Desired::Present))
+            }
             (Some(_), false) => Err(CallError::Ambiguous {
                 noun: "image",
                 prefix,

@@ -25,7 +25,7 @@ pub const SQL_MAX: usize = 1_000_000;
 ///
 /// # Errors
 /// When the text is anything else.
-pub fn one_query(sql: &str) -> Result<(), Refused> {
+pub(super) fn one_query(sql: &str) -> Result<(), Refused> {
     if sql.contains('\0') {
         return Err(Refused::Nul);
     }
