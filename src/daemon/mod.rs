@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::admin::{AdminService, Check, CheckedDifference, Import};
+use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
 use crate::cgroup::{CgroupPath, Cgroups};
-use crate::config::Config;
+use crate::config::{Config, MetricsConfig};
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
-use crate::lifecycle::address::Pool;
+use crate::lifecycle::address::{self, Pool};
 use crate::network::{self, BridgeSpec, NetworkConfig};
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
@@ -90,6 +90,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cri,
         admin: bind_admin(&admin_path).await?,
     };
+    let metrics = bind_metrics(&config.metrics).await?;
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (requests, check_requests) = mpsc::channel(1);
@@ -106,12 +107,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(run_imports(back.clone(), import_queue));
     let (checks, check_queue) = mpsc::channel(CHECKS);
     tasks.spawn(run_checks(requests, check_queue));
+    let pool = node_info(&config, &paths).pool;
+    let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
+    if let Some(listener) = metrics {
+        tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
+    }
     let admin = AdminService::new(
         back.store.clone(),
         engine.clone(),
         paths.state.clone(),
         imports,
         checks,
+        page,
     );
     let mut servers = serve(sockets, front, admin, &stopped);
     engine
@@ -285,6 +292,15 @@ fn serve(
     servers
 }
 
+async fn bind_metrics(config: &MetricsConfig) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.address().map_err(anyhow::Error::msg)? else {
+        return Ok(None);
+    };
+    let listener = endpoint::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen for metrics on {address}"))?;
+    Ok(Some(listener))
+}
+
 fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
@@ -344,6 +360,18 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
     }
 }
 
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
+}
+
 /// Passes checks to the sweep, which makes one at a time.
 async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Receiver<Check>) {
     while let Some(Check { repair, answer }) = queue.recv().await {
@@ -374,18 +402,6 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
             (differences.collect(), duration_ns)
         }));
     }
-}
-
-/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
-/// goes on without one of its parts is worse than what is started anew.
-pub fn end_on_panic() {
-    let tell = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        tell(info);
-        if !reconcile::caught::is_here() {
-            std::process::abort();
-        }
-    }));
 }
 
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {

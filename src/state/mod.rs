@@ -13,6 +13,7 @@ pub mod container_facts;
 mod copy;
 pub mod error;
 pub mod event;
+pub mod figures;
 pub mod health;
 pub mod image;
 pub mod inspect;
