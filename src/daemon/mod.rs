@@ -16,7 +16,7 @@ use tonic::transport::Server;
 use crate::admin::{AdminService, Check, CheckedDifference, Import};
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::Config;
-use crate::cri::{Front, NodeInfo};
+use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
 use crate::lifecycle::address::Pool;
@@ -25,7 +25,8 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, monitor, pruner, recovery, sampler, shim_link, sweep,
+    worker,
 };
 use crate::state::health::Report;
 use crate::state::{Store, now_ns};
@@ -200,13 +201,19 @@ async fn start(
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(sweeper.run(checks, stopped.clone()));
-    let front = Front::new(
-        store,
-        desired,
-        shim_seen,
-        health_seen,
-        node_info(config, paths),
-    );
+    tasks.spawn(pruner::run(
+        back.clone(),
+        retention(config),
+        stopped.clone(),
+    ));
+    let signals = Signals {
+        shim: shim_seen,
+        health: health_seen,
+        stopped: stopped.clone(),
+    };
+    let front = Front::new(store, desired, signals, node_info(config, paths));
+    tasks.spawn(cri::events::keep_given(front.clone()));
+    tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
 }
 
@@ -274,7 +281,17 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
         snapshot_root: paths.root.join("snapshots"),
         state_dir: paths.state.clone(),
         default_deadline: config.cri.default_deadline(),
+        abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
+    }
+}
+
+fn retention(config: &Config) -> pruner::Retention {
+    pruner::Retention {
+        events: config.state.events_kept,
+        events_age: Some(Duration::from_secs(config.state.events_kept_s))
+            .filter(|age| !age.is_zero()),
+        operations: config.state.operations_kept,
     }
 }
 

@@ -61,23 +61,29 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
                 prepared = true;
             }
             Step::Launch => container_launch::launch(back, &container, desired).await?,
-            Step::Signal => send_stop_signal(back, &container).await?,
+            Step::Signal => {
+                progress.at(key, "stop signal");
+                send_stop_signal(back, &container).await?;
+            }
             Step::AwaitGrace => {
                 let left = container.stop_at.unwrap_or(now).saturating_sub(now).max(0);
                 return Ok(Outcome::Again(progress.wait(key, "grace", left, left)));
             }
             Step::Kill => {
+                progress.at(key, "kill");
                 kill(back, &container).await?;
                 let pause = progress.wait(key, "kill", EXIT_NS, EXIT_MAX_NS);
                 return Ok(Outcome::Again(pause));
             }
             Step::Release => {
+                progress.at(key, "release");
                 if !release(back, &container).await? {
                     let pause = progress.wait(key, "release", POPULATED_NS, POPULATED_MAX_NS);
                     return Ok(Outcome::Again(pause));
                 }
             }
             Step::Remove => {
+                progress.at(key, "remove");
                 remove(back, &container).await?;
                 return Ok(Outcome::Done);
             }

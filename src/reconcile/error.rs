@@ -52,6 +52,9 @@ pub enum ReconcileError {
     /// A pod that is up lacks something that could not be given back to it.
     #[error("the pod is not whole: {0}")]
     NotWhole(String),
+    /// A pull whose credentials were in the memory of another daemon.
+    #[error("the credentials of this pull were lost with the daemon that had them; pull again")]
+    CredentialsLost,
     /// A point made the step fail (`crate::fault`).
     #[error(transparent)]
     Fault(#[from] crate::fault::Fault),

@@ -15,6 +15,7 @@ mod inspect;
 pub mod monitor;
 mod mounts;
 mod processes;
+pub mod pruner;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;

@@ -82,6 +82,7 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
+                progress.at(key, "remove");
                 remove(back, &sandbox).await?;
                 return Ok(Outcome::Done);
             }

@@ -8,6 +8,7 @@ use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::container::State;
+use crate::lifecycle::event::Announced;
 use crate::lifecycle::spec::UserIds;
 
 /// How a container's process ended.
@@ -73,7 +74,9 @@ impl ObservedWriter {
                     )
                     .await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "created", "").await?;
+                    let subject = Subject::Container(&id);
+                    tx.announce(subject, Announced::Created, "created", "")
+                        .await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -152,30 +155,32 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    let running = sqlx::query(
+                    let state: Result<Option<String>, sqlx::Error> = sqlx::query_scalar(
                         // A process that a former daemon started may be known by the time at which
                         // it was found only; it has not started after its end.
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
                          started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
-                         WHERE id = ?1 AND state IN ('starting', 'exited')",
+                         WHERE id = ?1 AND state IN ('starting', 'exited') RETURNING state",
                     )
                     .bind(id.as_str())
                     .bind(pid)
                     .bind(i64::try_from(start).unwrap_or(i64::MAX))
                     .bind(started_at)
                     .bind(runs_as)
-                    .execute(&mut tx.connection)
+                    .fetch_optional(&mut tx.connection)
                     .await;
-                    tx.changed(
-                        to("record a running container", &id, State::Running),
-                        running,
-                    )
-                    .await?;
+                    let change = to("record a running container", &id, State::Running);
+                    let state = tx.returned(change, state).await?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "started", "").await?;
+                    if state == State::Running.as_str() {
+                        // An exit that came first has told of the start as well.
+                        let subject = Subject::Container(&id);
+                        tx.announce(subject, Announced::Started, "started", "")
+                            .await?;
+                    }
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -234,7 +239,7 @@ impl ObservedWriter {
                         .await
                         .map_err(during("record a stop signal"))?;
                     let message = format!("signal {signal} sent");
-                    tx.event(Subject::Container(&id), "stopping", &message)
+                    tx.event(Subject::Container(&id), "signalled", &message)
                         .await
                 })
             })
@@ -274,12 +279,12 @@ impl ObservedWriter {
             .write("delete a container", move |tx| {
                 Box::pin(async move {
                     tx.release_snapshot(&id).await?;
+                    tx.container_goes(&id).await?;
                     sqlx::query("DELETE FROM containers WHERE id = ?")
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("delete a container"))?;
-                    tx.event(Subject::Container(&id), "removed", "").await?;
                     tx.enqueue_if_leaving(&sandbox).await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
@@ -311,7 +316,40 @@ impl Tx {
         .map_err(during("record a monitor"))
     }
 
+    /// Whether this is the exit of a process of whose start nothing has been recorded.
+    async fn overtakes_its_start(
+        &mut self,
+        id: &ContainerId,
+        exit: &Exit,
+    ) -> Result<bool, StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        Ok(exit.ran && state.as_deref() == Some("starting"))
+    }
+
+    /// The event of a container whose row goes next; one that clients never saw is not announced.
+    async fn container_goes(&mut self, id: &ContainerId) -> Result<(), StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        let subject = Subject::Container(id);
+        match state.as_deref() {
+            None => Ok(()),
+            Some("preparing" | "error") => self.event(subject, "removed", "").await,
+            Some(_) => {
+                self.announce(subject, Announced::Deleted, "removed", "")
+                    .await
+            }
+        }
+    }
+
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
+        let quick = self.overtakes_its_start(id, exit).await?;
         let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
@@ -356,7 +394,12 @@ impl Tx {
             Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
             None => format!("exit code {}, {}", exit.code, exit.reason),
         };
-        self.event(Subject::Container(id), "exited", &message)
+        let subject = Subject::Container(id);
+        if quick {
+            self.announce(subject, Announced::Started, "started", "")
+                .await?;
+        }
+        self.announce(subject, Announced::Stopped, "exited", &message)
             .await?;
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
         if let Ok(sandbox) = SandboxId::try_from(sandbox) {

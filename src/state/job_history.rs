@@ -4,6 +4,7 @@ use sqlx::FromRow;
 
 use super::error::during;
 use super::{ObservedWriter, StateError, Store};
+use crate::id::ObjectKey;
 
 /// Newest rows of the history that means are taken over.
 const MEANS_OVER: i64 = 10_000;
@@ -67,6 +68,24 @@ pub struct JobRecord {
 }
 
 impl Store {
+    /// How often the job of a key has failed, and why the last time; `None` when nothing is to be
+    /// done.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn job_standing(
+        &self,
+        key: &ObjectKey,
+    ) -> Result<Option<(i64, Option<String>)>, StateError> {
+        let key = key.to_string();
+        self.read("read a job", || {
+            sqlx::query_as("SELECT attempts, last_error FROM jobs WHERE key = ?")
+                .bind(&key)
+                .fetch_optional(&self.readers)
+        })
+        .await
+    }
+
     /// Number of jobs waiting or running.
     ///
     /// # Errors

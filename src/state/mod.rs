@@ -6,6 +6,7 @@
 //! connections that never wait for the writer (WAL).
 
 mod checkpoint;
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -21,6 +22,7 @@ pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod retention;
 mod retry;
 pub mod sample;
 pub mod sandbox;
@@ -88,6 +90,7 @@ pub struct Store {
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
     sweeps: Arc<health::Sweeps>,
+    given: Arc<event::Given>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -134,6 +137,7 @@ impl Store {
             samples: Arc::default(),
             pull_secrets: Arc::default(),
             sweeps: Arc::default(),
+            given: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),

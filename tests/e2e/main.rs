@@ -5,9 +5,14 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod admin;
+mod cancel;
+mod cancel_model;
 mod container;
 mod crictl;
 mod daemon;
+mod db;
+mod events;
 mod exec_sync;
 mod exits;
 mod fault_points;

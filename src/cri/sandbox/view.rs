@@ -46,7 +46,7 @@ pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
     }
 }
 
-pub(super) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
+pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
     let state = state(&sandbox);
     let spec = sandbox.spec;
     let options = v1::NamespaceOption {

@@ -127,7 +127,6 @@ impl Inspector {
             .read_only(true)
             .create_if_missing(false)
             .busy_timeout(BUSY_TIMEOUT)
-            .row_buffer_size(4)
             .pragma("temp_store", "memory")
             .pragma("trusted_schema", "off")
             .pragma("query_only", "on");

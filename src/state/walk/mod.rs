@@ -157,7 +157,12 @@ impl World {
             }
             Event::Remove(choice) => self.lower(choice, container::Desired::Removed, None).await,
             Event::Pull(number) => {
-                let asked = self.desired.request_pull(reference(number)).await;
+                let asked = {
+                    let secret = pull::Secret::default();
+                    self.desired
+                        .request_pull(&self.store, reference(number), secret)
+                        .await
+                };
                 asked.expect("a request");
             }
             Event::RemoveImage(number) => {
