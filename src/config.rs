@@ -1,6 +1,7 @@
 //! The configuration file: TOML, one section a module, every key optional. An unknown key or an
 //! impossible value is an error that says where.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,10 +32,37 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// What Prometheus may read.
+    pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
     /// How much history is kept.
     pub state: StateConfig,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Address and port of the HTTP endpoint; empty is none.
+    pub listen: String,
+}
+
+impl MetricsConfig {
+    /// Where to listen, if anywhere.
+    ///
+    /// # Errors
+    /// Why the text is no address.
+    pub fn address(&self) -> Result<Option<SocketAddr>, String> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        let parsed = self.listen.parse();
+        parsed.map(Some).map_err(|_| {
+            let listen = &self.listen;
+            format!("{listen:?} is not an IP address and a port, such as 127.0.0.1:9471")
+        })
+    }
 }
 
 /// `[cgroup]`
@@ -286,6 +314,9 @@ impl Config {
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
         }
+        if let Err(why) = config.metrics.address() {
+            return Err(value("metrics.listen", why));
+        }
         if config.jobs.long_running_s == 0 {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
         }
@@ -327,7 +358,8 @@ mod tests {
         assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
-        assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
+        assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

@@ -125,6 +125,14 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     }
 }
 
+/// Whether a wish to start a container that has ended is the retry of its one start: as long as no
+/// caller has been told how that ended, its answer was lost, and who asks again gets it now. Once
+/// it has been told, the same request is a second start, which `admit` refuses.
+#[must_use]
+pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
+    state == State::Exited && desired == Desired::Running && !answered
+}
+
 /// Whether one state may come after another.
 #[must_use]
 pub const fn may_follow(from: State, to: State) -> bool {
@@ -141,14 +149,6 @@ pub const fn may_follow(from: State, to: State) -> bool {
 #[must_use]
 pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
     to > from
-}
-
-/// Whether a wish to start a container that has ended is the retry of its one start: as long as no
-/// caller has been told how that ended, its answer was lost, and who asks again gets it now. Once
-/// it has been told, the same request is a second start, which `admit` refuses.
-#[must_use]
-pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
-    state == State::Exited && desired == Desired::Running && !answered
 }
 
 /// The next step for a container whose effective wish is `desired`.

@@ -408,7 +408,7 @@ impl Tx {
     ) -> Result<Verdict, StateError> {
         let row: Option<Standing> = sqlx::query_as(
             "SELECT c.desired, c.state, c.stop_at, c.start_answered, s.desired AS pod,
-                 s.state AS pod_state
+             s.state AS pod_state
              FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
         )
         .bind(id.as_str())

@@ -155,27 +155,30 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    let state: Result<Option<String>, sqlx::Error> = sqlx::query_scalar(
+                    let running = sqlx::query(
                         // A process that a former daemon started may be known by the time at which
                         // it was found only; it has not started after its end.
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
                          started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
-                         WHERE id = ?1 AND state IN ('starting', 'exited') RETURNING state",
+                         WHERE id = ?1 AND state IN ('starting', 'exited')",
                     )
                     .bind(id.as_str())
                     .bind(pid)
                     .bind(i64::try_from(start).unwrap_or(i64::MAX))
                     .bind(started_at)
                     .bind(runs_as)
-                    .fetch_optional(&mut tx.connection)
+                    .execute(&mut tx.connection)
                     .await;
-                    let change = to("record a running container", &id, State::Running);
-                    let state = tx.returned(change, state).await?;
+                    tx.changed(
+                        to("record a running container", &id, State::Running),
+                        running,
+                    )
+                    .await?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
-                    if state == State::Running.as_str() {
+                    if tx.container_state(&id).await?.as_deref() == Some("running") {
                         // An exit that came first has told of the start as well.
                         let subject = Subject::Container(&id);
                         tx.announce(subject, Announced::Started, "started", "")
@@ -295,6 +298,14 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn container_state(&mut self, id: &ContainerId) -> Result<Option<String>, StateError> {
+        sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))
+    }
+
     async fn monitor(
         &mut self,
         id: &ContainerId,

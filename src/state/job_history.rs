@@ -68,6 +68,17 @@ pub struct JobRecord {
 }
 
 impl Store {
+    /// Number of jobs waiting or running.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn count_jobs(&self) -> Result<i64, StateError> {
+        sqlx::query_scalar("SELECT count(*) FROM jobs")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(during("count jobs"))
+    }
+
     /// How often the job of a key has failed, and why the last time; `None` when nothing is to be
     /// done.
     ///
@@ -84,17 +95,6 @@ impl Store {
                 .fetch_optional(&self.readers)
         })
         .await
-    }
-
-    /// Number of jobs waiting or running.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn count_jobs(&self) -> Result<i64, StateError> {
-        sqlx::query_scalar("SELECT count(*) FROM jobs")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(during("count jobs"))
     }
 
     /// Jobs by kind and state at the time `now`, ns.

@@ -12,6 +12,7 @@ pub mod container;
 pub mod container_facts;
 pub mod error;
 pub mod event;
+pub mod figures;
 pub mod health;
 pub mod image;
 pub mod inspect;

@@ -256,8 +256,8 @@ impl Tx {
         spec: &SandboxSpec,
     ) -> Result<Option<(SandboxId, State)>, StateError> {
         let row: Option<(String, String, String)> = sqlx::query_as(
-            "SELECT id, desired, state FROM sandboxes
-             WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
+            "SELECT id, desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+             FROM sandboxes WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
              AND desired <> 'removed' AND state <> 'failed'",
         )
         .bind(&spec.uid)
@@ -507,18 +507,18 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    let ready_at: Result<Option<Option<i64>>, sqlx::Error> = sqlx::query_scalar(
+                    let stopped = sqlx::query(
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
-                         init_start = NULL WHERE id = ? RETURNING ready_at",
+                         init_start = NULL WHERE id = ?",
                     )
                     .bind(now_ns())
                     .bind(id.as_str())
-                    .fetch_optional(&mut tx.connection)
+                    .execute(&mut tx.connection)
                     .await;
-                    let change = to("record a stopped sandbox", &id, State::Stopped);
-                    let ready_at = tx.returned(change, ready_at).await?;
+                    tx.changed(to("record a stopped sandbox", &id, State::Stopped), stopped)
+                        .await?;
                     let subject = Subject::Sandbox(&id);
-                    if ready_at.is_none() {
+                    if !tx.was_ready(&id).await? {
                         // Clients see it from now on, although it never was ready.
                         tx.announce(subject, Announced::Created, "created", "")
                             .await?;
@@ -571,6 +571,14 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn was_ready(&mut self, id: &SandboxId) -> Result<bool, StateError> {
+        sqlx::query_scalar("SELECT ready_at IS NOT NULL FROM sandboxes WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(during("find a sandbox"))
+    }
+
     /// The event of a sandbox whose row goes next; one that clients never saw is not announced.
     async fn sandbox_goes(&mut self, id: &SandboxId) -> Result<(), StateError> {
         let state: Option<String> = sqlx::query_scalar("SELECT state FROM sandboxes WHERE id = ?")

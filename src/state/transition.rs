@@ -59,19 +59,9 @@ impl Tx {
         change: Change<'_>,
         outcome: Result<SqliteQueryResult, sqlx::Error>,
     ) -> Result<(), StateError> {
-        let changed = outcome.map(|done| (done.rows_affected() > 0).then_some(()));
-        self.returned(change, changed).await
-    }
-
-    /// The same of a statement that returns something of the row.
-    pub(super) async fn returned<T>(
-        &mut self,
-        change: Change<'_>,
-        outcome: Result<Option<T>, sqlx::Error>,
-    ) -> Result<T, StateError> {
         match outcome {
-            Ok(Some(row)) => return Ok(row),
-            Ok(None) => {}
+            Ok(done) if done.rows_affected() > 0 => return Ok(()),
+            Ok(_) => {}
             Err(error) if is_trigger(&error) => {}
             Err(error) => return Err(during(change.operation)(error)),
         }

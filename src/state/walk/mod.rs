@@ -157,13 +157,11 @@ impl World {
             }
             Event::Remove(choice) => self.lower(choice, container::Desired::Removed, None).await,
             Event::Pull(number) => {
-                let asked = {
-                    let secret = pull::Secret::default();
-                    self.desired
-                        .request_pull(&self.store, reference(number), secret)
-                        .await
-                };
-                asked.expect("a request");
+                let nobody = super::pull::Secret::default();
+                let asked = self
+                    .desired
+                    .request_pull(&self.store, reference(number), nobody);
+                asked.await.expect("a request");
             }
             Event::RemoveImage(number) => {
                 let id = image_id(number);
