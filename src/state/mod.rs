@@ -12,6 +12,8 @@ pub mod container;
 pub mod container_facts;
 pub mod error;
 pub mod event;
+#[cfg(test)]
+mod event_tests;
 pub mod figures;
 pub mod health;
 pub mod image;
