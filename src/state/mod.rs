@@ -13,6 +13,8 @@ pub mod container_facts;
 mod copy;
 pub mod error;
 pub mod event;
+#[cfg(test)]
+mod event_tests;
 pub mod figures;
 pub mod health;
 pub mod image;
