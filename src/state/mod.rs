@@ -27,6 +27,7 @@ pub mod retention;
 mod retry;
 pub mod sample;
 pub mod sandbox;
+mod sandbox_init;
 pub mod schema;
 pub mod snapshot;
 pub mod sweep;
