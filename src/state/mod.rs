@@ -33,6 +33,7 @@ mod retry;
 pub mod salvage;
 pub mod sample;
 pub mod sandbox;
+mod sandbox_init;
 pub mod schema;
 pub mod snapshot;
 mod storage;
