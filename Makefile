@@ -85,7 +85,7 @@ soak: deps build ## The long forms: critest in random order and the demo, SOAK_R
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \
 		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
-		cargo test --locked $(FEATURES) --test e2e || exit; \
+		QUILT_SOAK=1 cargo test --locked $(FEATURES) --test e2e || exit; \
 	done
 
 ##  Measure
