@@ -20,6 +20,8 @@ pub const DEFAULT_PATH: &str = "/etc/quilt/config.toml";
 pub struct Config {
     /// Where containers go among the cgroups.
     pub cgroup: CgroupConfig,
+    /// What has no row, and what is missing.
+    pub cleanup: CleanupConfig,
     /// Calls.
     pub cri: CriConfig,
     /// Registries and layers.
@@ -28,6 +30,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// How much history is kept.
+    pub state: StateConfig,
 }
 
 /// `[cgroup]`
@@ -46,12 +50,28 @@ impl Default for CgroupConfig {
     }
 }
 
+/// `[cleanup]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CleanupConfig {
+    /// Time between two sweeps, in seconds; 0 is none but at start and when asked.
+    pub interval_s: u64,
+}
+
+impl Default for CleanupConfig {
+    fn default() -> Self {
+        Self { interval_s: 300 }
+    }
+}
+
 /// `[cri]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CriConfig {
     /// Longest wait, in seconds, of a call whose client names no deadline.
     pub default_deadline_s: u64,
+    /// Seconds after which a pod is withdrawn whose caller never came back; 0 is never.
+    pub abandoned_after_s: u64,
 }
 
 impl Default for CriConfig {
@@ -59,6 +79,29 @@ impl Default for CriConfig {
         // Kubelet names a deadline everywhere but with PullImage and ExecSync hooks.
         Self {
             default_deadline_s: 3600,
+            abandoned_after_s: 600,
+        }
+    }
+}
+
+/// `[state]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StateConfig {
+    /// Newest events that are kept.
+    pub events_kept: u32,
+    /// Age in seconds beyond which an event is not kept; 0 is any age.
+    pub events_kept_s: u64,
+    /// Newest operations that are kept.
+    pub operations_kept: u32,
+}
+
+impl Default for StateConfig {
+    fn default() -> Self {
+        Self {
+            events_kept: 100_000,
+            events_kept_s: 7 * 24 * 3600,
+            operations_kept: 20_000,
         }
     }
 }
@@ -108,6 +151,12 @@ impl CriConfig {
     #[must_use]
     pub fn default_deadline(&self) -> Duration {
         Duration::from_secs(self.default_deadline_s)
+    }
+
+    /// The same as a duration; `None` is never.
+    #[must_use]
+    pub fn abandoned_after(&self) -> Option<Duration> {
+        (self.abandoned_after_s > 0).then(|| Duration::from_secs(self.abandoned_after_s))
     }
 }
 
@@ -191,6 +240,9 @@ impl Config {
         if config.cri.default_deadline_s == 0 {
             return Err(value("cri.default_deadline_s", "must not be 0".into()));
         }
+        if config.state.events_kept == 0 || config.state.operations_kept == 0 {
+            return Err(value("state", "what is kept must not be 0".into()));
+        }
         if config.image.stall_timeout_s == 0 || config.image.connect_timeout_s == 0 {
             return Err(value("image", "a timeout must not be 0".into()));
         }
@@ -235,5 +287,6 @@ mod tests {
         assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
+        assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
     }
 }

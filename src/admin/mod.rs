@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::{Request, Response, Status};
 
 use crate::engine::Engine;
+use crate::lifecycle::difference::Difference;
 use crate::proto::admin as v1;
 use crate::state::{StateError, Store};
 
@@ -25,12 +26,35 @@ pub struct Import {
     pub answer: oneshot::Sender<Imported>,
 }
 
+/// One thing in which the node differs from the database, and what has become of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedDifference {
+    /// What differs.
+    pub difference: Difference,
+    /// Whether it was mended.
+    pub mended: bool,
+    /// Why not, if that was tried and is known; else empty.
+    pub error: String,
+}
+
+/// All differences and the time the check took (ns), or why it could not be made.
+pub type Checked = Result<(Vec<CheckedDifference>, i64), String>;
+
+/// A check that the back is asked for.
+pub struct Check {
+    /// Whether to mend.
+    pub repair: bool,
+    /// Where the answer goes.
+    pub answer: oneshot::Sender<Checked>,
+}
+
 /// What answers admin commands.
 pub struct AdminService {
     store: Store,
     engine: Engine,
     state_dir: PathBuf,
     imports: mpsc::Sender<Import>,
+    checks: mpsc::Sender<Check>,
 }
 
 impl AdminService {
@@ -41,12 +65,14 @@ impl AdminService {
         engine: Engine,
         state_dir: PathBuf,
         imports: mpsc::Sender<Import>,
+        checks: mpsc::Sender<Check>,
     ) -> Self {
         Self {
             store,
             engine,
             state_dir,
             imports,
+            checks,
         }
     }
 }
@@ -163,6 +189,35 @@ impl v1::admin_server::Admin for AdminService {
             })
             .collect();
         Ok(Response::new(v1::ListEventsResponse { events }))
+    }
+
+    async fn check(
+        &self,
+        request: Request<v1::CheckRequest>,
+    ) -> Result<Response<v1::CheckResponse>, Status> {
+        let repair = request.into_inner().repair;
+        let (answer, answered) = oneshot::channel();
+        let check = Check { repair, answer };
+        self.checks.send(check).await.map_err(|_| going_down())?;
+        let checked = answered.await.map_err(|_| going_down())?;
+        let (differences, duration_ns) = checked.map_err(Status::internal)?;
+        let differences = differences
+            .into_iter()
+            .map(|checked| v1::Difference {
+                kind: checked.difference.kind.as_str().into(),
+                resource: checked.difference.thing.as_str().into(),
+                name: checked.difference.name,
+                owner: checked.difference.owner,
+                detail: checked.difference.detail,
+                repair: checked.difference.repair.text().into(),
+                mended: checked.mended,
+                error: checked.error,
+            })
+            .collect();
+        Ok(Response::new(v1::CheckResponse {
+            differences,
+            duration_ns,
+        }))
     }
 
     async fn inventory(

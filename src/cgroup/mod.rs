@@ -11,6 +11,7 @@ mod devices;
 mod error;
 mod file;
 mod layout;
+mod mark;
 mod memory;
 mod oom;
 mod path;
@@ -21,6 +22,7 @@ mod stats;
 
 pub use error::CgroupError;
 pub use layout::{Cgroups, Layout};
+pub use mark::IdCgroup;
 pub use oom::OomCounter;
 pub use path::CgroupPath;
 pub use resources::weight_from_shares;

@@ -103,7 +103,7 @@ pub(super) fn descendants(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     Ok(found)
 }
 
-fn child_dirs(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+pub(super) fn child_dirs(dir: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(Vec::new()),
         _ if error.raw_os_error() == Some(libc::ENODEV) => Ok(Vec::new()),

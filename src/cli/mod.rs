@@ -2,6 +2,7 @@
 //! its admin socket, which they find through `engine.json` in the state directory. What only reads
 //! opens the database itself, read-only, whether a daemon runs or not.
 
+mod check;
 mod db;
 mod events;
 mod explain;
@@ -59,6 +60,9 @@ enum Command {
     Jobs(output::Reading),
     /// Tell the life of a pod, container or image: each stage, each failure, and how it ended.
     Explain(explain::Explain),
+    /// Compare what is on this node with what the database says: 0 nothing differs or all is
+    /// mended, 1 something is left, 2 it could not be checked.
+    Check(check::Check),
     /// Count the rows of every table.
     Inventory(output::Reading),
     /// Work with the database: dump, query, check, backup, restore, reset.
@@ -108,6 +112,7 @@ pub fn run() -> ExitCode {
         Command::Inventory(reading) => link::block_on(inventory::run(&reading)),
         Command::Db(db) => db::run(&db),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
+        Command::Check(check) => return check::run(&check),
         Command::Image(image) => link::block_on(image::run(&image)),
         #[cfg(feature = "fault-points")]
         Command::FaultPoints => {

@@ -10,34 +10,37 @@ use tracing::Instrument;
 
 use super::error::code_name;
 use super::{CallError, Front};
-use crate::id::ObjectKey;
+use crate::id::{ContainerId, ObjectKey};
+use crate::state::{now_ns, pull};
 
-/// Answer this long before the client gives up, so that it hears the stage and not silence.
-const MARGIN: Duration = Duration::from_millis(50);
-/// Handlers answer at the deadline by themselves, with the stage. This much later one that does not,
-/// because it waits for the database, is answered for; still before the client gives up.
-const LATE: Duration = Duration::from_millis(20);
+/// Answer this long before the client gives up, or a tenth of its patience if that is shorter, so
+/// that it hears the stage and not silence. Of this, a quarter is for finding out the stage; a call
+/// that has not answered after half of it, because it waits for the database, is answered for.
+const MARGIN: Duration = Duration::from_millis(100);
 
 /// When the client stops waiting.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline(Instant);
+pub(super) struct Deadline {
+    at: Instant,
+    margin: Duration,
+}
 
 impl Deadline {
     /// The instant to answer by.
     #[must_use]
     pub(super) fn instant(self) -> Instant {
-        self.0
+        self.at
     }
 
     /// When a call is answered whatever it is at.
     fn latest(self) -> Instant {
-        self.0.checked_add(LATE).unwrap_or(self.0)
+        self.at.checked_add(self.margin / 2).unwrap_or(self.at)
     }
 
     /// The time that is left.
     #[must_use]
     pub(super) fn left(self) -> Duration {
-        self.0.saturating_duration_since(Instant::now())
+        self.at.saturating_duration_since(Instant::now())
     }
 
     fn of<Q>(request: &Request<Q>, default: Duration) -> Self {
@@ -46,12 +49,16 @@ impl Deadline {
             .get("grpc-timeout")
             .and_then(|value| value.to_str().ok())
             .and_then(parse_timeout);
-        let patience = match asked {
-            Some(timeout) => timeout.saturating_sub(MARGIN.min(timeout / 10)),
-            None => default,
+        let (patience, margin) = match asked {
+            Some(timeout) => {
+                let margin = MARGIN.min(timeout / 10);
+                (timeout.saturating_sub(margin), margin)
+            }
+            None => (default, MARGIN),
         };
         let now = Instant::now();
-        Self(now.checked_add(patience).unwrap_or(now + default))
+        let at = now.checked_add(patience).unwrap_or(now + default);
+        Self { at, margin }
     }
 }
 
@@ -129,15 +136,48 @@ impl Front {
                 .await
                 .is_err()
             {
-                let stage = self.store.progress().stage(&key).unwrap_or("queued");
-                let id = key.to_string();
-                let id = id
-                    .split_once('/')
-                    .map_or(id.as_str(), |(_, id)| id)
-                    .to_owned();
+                let stage = tokio::time::timeout(deadline.margin / 4, self.stage(&key)).await;
+                let stage = stage.unwrap_or_else(|_| "unknown, the database is slow".into());
+                let id = match &key {
+                    ObjectKey::Sandbox(id) => id.to_string(),
+                    ObjectKey::Container(id) => id.to_string(),
+                    ObjectKey::Image(id) => id.clone(),
+                    ObjectKey::Pull(pull) => pull::reference_of(pull).to_owned(),
+                    ObjectKey::Cleanup(_) => key.to_string(),
+                };
                 return Err(CallError::Deadline { noun, id, stage });
             }
         }
+    }
+}
+
+impl Front {
+    /// How far the work on an object has come, in words for a caller whose patience has run out.
+    async fn stage(&self, key: &ObjectKey) -> String {
+        let stage = self.store.progress().describe(key);
+        let job = self.store.job_standing(key).await.ok().flatten();
+        let mut text = match (stage, key, &job) {
+            (Some(stage), ObjectKey::Container(id), _) if stage == "grace" => {
+                self.grace(id).await.unwrap_or(stage)
+            }
+            (Some(stage), _, _) => stage,
+            (None, _, Some(_)) => "queued".into(),
+            (None, _, None) => "waiting".into(),
+        };
+        if let Some((attempts, Some(error))) = job {
+            text = format!("{text}, tried {attempts} times, the last error: {error}");
+        }
+        text
+    }
+
+    /// How much of a stop's grace is left.
+    async fn grace(&self, id: &ContainerId) -> Option<String> {
+        let container = self.store.container(id).await.ok().flatten()?;
+        let left_ns = container.stop_at?.saturating_sub(now_ns()).max(0);
+        let left_s = Duration::from_nanos(left_ns.unsigned_abs()).as_secs_f64();
+        Some(format!(
+            "grace, SIGKILL in {left_s:.1} s unless it ends before"
+        ))
     }
 }
 

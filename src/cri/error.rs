@@ -37,7 +37,7 @@ pub enum CallError {
     Impossible(#[from] Impossible),
     /// Time ran out; the work goes on.
     #[error(
-        "deadline exceeded while {noun} {id} was at stage {stage:?}; the work goes on, ask again"
+        "deadline exceeded while {noun} {id} was at stage \"{stage}\"; the work goes on, ask again"
     )]
     Deadline {
         /// What was waited for.
@@ -45,7 +45,7 @@ pub enum CallError {
         /// Which.
         id: String,
         /// How far it had come.
-        stage: &'static str,
+        stage: String,
     },
     /// Time ran out before the call came to wait for the work: the database is slow or locked.
     #[error("deadline exceeded before {rpc} was under way; ask again")]
@@ -80,6 +80,22 @@ pub enum CallError {
         /// What failed, with what.
         message: String,
     },
+    /// More is asked for at once than is given.
+    #[error("{0}")]
+    TooMany(String),
+    /// A position that no event has had yet.
+    #[error("{key}: {asked} is beyond the newest event, which is {newest}; begin without it")]
+    Position {
+        /// How the client named it.
+        key: &'static str,
+        /// What it named.
+        asked: i64,
+        /// What there is.
+        newest: i64,
+    },
+    /// The daemon ends.
+    #[error("the daemon is ending; ask again")]
+    Ending,
     /// This part of the interface is not built.
     #[error("{0} is not implemented")]
     Unimplemented(&'static str),
@@ -124,6 +140,9 @@ impl CallError {
             Self::Pull { code, .. } => *code,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::State(StateError::AddressesExhausted { .. }) => Code::ResourceExhausted,
+            Self::TooMany(_) => Code::ResourceExhausted,
+            Self::Position { .. } => Code::OutOfRange,
+            Self::Ending => Code::Unavailable,
             Self::State(
                 StateError::Begin { .. } | StateError::Busy { .. } | StateError::Closed,
             )

@@ -2,9 +2,11 @@
 //! for the fact; reads answer from the database alone; sessions speak to the shim and change no
 //! state. Nothing here waits on a process, and nothing here knows how a wish is carried out.
 
+pub mod abandoned;
 mod call;
 pub mod container;
 mod error;
+pub mod events;
 pub mod image;
 pub mod image_service;
 pub mod node;
@@ -15,6 +17,8 @@ mod validate;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use crate::lifecycle::address::Pool;
 use crate::shim::client::ShimClient;
@@ -35,6 +39,8 @@ pub struct NodeInfo {
     pub state_dir: PathBuf,
     /// Longest wait of a call whose client names no deadline.
     pub default_deadline: Duration,
+    /// After how long a pod is withdrawn whose caller never came back; `None` is never.
+    pub abandoned_after: Option<Duration>,
     /// Whether mounts can be made read-only with everything below them (kernel 5.12).
     pub recursive_read_only: bool,
 }
@@ -47,6 +53,8 @@ pub struct Front {
     shim: ShimLink,
     info: Arc<NodeInfo>,
     health: Health,
+    stopped: Stopped,
+    streams: Arc<Semaphore>,
 }
 
 /// The shim that is connected now; sessions take it as they come.
@@ -55,22 +63,31 @@ pub type ShimLink = tokio::sync::watch::Receiver<Option<ShimClient>>;
 /// What the back last found out about itself: why it is not ready, if it is not.
 pub type Health = tokio::sync::watch::Receiver<crate::state::health::Report>;
 
+/// Turns true when the daemon ends: streams, which have no end of their own, end then.
+pub type Stopped = tokio::sync::watch::Receiver<bool>;
+
+/// What the front hears of the back and of the daemon.
+pub struct Signals {
+    /// The shim.
+    pub shim: ShimLink,
+    /// How the node is.
+    pub health: Health,
+    /// Whether the daemon ends.
+    pub stopped: Stopped,
+}
+
 impl Front {
     /// Joins what the front needs.
     #[must_use]
-    pub fn new(
-        store: Store,
-        desired: DesiredWriter,
-        shim: ShimLink,
-        health: Health,
-        info: NodeInfo,
-    ) -> Self {
+    pub fn new(store: Store, desired: DesiredWriter, signals: Signals, info: NodeInfo) -> Self {
         Self {
             store,
             desired,
-            shim,
-            health,
+            shim: signals.shim,
+            health: signals.health,
             info: Arc::new(info),
+            stopped: signals.stopped,
+            streams: Arc::new(Semaphore::new(events::STREAMS)),
         }
     }
 

@@ -3,7 +3,7 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Front, container, node, sandbox};
+use super::{Front, container, events, node, sandbox};
 use crate::proto::cri as v1;
 
 fn unimplemented(rpc: &str) -> Status {
@@ -215,9 +215,9 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn get_container_events(
         &self,
-        _request: Request<v1::GetEventsRequest>,
+        request: Request<v1::GetEventsRequest>,
     ) -> Result<Response<BoxStream<v1::ContainerEventResponse>>, Status> {
-        Err(unimplemented("GetContainerEvents"))
+        events::get(self, request).await
     }
     async fn list_metric_descriptors(
         &self,

@@ -8,15 +8,15 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::admin::{AdminService, Import};
+use crate::admin::{AdminService, Check, CheckedDifference, Import};
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::Config;
-use crate::cri::{Front, NodeInfo};
+use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
 use crate::lifecycle::address::Pool;
@@ -25,7 +25,8 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, monitor, pruner, recovery, sampler, shim_link, sweep,
+    worker,
 };
 use crate::state::health::Report;
 use crate::state::{Store, now_ns};
@@ -47,6 +48,8 @@ const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Imports that may wait.
 const IMPORTS: usize = 8;
+/// Checks that may wait.
+const CHECKS: usize = 8;
 
 /// What the command line says.
 pub struct Options {
@@ -88,7 +91,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
-    let (front, back) = start(&config, &paths, &mut tasks, &stopped).await?;
+    let (requests, check_requests) = mpsc::channel(1);
+    let (front, back) = start(&config, &paths, &mut tasks, &stopped, check_requests).await?;
     let engine = Engine {
         pid: std::process::id(),
         version: env!("CARGO_PKG_VERSION").into(),
@@ -99,11 +103,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     };
     let (imports, import_queue) = mpsc::channel(IMPORTS);
     tasks.spawn(run_imports(back.clone(), import_queue));
+    let (checks, check_queue) = mpsc::channel(CHECKS);
+    tasks.spawn(run_checks(requests, check_queue));
     let admin = AdminService::new(
         back.store.clone(),
         engine.clone(),
         paths.state.clone(),
         imports,
+        checks,
     );
     let mut servers = serve(sockets, front, admin, &stopped);
     engine
@@ -139,6 +146,7 @@ async fn start(
     paths: &Paths,
     tasks: &mut JoinSet<()>,
     stopped: &watch::Receiver<bool>,
+    checks: mpsc::Receiver<sweep::Request>,
 ) -> anyhow::Result<(Front, Back)> {
     let (store, desired, observed) = Store::open(&paths.root.join("quilt.db")).await?;
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
@@ -167,6 +175,11 @@ async fn start(
     });
     recovery::prepare(&back).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
+    let sweeper = sweep::Sweeper {
+        back: back.clone(),
+        health: health.clone(),
+        interval: Duration::from_secs(config.cleanup.interval_s),
+    };
     let link = shim_link::Link {
         executable,
         shim,
@@ -182,17 +195,23 @@ async fn start(
     {
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
-    sweep::run(&back).await;
-    store.metrics().last_sweep_ns.set(now_ns());
+    sweeper.at_start().await;
     tasks.spawn(worker::run(back.clone(), stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
-    let front = Front::new(
-        store,
-        desired,
-        shim_seen,
-        health_seen,
-        node_info(config, paths),
-    );
+    tasks.spawn(sweeper.run(checks, stopped.clone()));
+    tasks.spawn(pruner::run(
+        back.clone(),
+        retention(config),
+        stopped.clone(),
+    ));
+    let signals = Signals {
+        shim: shim_seen,
+        health: health_seen,
+        stopped: stopped.clone(),
+    };
+    let front = Front::new(store, desired, signals, node_info(config, paths));
+    tasks.spawn(cri::events::keep_given(front.clone()));
+    tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
 }
 
@@ -260,7 +279,17 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
         snapshot_root: paths.root.join("snapshots"),
         state_dir: paths.state.clone(),
         default_deadline: config.cri.default_deadline(),
+        abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
+    }
+}
+
+fn retention(config: &Config) -> pruner::Retention {
+    pruner::Retention {
+        events: config.state.events_kept,
+        events_age: Some(Duration::from_secs(config.state.events_kept_s))
+            .filter(|age| !age.is_zero()),
+        operations: config.state.operations_kept,
     }
 }
 
@@ -274,6 +303,38 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
         let imported = reconcile::import(&back, &path, reference.as_deref()).await;
         // A command that was interrupted does not wait.
         let _ = answer.send(imported.map_err(|error| error.full_text()));
+    }
+}
+
+/// Passes checks to the sweep, which makes one at a time.
+async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Receiver<Check>) {
+    while let Some(Check { repair, answer }) = queue.recv().await {
+        let (done, checked) = oneshot::channel();
+        let request = sweep::Request {
+            repair,
+            answer: done,
+        };
+        if sweeper.send(request).await.is_err() {
+            return;
+        }
+        let Ok(checked) = checked.await else { return };
+        let _ = answer.send(checked.map(|checked| {
+            let sweep::Checked {
+                differences,
+                mut left,
+                duration_ns,
+            } = checked;
+            let differences = differences.into_iter().enumerate();
+            let differences = differences.map(|(index, difference)| {
+                let left = left.remove(&index);
+                CheckedDifference {
+                    difference,
+                    mended: left.is_none(),
+                    error: left.unwrap_or_default(),
+                }
+            });
+            (differences.collect(), duration_ns)
+        }));
     }
 }
 

@@ -20,6 +20,7 @@ pub const POINTS: &[&str] = &[
     "sweep.begun",
     "sweep.listed",
     "sweep.compared",
+    "sweep.mended",
     // A job, whatever it looks at.
     "job.claimed",
     "job.looked",
@@ -48,6 +49,12 @@ pub const POINTS: &[&str] = &[
     "sandbox.init",
     "sandbox.ready",
     "sandbox.failed",
+    // A sandbox that is up has lost something.
+    "sandbox.lacking",
+    "sandbox.pinned",
+    "sandbox.given_back",
+    "sandbox.mended",
+    "sandbox.init_ended",
     // A container comes up.
     "container.recorded",
     "container.snapshot",

@@ -124,6 +124,14 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     }
 }
 
+/// Whether a wish to start a container that has ended is the retry of its one start: as long as no
+/// caller has been told how that ended, its answer was lost, and who asks again gets it now. Once
+/// it has been told, the same request is a second start, which `admit` refuses.
+#[must_use]
+pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
+    state == State::Exited && desired == Desired::Running && !answered
+}
+
 /// The next step for a container whose effective wish is `desired`.
 #[must_use]
 pub fn next_step(desired: Desired, state: State, facts: Facts) -> Step {
@@ -226,6 +234,18 @@ mod tests {
             let wish = effective(own, sandbox::Desired::Removed, sandbox::State::Ready);
             prop_assert_eq!(wish, Desired::Removed);
             let _ = state;
+        }
+
+        #[test]
+        fn only_an_unanswered_start_of_an_ended_container_is_a_retry(
+            desired in any_desired(), state in any_state(), answered: bool,
+        ) {
+            if is_lost_start(desired, state, answered) {
+                prop_assert!(!answered);
+                // Telling its result starts nothing.
+                prop_assert_ne!(next_step(desired, state, Facts::default()), Step::Launch);
+            }
+            prop_assert!(!is_lost_start(desired, state, true));
         }
 
         #[test]

@@ -4,7 +4,9 @@
 pub mod address;
 pub mod capability;
 pub mod container;
+pub mod difference;
 pub mod digest;
+pub mod event;
 pub mod process;
 pub mod reference;
 pub mod sandbox;

@@ -82,6 +82,17 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     }
 }
 
+/// What a sandbox should be: what the client wants, or down, once the process that held its PID
+/// namespace has ended and nothing can run in it any more.
+#[must_use]
+pub fn effective(desired: Desired, init_ended: bool) -> Desired {
+    if init_ended {
+        desired.max(Desired::Stopped)
+    } else {
+        desired
+    }
+}
+
 /// The next step for a sandbox.
 #[must_use]
 pub fn next_step(desired: Desired, state: State, containers: Containers) -> Step {
@@ -164,6 +175,14 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_pod_without_its_init_comes_down_and_never_up() {
+        for &desired in Desired::ALL {
+            assert_eq!(effective(desired, false), desired);
+            assert!(effective(desired, true) >= Desired::Stopped.max(desired));
         }
     }
 

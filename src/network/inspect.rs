@@ -4,7 +4,10 @@
 
 use std::fmt;
 
+use ipnet::Ipv4Net;
+
 use super::address;
+use super::bridge::BridgeSpec;
 use super::error::NetworkError;
 use super::link;
 use super::pod::{PodLinkSpec, are_a_pair, in_namespace, mac_address, open_netns, open_socket};
@@ -35,6 +38,8 @@ pub enum Problem {
     HardwareAddressDiffers,
     /// The pod does not have its address.
     AddressMissing,
+    /// The pod's end has an address that the pod was not given.
+    AnotherAddress(Ipv4Net),
     /// The pod has no default route by way of its gateway.
     DefaultRouteMissing,
 }
@@ -54,6 +59,7 @@ impl fmt::Display for Problem {
             Self::MtuDiffers(mtu) => write!(f, "the link's MTU is {mtu}"),
             Self::HardwareAddressDiffers => f.write_str("the pod has another hardware address"),
             Self::AddressMissing => f.write_str("the pod does not have its address"),
+            Self::AnotherAddress(other) => write!(f, "the pod has the address {other} as well"),
             Self::DefaultRouteMissing => f.write_str("the pod has no default route"),
         }
     }
@@ -70,6 +76,64 @@ pub struct MarkedLink {
     pub kind: String,
     /// Whether it is ready to pass packets.
     pub operational: bool,
+}
+
+/// Something about the bridge that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BridgeProblem {
+    /// It does not exist.
+    Missing,
+    /// Something else has its name; in words.
+    NotOurs(String),
+    /// It is down.
+    Down,
+    /// It does not have its address.
+    AddressMissing,
+    /// Its MTU in bytes is another one.
+    MtuDiffers(u32),
+}
+
+impl fmt::Display for BridgeProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing => f.write_str("the bridge is missing"),
+            Self::NotOurs(found) => write!(f, "an interface of its name is not ours: {found}"),
+            Self::Down => f.write_str("the bridge is down"),
+            Self::AddressMissing => f.write_str("the bridge does not have its address"),
+            Self::MtuDiffers(mtu) => write!(f, "the bridge's MTU is {mtu}"),
+        }
+    }
+}
+
+/// Compares the bridge with what it should be. An empty list means that it is so.
+///
+/// # Errors
+///
+/// When the kernel cannot be asked.
+pub fn check_bridge(spec: &BridgeSpec<'_>) -> Result<Vec<BridgeProblem>, NetworkError> {
+    let mut socket = open_socket(spec.name)?;
+    let Some(found) = link::find(&mut socket, spec.name)? else {
+        return Ok(vec![BridgeProblem::Missing]);
+    };
+    if !found.is_kind("bridge") || found.alias.as_deref() != Some(spec.alias) {
+        return Ok(vec![BridgeProblem::NotOurs(found.describe())]);
+    }
+    let mut problems = Vec::new();
+    if !found.up {
+        problems.push(BridgeProblem::Down);
+    }
+    if found.mtu != spec.mtu {
+        problems.push(BridgeProblem::MtuDiffers(found.mtu));
+    }
+    let wanted = address::Assigned {
+        index: found.index,
+        address: spec.gateway,
+    };
+    if !address::list(&mut socket)?.contains(&wanted) {
+        problems.push(BridgeProblem::AddressMissing);
+    }
+    Ok(problems)
 }
 
 /// Compares a pod's link with what it should be. An empty list means that it is so.
@@ -127,6 +191,10 @@ pub fn check_pod_link(spec: &PodLinkSpec<'_>) -> Result<Vec<Problem>, NetworkErr
         address: spec.address,
     };
     unless(assigned.contains(&wanted), Problem::AddressMissing);
+    for other in &assigned {
+        let foreign = other.index == wanted.index && other.address != wanted.address;
+        unless(!foreign, Problem::AnotherAddress(other.address));
+    }
     let gateway = address::default_gateway(&mut pod, pod_end.index)?;
     unless(gateway == Some(spec.gateway), Problem::DefaultRouteMissing);
     Ok(problems)

@@ -30,11 +30,11 @@ pub use dns::{
     render_resolv_conf,
 };
 pub use error::NetworkError;
-pub use inspect::{MarkedLink, Problem, check_pod_link, list_links};
+pub use inspect::{BridgeProblem, MarkedLink, Problem, check_bridge, check_pod_link, list_links};
 pub use link::{MAX_ALIAS_BYTES, MAX_NAME_BYTES};
 pub use namespace::{
     MAX_HOSTNAME_BYTES, NamespaceSpec, ensure_namespaces, ensure_pin_directory, is_pinned,
-    remove_namespaces, remove_pin_directory,
+    pin_again, remove_namespaces, remove_pin_directory,
 };
 pub use netlink::NetlinkError;
 pub use pod::{PodLinkSpec, ensure_pod_link, mac_address, remove_pod_link};

@@ -14,9 +14,10 @@
 //! recursively gets none. Mount namespaces that are cloned do get copies, and let go of them when
 //! they detach the old root; that costs a clone about 4 µs for each pod.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, unshare};
@@ -176,6 +177,36 @@ pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
             .join()
             .map_err(|_| NetworkError::ThreadPanicked("makes the pod's namespaces"))?
     })
+}
+
+/// Pins a namespace of a pod again, whose pin was lost while a process still lives in it. `kind` is
+/// `net`, `ipc` or `uts`; `source` is that namespace, opened from the process' `/proc/PID/ns`.
+///
+/// # Errors
+///
+/// [`NetworkError::Invalid`] when the namespace is the caller's own, and so the node's; otherwise
+/// the step that failed.
+pub fn pin_again(dir: &Path, kind: &'static str, source: &File) -> Result<(), NetworkError> {
+    let own = Path::new("/proc/thread-self/ns").join(kind);
+    let id = |found: std::fs::Metadata| (found.dev(), found.ino());
+    let node = std::fs::metadata(&own).map_err(NetworkError::file("examine", &own))?;
+    let path = dir.join(kind);
+    let wanted = source
+        .metadata()
+        .map_err(NetworkError::file("examine", &path))?;
+    if id(node) == id(wanted) {
+        return Err(NetworkError::Invalid {
+            field: "namespace",
+            value: kind.to_owned(),
+            reason: "the process is in the node's own",
+        });
+    }
+    std::fs::create_dir_all(dir).map_err(NetworkError::file("create", dir))?;
+    create_mount_target(&path)?;
+    let file = format!("/proc/thread-self/fd/{}", source.as_raw_fd());
+    mount_bind(file.as_str(), &path).map_err(|e| NetworkError::file("pin", &path)(e.into()))?;
+    mount_change(&path, MountPropagationFlags::UNBINDABLE)
+        .map_err(|e| NetworkError::file("make unbindable", &path)(e.into()))
 }
 
 /// Whether a namespace is pinned at `path`.

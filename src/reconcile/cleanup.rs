@@ -1,7 +1,11 @@
 //! One look at a cleanup task: remove the thing, then the row that stood for it.
 
-use super::{Back, ReconcileError, blocking, image, sandbox};
+use std::path::{Component, Path};
+
+use super::{Back, ReconcileError, blocking, image, processes, sandbox, sandbox_files};
+use crate::cgroup::CgroupPath;
 use crate::fault;
+use crate::network;
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
 use crate::state::job::Outcome;
@@ -11,6 +15,13 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
     let Some(task) = back.store.cleanup_task(id).await? else {
         return Ok(Outcome::Done);
     };
+    back.observed.cleanup_begun(id).await?;
+    // The last moment to find that somebody needs it after all.
+    let in_use = task.resource == Resource::Bridge && task.path == back.network.bridge;
+    if in_use || !back.store.is_unclaimed(&task).await? {
+        back.observed.cleanup_withdrawn(id).await?;
+        return Ok(Outcome::Done);
+    }
     fault::point("cleanup.begun").await?;
     let (back_too, task_too) = (back.clone(), task.clone());
     match blocking(move || remove(&back_too, &task_too)).await {
@@ -27,19 +38,73 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
 }
 
 fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
+    let path = task.path.as_str();
     match task.resource {
         Resource::Network => {
-            sandbox::remove_link(back, &task.path)?;
+            sandbox::remove_link(back, path)?;
             fault::blocking_point("cleanup.link_removed")?;
         }
+        Resource::Bridge => network::remove_bridge(path, &back.paths.marker())?,
         Resource::Rootfs => {
-            snapshot::remove_snapshot(&back.paths.root, &task.path)?;
+            snapshot::remove_snapshot(&back.paths.root, path)?;
             fault::blocking_point("cleanup.rootfs_removed")?;
         }
         Resource::Layer => {
-            back.images.remove_layer(&image::chain_id(&task.path)?)?;
+            back.images.remove_layer(&image::chain_id(path)?)?;
             fault::blocking_point("cleanup.layer_removed")?;
+        }
+        Resource::Cgroup => {
+            if !processes::end_cgroup(&back.cgroups, &CgroupPath::parse(path)?)? {
+                return Err(ReconcileError::StillEnding);
+            }
+        }
+        Resource::Mounts => {
+            let point = Path::new(path);
+            if !point.starts_with(&back.paths.state) || !is_plain(point) {
+                return Err(outside(path));
+            }
+            sandbox_files::unmount(point)?;
+        }
+        Resource::SandboxFiles => {
+            sandbox_files::discard(&child(&back.paths.sandboxes(), path)?)?;
+        }
+        Resource::ContainerFiles => {
+            sandbox_files::discard_tree(&child(&back.paths.containers(), path)?)?;
         }
     }
     Ok(())
+}
+
+/// An entry of one of our directories, and nothing else.
+fn child(dir: &Path, name: &str) -> Result<std::path::PathBuf, ReconcileError> {
+    let path = Path::new(name);
+    let mut components = path.components();
+    match (components.next(), components.next()) {
+        (Some(Component::Normal(_)), None) => Ok(dir.join(path)),
+        _ => Err(outside(name)),
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    path.components()
+        .all(|part| matches!(part, Component::RootDir | Component::Normal(_)))
+}
+
+fn outside(path: &str) -> ReconcileError {
+    ReconcileError::NotOurs(path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_entry_of_our_own_directory_is_ever_removed() {
+        let dir = Path::new("/state/sandboxes");
+        for bad in ["", ".", "..", "/", "/etc", "a/b", "../x", "a/.."] {
+            assert!(child(dir, bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(child(dir, "ab").unwrap(), dir.join("ab"));
+        assert!(!is_plain(Path::new("/state/../etc")));
+    }
 }

@@ -1,10 +1,10 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes};
+use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
-use crate::lifecycle::container::{Facts, Step, effective, next_step};
+use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
 use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -32,6 +32,7 @@ pub(super) async fn reconcile(back: &Back, id: &ContainerId) -> Result<Outcome, 
 
 async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
     let progress = back.store.progress();
+    let mut prepared = false;
     loop {
         let Some(container) = back.store.container(id).await? else {
             return Ok(Outcome::Done);
@@ -47,26 +48,42 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
         let (sandbox_desired, sandbox_state) = container.sandbox;
         let desired = effective(container.desired, sandbox_desired, sandbox_state);
         match next_step(desired, container.state, facts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::Prepare => prepare(back, &container).await?,
+            Step::Rest => {
+                // What has never been started has lost nothing that cannot be made again.
+                if container.state == State::Created && !prepared {
+                    let back = back.clone();
+                    blocking(move || make_directories(&back, &container)).await?;
+                }
+                return Ok(Outcome::Done);
+            }
+            Step::Prepare => {
+                prepare(back, &container).await?;
+                prepared = true;
+            }
             Step::Launch => container_launch::launch(back, &container, desired).await?,
-            Step::Signal => send_stop_signal(back, &container).await?,
+            Step::Signal => {
+                progress.at(key, "stop signal");
+                send_stop_signal(back, &container).await?;
+            }
             Step::AwaitGrace => {
                 let left = container.stop_at.unwrap_or(now).saturating_sub(now).max(0);
                 return Ok(Outcome::Again(progress.wait(key, "grace", left, left)));
             }
             Step::Kill => {
+                progress.at(key, "kill");
                 kill(back, &container).await?;
                 let pause = progress.wait(key, "kill", EXIT_NS, EXIT_MAX_NS);
                 return Ok(Outcome::Again(pause));
             }
             Step::Release => {
+                progress.at(key, "release");
                 if !release(back, &container).await? {
                     let pause = progress.wait(key, "release", POPULATED_NS, POPULATED_MAX_NS);
                     return Ok(Outcome::Again(pause));
                 }
             }
             Step::Remove => {
+                progress.at(key, "remove");
                 remove(back, &container).await?;
                 return Ok(Outcome::Done);
             }
@@ -192,13 +209,7 @@ async fn remove(back: &Back, container: &Container) -> Result<(), ReconcileError
     }
     fault::point("container.forgotten").await?;
     let dir = back.paths.container(&container.id);
-    blocking(move || match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(ReconcileError::file("remove", dir)(error))
-        }
-        _ => Ok(()),
-    })
-    .await?;
+    blocking(move || sandbox_files::discard_tree(&dir)).await?;
     fault::point("container.files_removed").await?;
     back.processes.remove(&container.id);
     let sandbox = container.sandbox_id.clone();

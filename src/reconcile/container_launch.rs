@@ -8,7 +8,8 @@ use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::spec::UserIds;
 use crate::runtime::plan::LaunchPlan;
-use crate::shim::client::ShimClient;
+use crate::shim::client::{Seen, ShimClient, ShimClientError};
+use crate::shim::protocol::Refusal;
 use crate::snapshot;
 use crate::state::container::Container;
 use crate::state::container_facts::{Exit, Started};
@@ -29,10 +30,14 @@ pub(super) async fn launch(
     let begun = now_ns();
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
     let shim = back.shim()?;
-    if container.state == State::Starting && resume(back, container, &shim).await? {
+    let left_over = match container.state {
+        State::Starting => resume(back, container, &shim).await?,
+        _ => LeftOver::Nothing,
+    };
+    if left_over == LeftOver::Recorded {
         return Ok(());
     }
-    if desired > Desired::Running {
+    if desired > Desired::Running && left_over != LeftOver::UnderWay {
         // The start was under way when the daemon died, had not come to a process, and is no
         // longer wanted.
         let exit = Exit {
@@ -47,7 +52,8 @@ pub(super) async fn launch(
     }
     back.observed.container_starting(id.clone()).await?;
     fault::point("container.starting").await?;
-    let result = start(back, container, &shim, &mut stages).await;
+    let may_be_dirty = left_over == LeftOver::Unknown;
+    let result = start(back, container, &shim, &mut stages, may_be_dirty).await;
     let done = |stages: Stages<'_>, error| Finished {
         kind: "start_container",
         object_id: id.to_string(),
@@ -65,6 +71,8 @@ pub(super) async fn launch(
             Ok(fault::point("container.running").await?)
         }
         Err(error) if error.is_passing() => Err(error),
+        // The launch of a former daemon came to its end while we joined it: the next look finds it.
+        Err(ReconcileError::Shim(ShimClientError::Refused(Refusal::Exited(_)))) => Ok(()),
         Err(error) => {
             let text = error.full_text();
             tracing::warn!(container = %id, error = text, "cannot start the container");
@@ -89,6 +97,7 @@ async fn start(
     container: &Container,
     shim: &ShimClient,
     stages: &mut Stages<'_>,
+    may_be_dirty: bool,
 ) -> Result<Started, ReconcileError> {
     stages.enter("plan");
     let plan = plan(back, container).await?;
@@ -101,16 +110,16 @@ async fn start(
         .as_ref()
         .and_then(|linux| linux.resources().clone());
     let (back_too, path_too) = (back.clone(), path.clone());
-    let again = container.state == State::Starting;
     blocking(move || {
-        if again {
+        if may_be_dirty {
             // A shim that died in mid-launch may have left a process that nobody knows.
             if !processes::end_cgroup(&back_too.cgroups, &path_too)? {
                 return Err(ReconcileError::StillEnding);
             }
             fault::blocking_point("container.emptied")?;
         }
-        Ok(back_too.cgroups.ensure(&path_too, resources.as_ref())?)
+        back_too.cgroups.ensure(&path_too, resources.as_ref())?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
     })
     .await?;
     fault::point("container.cgroup").await?;
@@ -158,18 +167,29 @@ async fn start(
     Ok(started)
 }
 
+/// What is left of a launch that a dead daemon had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LeftOver {
+    /// There was none.
+    Nothing,
+    /// It came to a process, which is recorded now.
+    Recorded,
+    /// The shim is at it: asking for it again joins it.
+    UnderWay,
+    /// This shim knows nothing of it. A shim before it may have left something in the cgroup.
+    Unknown,
+}
+
 /// Finds out whether a launch that a dead daemon had begun came to a process.
 async fn resume(
     back: &Back,
     container: &Container,
     shim: &ShimClient,
-) -> Result<bool, ReconcileError> {
-    let held = shim.list().await?;
-    let Some(item) = held
-        .into_iter()
-        .find(|item| item.id.as_str() == container.id.as_str())
-    else {
-        return Ok(false);
+) -> Result<LeftOver, ReconcileError> {
+    let (item, started_at_ns) = match shim.look(container.id.as_str()).await? {
+        Seen::Held(item, started_at_ns) => (item, started_at_ns),
+        Seen::UnderWay => return Ok(LeftOver::UnderWay),
+        Seen::Nothing => return Ok(LeftOver::Unknown),
     };
     let now = now_ns();
     let done = Finished {
@@ -184,14 +204,18 @@ async fn resume(
     let started = Started {
         pid: item.pid,
         start: item.start_time,
-        at: now,
+        at: if started_at_ns > 0 {
+            started_at_ns
+        } else {
+            now
+        },
         runs_as: None,
     };
     back.observed
         .container_running(container.id.clone(), started, done)
         .await?;
     fault::point("container.resumed").await?;
-    Ok(true)
+    Ok(LeftOver::Recorded)
 }
 
 async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, ReconcileError> {

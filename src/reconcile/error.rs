@@ -46,6 +46,15 @@ pub enum ReconcileError {
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]
     Plan(String),
+    /// A cleanup task names something that is not in a directory of ours; nothing was touched.
+    #[error("{0:?} is not in a directory of ours and stays as it is")]
+    NotOurs(String),
+    /// A pod that is up lacks something that could not be given back to it.
+    #[error("the pod is not whole: {0}")]
+    NotWhole(String),
+    /// A pull whose credentials were in the memory of another daemon.
+    #[error("the credentials of this pull were lost with the daemon that had them; pull again")]
+    CredentialsLost,
     /// A point made the step fail (`crate::fault`).
     #[error(transparent)]
     Fault(#[from] crate::fault::Fault),

@@ -22,24 +22,40 @@ use crate::state::job::Outcome;
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
-use crate::state::pull::Secret;
+use crate::state::pull::{self, Secret};
 
 /// Pause until a layer that is being removed is gone and can be fetched again.
 const LEAVING_NS: i64 = 20_000_000;
 
-/// Pulls a reference that was asked for, and answers.
-pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, ReconcileError> {
-    let Some(pull) = back.store.pull(reference).await? else {
+/// Pulls what was asked for, and answers. `key` is the reference, with a fingerprint of the
+/// credentials if there are any.
+pub(super) async fn pull(back: &Back, key: &str) -> Result<Outcome, ReconcileError> {
+    let Some(pull) = back.store.pull(key).await? else {
         return Ok(Outcome::Done);
     };
     if pull.finished >= pull.requested {
         return Ok(Outcome::Done);
     }
     fault::point("image.asked").await?;
-    let key = ObjectKey::Pull(reference.to_owned());
-    let mut stages = Stages::new(back.store.progress(), key);
+    let object = ObjectKey::Pull(key.to_owned());
+    let stages = Stages::new(back.store.progress(), object.clone());
+    let outcome = fetch_and_answer(back, key, stages).await;
+    if matches!(outcome, Ok(Outcome::Done)) {
+        // After the answer: a pull that is tried again still needs it.
+        back.store.pull_secrets().remove(key, pull.requested);
+    }
+    back.store.progress().rests(&object);
+    outcome
+}
+
+async fn fetch_and_answer(
+    back: &Back,
+    key: &str,
+    mut stages: Stages<'_>,
+) -> Result<Outcome, ReconcileError> {
+    let reference = pull::reference_of(key);
     let started_at = now_ns();
-    let result = fetch(back, reference, &mut stages).await;
+    let result = fetch(back, key, &mut stages).await;
     let done = |stages: Stages<'_>, object_id: String, error| Finished {
         kind: "pull_image",
         object_id,
@@ -48,10 +64,6 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
         error,
         stages: stages.finish(),
     };
-    if !matches!(&result, Ok(None)) && !matches!(&result, Err(error) if error.is_passing()) {
-        // Before the answer: the next request brings its own.
-        back.store.pull_secrets().remove(reference);
-    }
     match result {
         Ok(None) => return Ok(Outcome::Again(LEAVING_NS)),
         Ok(Some(image)) => {
@@ -59,7 +71,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             let new = record(&image, std::slice::from_ref(&image.reference));
             let done = done(stages, new.id.clone(), None);
             back.observed
-                .image_present(new, Some(reference.to_owned()), done)
+                .image_present(new, Some(key.to_owned()), done)
                 .await?;
             fault::point("image.recorded").await?;
         }
@@ -69,7 +81,7 @@ pub(super) async fn pull(back: &Back, reference: &str) -> Result<Outcome, Reconc
             tracing::warn!(reference, error = text, "cannot pull");
             let done = done(stages, reference.to_owned(), Some(text.clone()));
             back.observed
-                .pull_failed(reference.to_owned(), kind_of(&error), text, done)
+                .pull_failed(key.to_owned(), kind_of(&error), text, done)
                 .await?;
             fault::point("image.failed").await?;
         }
@@ -82,7 +94,9 @@ fn kind_of(error: &ReconcileError) -> &'static str {
     match error {
         ReconcileError::Image(ImageError::NotFound { .. }) => "not_found",
         ReconcileError::Image(ImageError::Unauthorized { .. }) => "unauthorized",
-        ReconcileError::Image(ImageError::Unavailable { .. }) => "unavailable",
+        ReconcileError::Image(ImageError::Unavailable { .. }) | ReconcileError::CredentialsLost => {
+            "unavailable"
+        }
         ReconcileError::Image(
             ImageError::Unsupported { .. } | ImageError::DigestMismatch { .. },
         ) => "invalid",
@@ -93,13 +107,16 @@ fn kind_of(error: &ReconcileError) -> &'static str {
 /// `None` when a layer of the image is being removed just now.
 async fn fetch(
     back: &Back,
-    reference: &str,
+    key: &str,
     stages: &mut Stages<'_>,
 ) -> Result<Option<ResolvedImage>, ReconcileError> {
-    let parsed: Reference = reference
+    let parsed: Reference = pull::reference_of(key)
         .parse()
         .map_err(|error| ReconcileError::Plan(format!("{error}")))?;
-    let secret = back.store.pull_secrets().get(reference).unwrap_or_default();
+    let secret = match back.store.pull_secrets().get(key) {
+        None if pull::has_credentials(key) => return Err(ReconcileError::CredentialsLost),
+        secret => secret.unwrap_or_default(),
+    };
     stages.enter("resolve");
     let image = back.images.resolve(&parsed, &credentials(secret)).await?;
     fault::point("image.resolved").await?;
@@ -148,6 +165,7 @@ async fn store_layers(
     fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
     let image = Arc::new(image.clone());
+    let of = image.layers.len();
     let mut fetching = JoinSet::new();
     let mut staged: Vec<Option<StagedLayer>> = Vec::new();
     for (index, layer) in image.layers.iter().enumerate() {
@@ -160,10 +178,12 @@ async fn store_layers(
         fetching
             .spawn(async move { (index, back.images.fetch_layer(&image, index, &|_| {}).await) });
     }
+    stages.count(of - fetching.len(), of);
     // Dropping the set on an error ends the other downloads; what they staged goes with them.
     while let Some(joined) = fetching.join_next().await {
         let (index, layer) = joined.map_err(|_| ReconcileError::Panicked)?;
         staged[index] = Some(layer?);
+        stages.count(of - fetching.len(), of);
         fault::point("image.layer_fetched").await?;
     }
     fault::point("image.fetched").await?;
@@ -215,9 +235,12 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
 
 /// Deletes an image that nobody wants.
 pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
+    let key = ObjectKey::Image(id.to_owned());
+    back.store.progress().at(&key, "remove");
     fault::point("image.removing").await?;
     back.observed.image_removed(id.to_owned()).await?;
     fault::point("image.removed").await?;
+    back.store.progress().rests(&key);
     Ok(Outcome::Done)
 }
 
@@ -257,7 +280,7 @@ async fn import_archive(
             return Err(ReconcileError::Plan(why.into()));
         }
         let key = ObjectKey::Image(found.image.image_id.to_string());
-        let mut stages = Stages::new(back.store.progress(), key);
+        let mut stages = Stages::new(back.store.progress(), key.clone());
         while !store_layers(back, &found.image, &mut stages).await? {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -272,6 +295,7 @@ async fn import_archive(
             stages: stages.finish(),
         };
         back.observed.image_present(new, None, done).await?;
+        back.store.progress().rests(&key);
         imported.push((id, names.iter().map(Reference::to_string).collect()));
     }
     Ok(imported)

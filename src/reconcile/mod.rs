@@ -10,13 +10,16 @@ mod container_launch;
 mod container_plan;
 mod error;
 mod image;
+mod inspect;
 pub mod monitor;
 mod mounts;
 mod processes;
+pub mod pruner;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;
 mod sandbox_files;
+mod sandbox_repair;
 pub mod shim_link;
 pub mod sweep;
 pub mod worker;
@@ -27,7 +30,7 @@ use std::sync::Arc;
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
-use crate::network::NetworkConfig;
+use crate::network::{BridgeSpec, NetworkConfig};
 use crate::shim::client::ShimClient;
 use crate::state::{ObservedWriter, Store};
 
@@ -119,6 +122,16 @@ impl Back {
 
     fn shim(&self) -> Result<ShimClient, ReconcileError> {
         self.shim.borrow().clone().ok_or(ReconcileError::NoShim)
+    }
+
+    /// The bridge as it should be.
+    fn bridge<'a>(&'a self, marker: &'a str) -> BridgeSpec<'a> {
+        BridgeSpec {
+            name: &self.network.bridge,
+            gateway: self.network.gateway(),
+            mtu: self.network.mtu,
+            alias: marker,
+        }
     }
 
     /// The cgroup of a sandbox' containers.

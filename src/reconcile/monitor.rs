@@ -12,12 +12,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 use super::processes::{Handle, Watched};
-use super::{Back, ReconcileError, container};
+use super::{Back, ReconcileError, container, processes, sandbox_repair};
 use crate::fault;
-use crate::id::{ContainerId, ObjectKey};
+use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::container::may_live;
 use crate::shim::client::ShimClient;
-use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE};
+use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind};
 use crate::state::container_facts::Exit;
 use crate::state::now_ns;
 use crate::sys::async_fd;
@@ -140,6 +140,10 @@ pub(super) async fn exited(
     shim: &ShimClient,
     record: ExitRecord,
 ) -> Result<(), ReconcileError> {
+    if record.kind == ProcessKind::PodInit {
+        init_exited(back, &record).await?;
+        return Ok(shim.acknowledge(record.sequence).await?);
+    }
     fault::point("container.exit_seen").await?;
     if let Ok(id) = ContainerId::try_from(String::from(record.id.clone()))
         && let Some(known) = back.store.container(&id).await?
@@ -173,6 +177,27 @@ pub(super) async fn exited(
     }
     shim.acknowledge(record.sequence).await?;
     Ok(fault::point("container.exit_acknowledged").await?)
+}
+
+/// A pod's init has ended. When the pod was to stay up, it comes down; when it was ended with its
+/// pod, or an earlier attempt had started it, there is nothing to say.
+async fn init_exited(back: &Back, record: &ExitRecord) -> Result<(), ReconcileError> {
+    let Ok(id) = SandboxId::try_from(String::from(record.id.clone())) else {
+        return Ok(());
+    };
+    let Some(sandbox) = back.store.sandbox(&id).await? else {
+        return Ok(());
+    };
+    match sandbox.init {
+        Some((pid, start)) if !processes::is_alive(pid, start) => {
+            let how = match record.signal {
+                Some(signal) => format!("killed by signal {signal}"),
+                None => format!("exit code {}", record.code),
+            };
+            sandbox_repair::init_ended(back, id, pid, how).await
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A container whose process is gone, and that no shim has anything to say about.

@@ -9,6 +9,7 @@ use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
 use crate::shim::protocol::ProcessKind;
+use crate::state::sandbox::SandboxFilter;
 
 /// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`).
 ///
@@ -98,6 +99,29 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
         .map(|item| (item.id.to_string(), item))
         .collect();
     fault::point("shim.listed").await?;
+    for sandbox in back.store.sandboxes(&SandboxFilter::default()).await? {
+        let id = sandbox.id.as_str();
+        match sandbox.init.filter(|_| !held.contains_key(id)) {
+            Some((pid, start_time)) if processes::is_alive(pid, start_time) => {
+                let orphan = Orphan {
+                    id,
+                    kind: ProcessKind::PodInit,
+                    plan_path: None,
+                    pid,
+                    start_time,
+                    pidfd: None,
+                    terminal: None,
+                };
+                shim.adopt(orphan).await?;
+            }
+            // It ended while no shim was there: a look at its pod finds that.
+            Some(_) => {
+                let key = ObjectKey::Sandbox(sandbox.id);
+                back.observed.enqueue(vec![key]).await?;
+            }
+            None => {}
+        }
+    }
     for container in back.store.all_containers().await? {
         if !may_live(container.state) {
             continue;

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use super::{Back, ReconcileError, blocking, sandbox_files};
+use super::{Back, ReconcileError, blocking, sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
-use crate::lifecycle::sandbox::{Containers, Step, next_step};
+use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
@@ -40,6 +40,7 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
 async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
     let progress = back.store.progress();
     let init_ends = || Outcome::Again(progress.wait(key, "pod init ends", INIT_NS, INIT_MAX_NS));
+    let mut checked = false;
     loop {
         let Some(sandbox) = back.store.sandbox(id).await? else {
             return Ok(Outcome::Done);
@@ -53,9 +54,20 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
             known: containers.len() as u64,
             alive: alive as u64,
         };
-        match next_step(sandbox.desired, sandbox.state, counts) {
-            Step::Rest => return Ok(Outcome::Done),
-            Step::SetUp => set_up(back, &sandbox).await?,
+        let desired = effective(sandbox.desired, sandbox.init_ended);
+        match next_step(desired, sandbox.state, counts) {
+            Step::Rest if checked || desired != Desired::Ready || sandbox.state != State::Ready => {
+                return Ok(Outcome::Done);
+            }
+            // A look at a pod that is up: what somebody took from it is given back.
+            Step::Rest => {
+                sandbox_repair::complete(back, &sandbox, &containers).await?;
+                checked = true;
+            }
+            Step::SetUp => {
+                set_up(back, &sandbox).await?;
+                checked = true;
+            }
             Step::StopContainers | Step::RemoveContainers => {
                 let keys = containers
                     .into_iter()
@@ -70,6 +82,7 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
+                progress.at(key, "remove");
                 remove(back, &sandbox).await?;
                 return Ok(Outcome::Done);
             }
@@ -147,7 +160,7 @@ async fn make(
     Ok(())
 }
 
-fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
@@ -166,11 +179,21 @@ fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     Ok(())
 }
 
-fn make_link(
+pub(super) fn make_link(
     back: &Back,
     sandbox: &Sandbox,
     allocation: &Allocation,
 ) -> Result<(), ReconcileError> {
+    with_link_spec(back, sandbox, allocation, network::ensure_pod_link)
+}
+
+/// Does something with a pod's link as it should be.
+pub(super) fn with_link_spec<T>(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+    work: impl FnOnce(&PodLinkSpec<'_>) -> Result<T, NetworkError>,
+) -> Result<T, ReconcileError> {
     let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
     let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
@@ -186,7 +209,7 @@ fn make_link(
         alias: &back.paths.marker(),
         sysctls: &sysctls,
     };
-    Ok(network::ensure_pod_link(&spec)?)
+    Ok(work(&spec)?)
 }
 
 /// PID 1 of a pod that shares its PID namespace: the one process a pod may have of its own.
@@ -202,7 +225,11 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
         .join(id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
-    blocking(move || Ok(back_too.cgroups.ensure(&path_too, None)?)).await?;
+    blocking(move || {
+        back_too.cgroups.ensure(&path_too, None)?;
+        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
+    })
+    .await?;
     fault::point("sandbox.init_cgroup").await?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&path);
     let dir = back.paths.sandbox(id).join("ns");

@@ -11,6 +11,7 @@ use super::{Back, ReconcileError};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network;
 use crate::state::sandbox::Sandbox;
+use crate::sys::{mountinfo, tree};
 
 /// Writes the three files; writing them again gives the same.
 pub(super) fn write(
@@ -51,7 +52,7 @@ pub(super) fn write(
 const SHM_OPTIONS: &str = "mode=1777,size=67108864";
 
 /// Mounts the pod's `/dev/shm`, which its containers share. Idempotent.
-fn mount_shm(dir: &Path) -> Result<(), ReconcileError> {
+pub(super) fn mount_shm(dir: &Path) -> Result<(), ReconcileError> {
     let shm = dir.join("shm");
     std::fs::create_dir_all(&shm).map_err(ReconcileError::file("make", &shm))?;
     if is_mount_point(&shm)? {
@@ -64,11 +65,7 @@ fn mount_shm(dir: &Path) -> Result<(), ReconcileError> {
 
 /// Unmounts the pod's `/dev/shm`. Idempotent.
 pub(super) fn unmount_shm(dir: &Path) -> Result<(), ReconcileError> {
-    let shm = dir.join("shm");
-    match umount2(&shm, MntFlags::MNT_DETACH) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(ReconcileError::file("unmount", &shm)(errno.into())),
-    }
+    unmount(&dir.join("shm"))
 }
 
 /// Whether something is mounted on a directory: it is on another file system than its parent.
@@ -83,10 +80,48 @@ fn is_mount_point(dir: &Path) -> Result<bool, ReconcileError> {
 pub(super) fn discard(dir: &Path) -> Result<(), ReconcileError> {
     network::remove_namespaces(&dir.join("ns"))?;
     unmount_shm(dir)?;
-    match std::fs::remove_dir_all(dir) {
+    discard_tree(dir)
+}
+
+/// Removes a directory of ours. What is mounted in it is let go of first, and a mount that stays is
+/// never entered: its content is somebody else's. Idempotent.
+pub(super) fn discard_tree(dir: &Path) -> Result<(), ReconcileError> {
+    let table = mountinfo::read().map_err(ReconcileError::file("read the mount table for", dir))?;
+    let mut inside: Vec<_> = table
+        .into_iter()
+        .map(|entry| entry.mount_point)
+        .filter(|point| point.starts_with(dir))
+        .collect();
+    // The newest first: it may lie on or in an older one.
+    while let Some(point) = inside.pop() {
+        unmount(&point)?;
+    }
+    match tree::remove_tree(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(ReconcileError::file("remove", dir)(error))
         }
         _ => Ok(()),
     }
+}
+
+/// Lets go of one mount. Idempotent.
+pub(super) fn unmount(point: &Path) -> Result<(), ReconcileError> {
+    match umount2(point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(ReconcileError::file("unmount", point)(errno.into())),
+    }
+}
+
+/// Generated files that are not there.
+pub(super) fn missing(dir: &Path) -> Vec<&'static str> {
+    let names = ["hosts", "resolv.conf", "hostname"];
+    names
+        .into_iter()
+        .filter(|name| !dir.join(name).is_file())
+        .collect()
+}
+
+/// Whether the pod's `/dev/shm` is mounted.
+pub(super) fn has_shm(dir: &Path) -> bool {
+    is_mount_point(&dir.join("shm")).unwrap_or(false)
 }

@@ -9,6 +9,8 @@ use tokio::sync::{mpsc, watch};
 use super::{Back, ReconcileError, monitor, recovery};
 use crate::fault;
 use crate::shim::client::{ShimClient, ShimEvent};
+use crate::shim::protocol::ExitRecord;
+use crate::state::StateError;
 use crate::state::health::Report;
 
 /// First pause after a failed start, doubled up to the longest.
@@ -104,14 +106,48 @@ async fn hear_journal(
     }
 }
 
-/// Passes exits on until the shim is gone. An exit that cannot be recorded is not acknowledged: the
-/// shim tells of it again when we connect again.
+/// Passes exits on until the shim is gone. One that cannot be recorded (a locked database, a full
+/// disk) is not acknowledged and tried again, before those that come after it: the order holds. The
+/// shim sends no more than a few hundred unacknowledged ones, so there is an end to them.
 async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
-    while let Some(ShimEvent::Exited(record)) = events.recv().await {
-        let id = record.id.to_string();
-        if let Err(error) = monitor::exited(back, client, record).await {
-            let error = error.full_text();
-            tracing::error!(id, error, "cannot record an exit");
+    let mut unrecorded = Vec::new();
+    let mut pause = PAUSE;
+    loop {
+        if unrecorded.is_empty() {
+            pause = PAUSE;
+        }
+        tokio::select! {
+            event = events.recv() => match event {
+                Some(ShimEvent::Exited(record)) => unrecorded.push(record),
+                Some(ShimEvent::Disconnected) | None => return,
+            },
+            () = tokio::time::sleep(pause), if !unrecorded.is_empty() => {
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+        record_all(back, client, &mut unrecorded).await;
+    }
+}
+
+/// Records what can be recorded; the rest stays.
+async fn record_all(back: &Back, client: &ShimClient, unrecorded: &mut Vec<ExitRecord>) {
+    let mut locked = false;
+    let mut left = Vec::new();
+    for record in unrecorded.drain(..) {
+        if locked {
+            left.push(record);
+            continue;
+        }
+        if let Err(error) = monitor::exited(back, client, record.clone()).await {
+            // What one cannot get past another cannot either.
+            locked = matches!(
+                error,
+                ReconcileError::State(StateError::Begin { .. } | StateError::Busy { .. })
+            );
+            let (id, error) = (record.id.to_string(), error.full_text());
+            tracing::error!(id, error, "cannot record an exit; it is tried again");
+            left.push(record);
         }
     }
+    *unrecorded = left;
 }

@@ -17,7 +17,7 @@ use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// The longest exec plan that goes inside a message; a longer one goes in a sealed memory file.
@@ -170,6 +170,12 @@ pub enum Request {
         /// The last id of the page before.
         after: Option<ProcessId>,
     },
+    /// What has become of a launch that the asker may have begun in a former life. Answer:
+    /// [`Reply::Seen`].
+    Look {
+        /// Container, sandbox or exec.
+        id: ProcessId,
+    },
     /// The exit with this sequence number is in the database. Answer: [`Reply::Done`].
     Acknowledge {
         /// Of the exit record.
@@ -271,6 +277,15 @@ pub enum Reply {
         processes: Vec<HeldProcess>,
         /// Whether another page follows.
         more: bool,
+    },
+    /// All that is known of one id at one moment.
+    Seen {
+        /// Its launch is under way; asking for it again joins it.
+        launching: bool,
+        /// It runs, or has run.
+        held: Option<HeldProcess>,
+        /// When it was seen to run, nanoseconds since 1970; 0 if that is not known.
+        started_at_ns: i64,
     },
     /// The process is held from now on; when it has ended its exit event follows.
     Adopted {

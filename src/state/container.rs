@@ -4,11 +4,13 @@
 use sqlx::FromRow;
 
 use super::error::{corrupt, during};
+use super::event::Subject;
 use super::writer::Tx;
 use super::{DesiredWriter, StateError, Store, now_ns, sandbox};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::Verdict;
-use crate::lifecycle::container::{Desired, State, admit};
+use crate::lifecycle::container::{Desired, State, admit, is_lost_start, may_live};
+use crate::lifecycle::event::Stopper;
 use crate::lifecycle::sandbox::{Desired as SandboxDesired, State as SandboxState};
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, UserIds};
 
@@ -87,6 +89,10 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
+
+/// The container that a retry of its creation means.
+const TWIN: &str = "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
+     AND desired <> 'removed' AND state <> 'error'";
 
 impl TryFrom<Row> for Container {
     type Error = StateError;
@@ -225,6 +231,29 @@ impl Store {
         rows.into_iter().map(Container::try_from).collect()
     }
 
+    /// The container that a pod has under this name and attempt, if any.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn container_twin(
+        &self,
+        sandbox: &SandboxId,
+        name: &str,
+        attempt: u32,
+    ) -> Result<Option<ContainerId>, StateError> {
+        let twin: Option<String> = self
+            .read("find a container", || {
+                sqlx::query_scalar(TWIN)
+                    .bind(sandbox.as_str())
+                    .bind(name)
+                    .bind(attempt)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
+        twin.map(|id| id.try_into().map_err(corrupt("containers.id")))
+            .transpose()
+    }
+
     /// Ids that begin with `prefix`, two at most: enough to know whether it is unique.
     ///
     /// # Errors
@@ -292,12 +321,14 @@ impl DesiredWriter {
 
 impl Tx {
     async fn create_container(&mut self, new: &NewContainer) -> Result<ContainerId, StateError> {
-        let pod: Option<(String, String)> =
-            sqlx::query_as("SELECT desired, state FROM sandboxes WHERE id = ?")
-                .bind(new.sandbox_id.as_str())
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("find a sandbox"))?;
+        let pod: Option<(String, String)> = sqlx::query_as(
+            "SELECT desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+                 FROM sandboxes WHERE id = ?",
+        )
+        .bind(new.sandbox_id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("find a sandbox"))?;
         let Some((desired, state)) = pod else {
             let id = new.sandbox_id.to_string();
             return Err(StateError::NotFound {
@@ -309,16 +340,13 @@ impl Tx {
         if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
             return Err(sandbox::not_ready(state).of(&new.sandbox_id).into());
         }
-        let twin: Option<String> = sqlx::query_scalar(
-            "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
-             AND desired <> 'removed' AND state <> 'error'",
-        )
-        .bind(new.sandbox_id.as_str())
-        .bind(&new.spec.name)
-        .bind(new.spec.attempt)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a container"))?;
+        let twin: Option<String> = sqlx::query_scalar(TWIN)
+            .bind(new.sandbox_id.as_str())
+            .bind(&new.spec.name)
+            .bind(new.spec.attempt)
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
         if let Some(twin) = twin {
             return twin.try_into().map_err(corrupt("containers.id"));
         }
@@ -378,24 +406,26 @@ impl Tx {
         to: Desired,
         stop_at: Option<i64>,
     ) -> Result<Verdict, StateError> {
-        let row: Option<(String, String, String)> = sqlx::query_as(
-            "SELECT c.desired, c.state, s.desired FROM containers c
-             JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
+        let row: Option<Standing> = sqlx::query_as(
+            "SELECT c.desired, c.state, c.stop_at, c.start_answered, s.desired AS pod
+             FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
         )
         .bind(id.as_str())
         .fetch_optional(&mut self.connection)
         .await
         .map_err(during("find a container"))?;
-        let Some((desired, state, pod)) = row else {
+        let Some(row) = row else {
             return Err(StateError::NotFound {
                 noun: "container",
                 id: id.to_string(),
             });
         };
-        let state: State = state.parse().map_err(corrupt("containers.state"))?;
-        let desired = desired.parse().map_err(corrupt("containers.desired"))?;
-        let verdict = if to == Desired::Running && pod != SandboxDesired::Ready.as_str() {
+        let state: State = row.state.parse().map_err(corrupt("containers.state"))?;
+        let desired = row.desired.parse().map_err(corrupt("containers.desired"))?;
+        let verdict = if to == Desired::Running && row.pod != SandboxDesired::Ready.as_str() {
             Verdict::Refused(sandbox::not_ready(SandboxState::Stopped))
+        } else if to == Desired::Running && is_lost_start(desired, state, row.start_answered) {
+            Verdict::Already
         } else {
             admit(to, desired, state)
         };
@@ -411,10 +441,47 @@ impl Tx {
             .execute(&mut self.connection)
             .await
             .map_err(during("lower a container"))?;
+            let sooner = stop_at.is_some_and(|at| row.stop_at.is_none_or(|before| at < before));
+            if may_live(state) && (sooner || to > desired) {
+                self.stopping(id, to, stop_at).await?;
+            }
         }
         // Also when nothing changed: a caller that asks again gets another look.
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
         Ok(verdict)
+    }
+}
+
+/// What a wish for a container is judged by.
+#[derive(FromRow)]
+struct Standing {
+    desired: String,
+    state: String,
+    stop_at: Option<i64>,
+    start_answered: bool,
+    pod: String,
+}
+
+impl Tx {
+    /// Records who wants a running container to end; a wish that it run says nothing.
+    async fn stopping(
+        &mut self,
+        id: &ContainerId,
+        to: Desired,
+        stop_at: Option<i64>,
+    ) -> Result<(), StateError> {
+        let message = match to {
+            Desired::Stopped => {
+                let grace_ns = stop_at.map_or(0, |at| at.saturating_sub(now_ns()).max(0));
+                // The wish is some moments old.
+                let grace_s = (grace_ns + 500_000_000) / 1_000_000_000;
+                format!("by {}, grace {grace_s} s", Stopper::StopContainer.as_str())
+            }
+            Desired::Removed => format!("by {}", Stopper::RemoveContainer.as_str()),
+            Desired::Created | Desired::Running => return Ok(()),
+        };
+        self.event(Subject::Container(id), "stopping", &message)
+            .await
     }
 }
 

@@ -6,6 +6,7 @@ use super::operation::Finished;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::event::Announced;
 use crate::lifecycle::spec::UserIds;
 
 /// How a container's process ended.
@@ -60,7 +61,9 @@ impl ObservedWriter {
                     .await
                     .map_err(during("record a created container"))?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "created", "").await?;
+                    let subject = Subject::Container(&id);
+                    tx.announce(subject, Announced::Created, "created", "")
+                        .await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -136,23 +139,31 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    sqlx::query(
-                        "UPDATE containers SET pid = ?2, pid_start = ?3, started_at = ?4,
+                    let state: Option<String> = sqlx::query_scalar(
+                        // A process that a former daemon started may be known by the time at which
+                        // it was found only; it has not started after its end.
+                        "UPDATE containers SET pid = ?2, pid_start = ?3,
+                         started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
-                         WHERE id = ?1 AND state IN ('starting', 'exited')",
+                         WHERE id = ?1 AND state IN ('starting', 'exited') RETURNING state",
                     )
                     .bind(id.as_str())
                     .bind(pid)
                     .bind(i64::try_from(start).unwrap_or(i64::MAX))
                     .bind(started_at)
                     .bind(runs_as)
-                    .execute(&mut tx.connection)
+                    .fetch_optional(&mut tx.connection)
                     .await
                     .map_err(during("record a running container"))?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Container(&id), "started", "").await?;
+                    if state.as_deref() == Some("running") {
+                        // An exit that came first has told of the start as well.
+                        let subject = Subject::Container(&id);
+                        tx.announce(subject, Announced::Started, "started", "")
+                            .await?;
+                    }
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
                 })
@@ -211,7 +222,7 @@ impl ObservedWriter {
                         .await
                         .map_err(during("record a stop signal"))?;
                     let message = format!("signal {signal} sent");
-                    tx.event(Subject::Container(&id), "stopping", &message)
+                    tx.event(Subject::Container(&id), "signalled", &message)
                         .await
                 })
             })
@@ -251,12 +262,12 @@ impl ObservedWriter {
             .write("delete a container", move |tx| {
                 Box::pin(async move {
                     tx.release_snapshot(&id).await?;
+                    tx.container_goes(&id).await?;
                     sqlx::query("DELETE FROM containers WHERE id = ?")
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("delete a container"))?;
-                    tx.event(Subject::Container(&id), "removed", "").await?;
                     tx.enqueue_if_leaving(&sandbox).await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
@@ -288,7 +299,40 @@ impl Tx {
         .map_err(during("record a monitor"))
     }
 
+    /// Whether this is the exit of a process of whose start nothing has been recorded.
+    async fn overtakes_its_start(
+        &mut self,
+        id: &ContainerId,
+        exit: &Exit,
+    ) -> Result<bool, StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        Ok(exit.ran && state.as_deref() == Some("starting"))
+    }
+
+    /// The event of a container whose row goes next; one that clients never saw is not announced.
+    async fn container_goes(&mut self, id: &ContainerId) -> Result<(), StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))?;
+        let subject = Subject::Container(id);
+        match state.as_deref() {
+            None => Ok(()),
+            Some("preparing" | "error") => self.event(subject, "removed", "").await,
+            Some(_) => {
+                self.announce(subject, Announced::Deleted, "removed", "")
+                    .await
+            }
+        }
+    }
+
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
+        let quick = self.overtakes_its_start(id, exit).await?;
         let sandbox: Option<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
@@ -333,7 +377,12 @@ impl Tx {
             Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
             None => format!("exit code {}, {}", exit.code, exit.reason),
         };
-        self.event(Subject::Container(id), "exited", &message)
+        let subject = Subject::Container(id);
+        if quick {
+            self.announce(subject, Announced::Started, "started", "")
+                .await?;
+        }
+        self.announce(subject, Announced::Stopped, "exited", &message)
             .await?;
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
         if let Ok(sandbox) = SandboxId::try_from(sandbox) {

@@ -229,6 +229,28 @@ impl Store {
         .await
     }
 
+    /// The image that is to go and has this normalised name or this id.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn leaving_image(
+        &self,
+        reference: &str,
+        id: &str,
+    ) -> Result<Option<String>, StateError> {
+        self.read("find a leaving image", || {
+            sqlx::query_scalar(
+                "SELECT i.id FROM images i WHERE i.desired = 'removed' AND (i.id = ?2 OR EXISTS
+                     (SELECT 1 FROM image_references r WHERE r.image_id = i.id
+                         AND r.reference = ?1)) LIMIT 1",
+            )
+            .bind(reference)
+            .bind(id)
+            .fetch_optional(&self.readers)
+        })
+        .await
+    }
+
     /// Bytes and inodes of all unpacked layers.
     ///
     /// # Errors

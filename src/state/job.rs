@@ -215,6 +215,24 @@ impl Tx {
 }
 
 impl Store {
+    /// How often the job of a key has failed, and why the last time; `None` when nothing is to be
+    /// done.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn job_standing(
+        &self,
+        key: &ObjectKey,
+    ) -> Result<Option<(i64, Option<String>)>, StateError> {
+        let key = key.to_string();
+        self.read("read a job", || {
+            sqlx::query_as("SELECT attempts, last_error FROM jobs WHERE key = ?")
+                .bind(&key)
+                .fetch_optional(&self.readers)
+        })
+        .await
+    }
+
     /// Number of jobs waiting or running.
     ///
     /// # Errors

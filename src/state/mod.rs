@@ -6,6 +6,7 @@
 //! connections that never wait for the writer (WAL).
 
 mod checkpoint;
+pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
@@ -20,11 +21,13 @@ pub mod node;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod retention;
 mod retry;
 pub mod sample;
 pub mod sandbox;
 pub mod schema;
 pub mod snapshot;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod upkeep;
@@ -82,6 +85,8 @@ pub struct Store {
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
     pull_secrets: Arc<pull::PullSecrets>,
+    sweeps: Arc<health::Sweeps>,
+    given: Arc<event::Given>,
     metrics: Arc<Metrics>,
     closing: Arc<Closing>,
 }
@@ -127,6 +132,8 @@ impl Store {
             progress: Arc::default(),
             samples: Arc::default(),
             pull_secrets: Arc::default(),
+            sweeps: Arc::default(),
+            given: Arc::default(),
             metrics,
             closing: Arc::new(Closing {
                 writer: writer.clone(),
@@ -209,6 +216,12 @@ impl Store {
         &self.pull_secrets
     }
 
+    /// What the sweeps have found.
+    #[must_use]
+    pub fn sweeps(&self) -> &health::Sweeps {
+        &self.sweeps
+    }
+
     /// Number of rows of every table, for the inventory.
     ///
     /// # Errors
@@ -258,7 +271,9 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
         .pragma("temp_store", "memory")
         .pragma("mmap_size", MMAP_BYTES)
         // The checkpointer's work, not that of whoever happens to commit.
-        .pragma("wal_autocheckpoint", "0");
+        .pragma("wal_autocheckpoint", "0")
+        // Each is measured by operation instead.
+        .disable_statement_logging();
     Ok(options)
 }
 

@@ -6,9 +6,6 @@ use super::error::{corrupt, during};
 use super::writer::Tx;
 use super::{StateError, Store};
 
-/// Operations kept per node; older ones go as new ones come.
-const KEPT: i64 = 20_000;
-
 /// A finished piece of work, as the worker hands it over.
 #[derive(Debug, Clone)]
 pub struct Finished {
@@ -30,9 +27,9 @@ impl Tx {
     /// Files an operation in the running transaction.
     pub(super) async fn operation(&mut self, done: &Finished) -> Result<(), StateError> {
         let stages = serde_json::to_string(&done.stages).map_err(corrupt("operations.stages"))?;
-        let id: i64 = sqlx::query_scalar(
+        sqlx::query(
             "INSERT INTO operations (kind, object_id, started_at, duration_ns, error, stages)
-             VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+             VALUES (?, ?, ?, ?, ?, ?)",
         )
         .bind(done.kind)
         .bind(&done.object_id)
@@ -40,17 +37,10 @@ impl Tx {
         .bind(done.duration_ns)
         .bind(&done.error)
         .bind(stages)
-        .fetch_one(&mut self.connection)
+        .execute(&mut self.connection)
         .await
-        .map_err(during("file an operation"))?;
-        if id % 256 == 0 {
-            sqlx::query("DELETE FROM operations WHERE id <= ?")
-                .bind(id - KEPT)
-                .execute(&mut self.connection)
-                .await
-                .map_err(during("prune operations"))?;
-        }
-        Ok(())
+        .map(drop)
+        .map_err(during("file an operation"))
     }
 }
 

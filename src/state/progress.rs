@@ -17,6 +17,18 @@ struct At {
     stage: &'static str,
     /// How often it was looked at in this stage without finding it over.
     looks: u32,
+    /// How many parts of it are done, and of how many.
+    parts: Option<(usize, usize)>,
+}
+
+impl At {
+    fn fresh(stage: &'static str) -> Self {
+        Self {
+            stage,
+            looks: 0,
+            parts: None,
+        }
+    }
 }
 
 impl Progress {
@@ -30,12 +42,37 @@ impl Progress {
             .map(|at| at.stage)
     }
 
+    /// The same in words, with how much of it is done.
+    #[must_use]
+    pub fn describe(&self, key: &ObjectKey) -> Option<String> {
+        let stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stages.get(key).map(|at| match at.parts {
+            Some((done, of)) => format!("{}, {done} of {of} layers done", at.stage),
+            None => at.stage.to_owned(),
+        })
+    }
+
+    /// An object's work is at this stage, which is not timed, until the next one or
+    /// [`Progress::rests`].
+    pub fn at(&self, key: &ObjectKey, stage: &'static str) {
+        if self.stage(key) != Some(stage) {
+            self.set(key, stage);
+        }
+    }
+
+    fn count(&self, key: &ObjectKey, done: usize, of: usize) {
+        let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(at) = stages.get_mut(key) {
+            at.parts = Some((done, of));
+        }
+    }
+
     /// The object waits for something that nobody can hurry (a process that does not end). Returns
     /// when to look again, in ns: `first`, doubled with each look in the same stage, at most
     /// `longest`. The stage stays known until [`Progress::rests`].
     pub fn wait(&self, key: &ObjectKey, stage: &'static str, first: i64, longest: i64) -> i64 {
         let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = At { stage, looks: 0 };
+        let fresh = At::fresh(stage);
         let at = stages.entry(key.clone()).or_insert(fresh);
         if at.stage != stage {
             *at = fresh;
@@ -51,7 +88,7 @@ impl Progress {
     }
 
     fn set(&self, key: &ObjectKey, stage: &'static str) {
-        let fresh = At { stage, looks: 0 };
+        let fresh = At::fresh(stage);
         let mut stages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match stages.get_mut(key) {
             Some(slot) => *slot = fresh,
@@ -73,6 +110,7 @@ pub struct Stages<'p> {
     key: ObjectKey,
     current: Option<(&'static str, Instant)>,
     done: Vec<(&'static str, i64)>,
+    finished: bool,
 }
 
 impl<'p> Stages<'p> {
@@ -84,6 +122,7 @@ impl<'p> Stages<'p> {
             key,
             current: None,
             done: Vec::new(),
+            finished: false,
         }
     }
 
@@ -92,6 +131,11 @@ impl<'p> Stages<'p> {
         self.leave();
         self.progress.set(&self.key, stage);
         self.current = Some((stage, Instant::now()));
+    }
+
+    /// So many parts of the running stage are done.
+    pub fn count(&mut self, done: usize, of: usize) {
+        self.progress.count(&self.key, done, of);
     }
 
     fn leave(&mut self) {
@@ -108,17 +152,22 @@ impl<'p> Stages<'p> {
         self.done.push((stage, duration_ns.max(0)));
     }
 
-    /// Name and nanoseconds of each stage, in order; the running one ends now.
+    /// Name and nanoseconds of each stage, in order; the running one ends now. What is left is to
+    /// write it down.
     #[must_use]
     pub fn finish(mut self) -> Vec<(&'static str, i64)> {
         self.leave();
+        self.progress.set(&self.key, "record");
+        self.finished = true;
         std::mem::take(&mut self.done)
     }
 }
 
 impl Drop for Stages<'_> {
     fn drop(&mut self) {
-        self.progress.clear(&self.key);
+        if !self.finished {
+            self.progress.clear(&self.key);
+        }
     }
 }
 

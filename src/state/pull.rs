@@ -1,7 +1,11 @@
 //! The table `pulls`, and the credentials of pulls under way, which are never stored.
+//!
+//! A row stands for a reference *and* the credentials it is pulled with, the latter as a
+//! fingerprint that only this process can make.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sqlx::FromRow;
 
@@ -12,7 +16,7 @@ use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
 
 /// What a client gave us to show to the registry (CRI `AuthConfig`).
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Secret {
     /// User name.
     pub username: String,
@@ -30,35 +34,66 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Credentials by reference, from the request until its pull ends.
+/// Parts reference and fingerprint in the key of a pull; no reference holds it.
+const PART: char = '#';
+
+/// The reference in the key of a pull.
+#[must_use]
+pub fn reference_of(key: &str) -> &str {
+    key.split_once(PART).map_or(key, |(reference, _)| reference)
+}
+
+/// Whether the pull of this key was asked for with credentials.
+#[must_use]
+pub fn has_credentials(key: &str) -> bool {
+    key.contains(PART)
+}
+
+/// Credentials of pulls under way, by key and the request that brought them.
 #[derive(Default)]
-pub struct PullSecrets(Mutex<HashMap<String, Secret>>);
+pub struct PullSecrets {
+    secrets: Mutex<HashMap<String, (i64, Secret)>>,
+    /// Makes fingerprints that mean nothing outside this process.
+    seed: RandomState,
+}
 
 impl PullSecrets {
-    /// Keeps a secret for the pull of `reference`.
-    pub fn put(&self, reference: &str, secret: Secret) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(reference.to_owned(), secret);
-    }
-
-    /// The secret for the pull of `reference`.
+    /// What a pull is known by: its reference, and if it has credentials a fingerprint of them. So
+    /// only equal pulls are one, and nobody gets an answer that another's credentials have earned.
     #[must_use]
-    pub fn get(&self, reference: &str) -> Option<Secret> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(reference)
-            .cloned()
+    pub fn key(&self, reference: &str, secret: &Secret) -> String {
+        if *secret == Secret::default() {
+            return reference.to_owned();
+        }
+        format!("{reference}{PART}{:016x}", self.seed.hash_one(secret))
     }
 
-    /// Forgets it.
-    pub fn remove(&self, reference: &str) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(reference);
+    fn put(&self, key: &str, request: i64, secret: Secret) {
+        self.lock().insert(key.to_owned(), (request, secret));
+    }
+
+    /// The secret for a pull.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Secret> {
+        self.lock().get(key).map(|(_, secret)| secret.clone())
+    }
+
+    /// Forgets it, unless a later request than this one has brought it again.
+    pub fn remove(&self, key: &str, request: i64) {
+        let mut secrets = self.lock();
+        if secrets.get(key).is_some_and(|(of, _)| *of <= request) {
+            secrets.remove(key);
+        }
+    }
+
+    /// Number of secrets that are held.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, (i64, Secret)>> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -108,12 +143,19 @@ impl Store {
 }
 
 impl DesiredWriter {
-    /// Asks for a reference to be pulled; joins a pull that is under way. Returns the request to
-    /// wait for.
+    /// Asks for a pull, by the key that [`PullSecrets::key`] gives it; joins an equal one that is
+    /// under way. Returns the request to wait for. The secret is put in the transaction, so a
+    /// caller that goes away leaves a pull with its secret or neither.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn request_pull(&self, reference: String) -> Result<i64, StateError> {
+    pub async fn request_pull(
+        &self,
+        store: &Store,
+        key: String,
+        secret: Secret,
+    ) -> Result<i64, StateError> {
+        let secrets = Arc::clone(&store.pull_secrets);
         self.0
             .write("ask for a pull", move |tx| {
                 Box::pin(async move {
@@ -122,12 +164,15 @@ impl DesiredWriter {
                          ON CONFLICT (reference) DO UPDATE SET updated_at = ?2,
                              requested = finished + 1 RETURNING requested",
                     )
-                    .bind(&reference)
+                    .bind(&key)
                     .bind(now_ns())
                     .fetch_one(&mut tx.connection)
                     .await
                     .map_err(during("ask for a pull"))?;
-                    tx.enqueue(&ObjectKey::Pull(reference)).await?;
+                    tx.enqueue(&ObjectKey::Pull(key.clone())).await?;
+                    if has_credentials(&key) {
+                        secrets.put(&key, request, secret);
+                    }
                     Ok(request)
                 })
             })
@@ -146,12 +191,13 @@ impl Tx {
             Err((kind, error)) => (None, Some(*kind), Some(error)),
         };
         sqlx::query(
-            "UPDATE pulls SET finished = requested, image_id = ?, error_kind = ?, error = ?
-             WHERE reference = ?",
+            "UPDATE pulls SET finished = requested, image_id = ?, error_kind = ?, error = ?,
+             finished_at = ? WHERE reference = ?",
         )
         .bind(image_id)
         .bind(kind)
         .bind(error)
+        .bind(now_ns())
         .bind(reference)
         .execute(&mut self.connection)
         .await
@@ -228,5 +274,46 @@ impl ObservedWriter {
                 })
             })
             .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(password: &str) -> Secret {
+        Secret {
+            username: "user".into(),
+            password: password.into(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn only_equal_credentials_make_equal_pulls_and_none_can_be_read_from_a_key() {
+        let secrets = PullSecrets::default();
+        let key = |password| secrets.key("host/repo:tag", &secret(password));
+        assert_eq!(key("a"), key("a"));
+        assert_ne!(key("a"), key("b"));
+        assert_ne!(
+            key("a"),
+            PullSecrets::default().key("host/repo:tag", &secret("a"))
+        );
+        let plain = secrets.key("host/repo:tag", &Secret::default());
+        assert_eq!(plain, "host/repo:tag");
+        assert!(has_credentials(&key("a")) && !has_credentials(&plain));
+        assert_eq!(reference_of(&key("a")), plain);
+        assert_eq!(reference_of(&plain), plain);
+    }
+
+    #[test]
+    fn a_secret_that_a_later_request_brought_again_outlives_the_earlier_answer() {
+        let secrets = PullSecrets::default();
+        secrets.put("k", 1, secret("a"));
+        secrets.put("k", 2, secret("a"));
+        secrets.remove("k", 1);
+        assert_eq!(secrets.get("k"), Some(secret("a")));
+        secrets.remove("k", 2);
+        assert_eq!((secrets.get("k"), secrets.held()), (None, 0));
     }
 }

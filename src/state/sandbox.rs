@@ -9,6 +9,7 @@ use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
+use crate::lifecycle::event::{Announced, Stopper};
 use crate::lifecycle::sandbox::{Desired, State, admit};
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::lifecycle::{Impossible, Verdict};
@@ -28,10 +29,14 @@ pub struct Sandbox {
     pub state: State,
     /// PID 1 of a shared PID namespace, with its start time in clock ticks.
     pub init: Option<(i32, u64)>,
+    /// Whether that process has ended by itself: the pod is brought down.
+    pub init_ended: bool,
     /// Its address, while it has one.
     pub address: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
+    /// Whether the caller that asked for it has not come back yet.
+    pub unclaimed: bool,
 }
 
 impl Sandbox {
@@ -59,12 +64,15 @@ struct Row {
     state: String,
     init_pid: Option<i64>,
     init_start: Option<i64>,
+    init_ended: bool,
     address: Option<String>,
     error: Option<String>,
+    unclaimed: bool,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, n.address, s.error
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error,
+     s.unclaimed_since IS NOT NULL AS unclaimed
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
 
@@ -82,8 +90,10 @@ impl TryFrom<Row> for Sandbox {
             desired: row.desired.parse().map_err(corrupt("sandboxes.desired"))?,
             state: row.state.parse().map_err(corrupt("sandboxes.state"))?,
             init,
+            init_ended: row.init_ended,
             address: row.address,
             error: row.error,
+            unclaimed: row.unclaimed,
         })
     }
 }
@@ -122,7 +132,8 @@ impl Store {
         let sql = format!(
             "{SELECT} WHERE s.state IN ('ready', 'stopped')
              AND (?1 IS NULL OR (s.id >= ?1 AND s.id < ?1 || 'g'))
-             AND (?2 IS NULL OR (s.state = 'ready') = ?2) ORDER BY s.created_at DESC"
+             AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2)
+             ORDER BY s.created_at DESC"
         );
         let rows: Vec<Row> = self
             .read("list sandboxes", || {
@@ -186,6 +197,7 @@ impl DesiredWriter {
             .write("run a sandbox", move |tx| {
                 Box::pin(async move {
                     if let Some((twin, state)) = tx.find_twin(&spec).await? {
+                        tx.asked_again(&twin).await?;
                         return match admit(Desired::Ready, twin_desired(state), state) {
                             Verdict::Already | Verdict::Admitted => Ok(twin),
                             Verdict::Refused(impossible) => Err(impossible.of(&twin).into()),
@@ -208,21 +220,13 @@ impl DesiredWriter {
     /// # Errors
     /// When the database fails.
     pub async fn lower_sandbox(&self, id: SandboxId, to: Desired) -> Result<bool, StateError> {
+        let by = match to {
+            Desired::Removed => Stopper::RemovePod,
+            _ => Stopper::StopPod,
+        };
         self.0
             .write("lower a sandbox", move |tx| {
-                Box::pin(async move {
-                    let changed = sqlx::query(
-                        "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
-                         (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
-                    )
-                    .bind(id.as_str())
-                    .bind(to.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("lower a sandbox"))?;
-                    tx.enqueue_sandbox_and_containers(&id).await?;
-                    Ok(changed.rows_affected() > 0)
-                })
+                Box::pin(async move { tx.lower_sandbox(&id, to, by).await })
             })
             .await
     }
@@ -265,6 +269,55 @@ impl Tx {
         Ok(Some((id, state)))
     }
 
+    /// The wish that a sandbox be stopped or removed, in the running transaction.
+    pub(super) async fn lower_sandbox(
+        &mut self,
+        id: &SandboxId,
+        to: Desired,
+        by: Stopper,
+    ) -> Result<bool, StateError> {
+        let changed = sqlx::query(
+            "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
+             (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
+        )
+        .bind(id.as_str())
+        .bind(to.as_str())
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("lower a sandbox"))?
+        .rows_affected()
+            > 0;
+        if changed {
+            let kind = match to {
+                Desired::Removed => "removing",
+                _ => "stopping",
+            };
+            let message = format!("by {}", by.as_str());
+            self.event(Subject::Sandbox(id), kind, &message).await?;
+            self.stopping_containers(id, by).await?;
+        }
+        self.enqueue_sandbox_and_containers(id).await?;
+        Ok(changed)
+    }
+
+    /// Records who ends the containers of a sandbox that run.
+    async fn stopping_containers(&mut self, id: &SandboxId, by: Stopper) -> Result<(), StateError> {
+        let running: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM containers WHERE sandbox_id = ? AND state IN ('starting', 'running')",
+        )
+        .bind(id.as_str())
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("list a sandbox' containers"))?;
+        let message = format!("by {}", by.as_str());
+        for container in running {
+            let container = container.try_into().map_err(corrupt("containers.id"))?;
+            self.event(Subject::Container(&container), "stopping", &message)
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn insert_sandbox(
         &mut self,
         id: &SandboxId,
@@ -272,8 +325,9 @@ impl Tx {
     ) -> Result<(), StateError> {
         let json = serde_json::to_string(spec).map_err(corrupt("sandboxes.spec"))?;
         sqlx::query(
-            "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 'ready')",
+            "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired,
+                 unclaimed_since)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'ready', ?7)",
         )
         .bind(id.as_str())
         .bind(&spec.name)
@@ -318,7 +372,9 @@ impl ObservedWriter {
         self.0
             .write("record a pod's init", move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE sandboxes SET init_pid = ?, init_start = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
+                               init_ended_at = NULL WHERE id = ?";
+                    sqlx::query(sql)
                         .bind(pid)
                         .bind(i64::try_from(start).unwrap_or(i64::MAX))
                         .bind(id.as_str())
@@ -326,6 +382,42 @@ impl ObservedWriter {
                         .await
                         .map(drop)
                         .map_err(during("record a pod's init"))
+                })
+            })
+            .await
+    }
+
+    /// PID 1 of a pod's shared PID namespace has ended although nobody had asked for it; with it
+    /// every process in the namespace. The pod is brought down (`lifecycle::sandbox::effective`).
+    /// `pid` is the one that ended: what another attempt had started says nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sandbox_init_ended(
+        &self,
+        id: SandboxId,
+        pid: i32,
+        how: String,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record the end of a pod's init", move |tx| {
+                Box::pin(async move {
+                    let ended = sqlx::query(
+                        "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
+                         AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
+                    )
+                    .bind(now_ns())
+                    .bind(id.as_str())
+                    .bind(pid)
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("record the end of a pod's init"))?;
+                    if ended.rows_affected() > 0 {
+                        tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
+                        tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+                        tx.touch(ObjectKey::Sandbox(id));
+                    }
+                    Ok(())
                 })
             })
             .await
@@ -357,7 +449,11 @@ impl ObservedWriter {
                     .map_err(during("record a ready sandbox"))?;
                     tx.activate_address(&id).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Sandbox(&id), "ready", "").await?;
+                    let subject = Subject::Sandbox(&id);
+                    tx.announce(subject, Announced::Created, "created", "")
+                        .await?;
+                    tx.announce(subject, Announced::Started, "ready", "")
+                        .await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
                 })
@@ -398,18 +494,25 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    let ready_at: Option<Option<i64>> = sqlx::query_scalar(
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
-                         init_start = NULL WHERE id = ?",
+                         init_start = NULL WHERE id = ? RETURNING ready_at",
                     )
                     .bind(now_ns())
                     .bind(id.as_str())
-                    .execute(&mut tx.connection)
+                    .fetch_optional(&mut tx.connection)
                     .await
                     .map_err(during("record a stopped sandbox"))?;
+                    let subject = Subject::Sandbox(&id);
+                    if ready_at == Some(None) {
+                        // Clients see it from now on, although it never was ready.
+                        tx.announce(subject, Announced::Created, "created", "")
+                            .await?;
+                    }
                     tx.release_address(&id).await?;
                     tx.operation(&done).await?;
-                    tx.event(Subject::Sandbox(&id), "stopped", "").await?;
+                    tx.announce(subject, Announced::Stopped, "stopped", "")
+                        .await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
@@ -427,12 +530,12 @@ impl ObservedWriter {
             .write("delete a sandbox", move |tx| {
                 Box::pin(async move {
                     tx.release_address(&id).await?;
+                    tx.sandbox_goes(&id).await?;
                     sqlx::query("DELETE FROM sandboxes WHERE id = ?")
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("delete a sandbox"))?;
-                    tx.event(Subject::Sandbox(&id), "removed", "").await?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
                 })
@@ -454,6 +557,24 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    /// The event of a sandbox whose row goes next; one that clients never saw is not announced.
+    async fn sandbox_goes(&mut self, id: &SandboxId) -> Result<(), StateError> {
+        let state: Option<String> = sqlx::query_scalar("SELECT state FROM sandboxes WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a sandbox"))?;
+        let subject = Subject::Sandbox(id);
+        match state.as_deref() {
+            None => Ok(()),
+            Some("ready" | "stopped") => {
+                self.announce(subject, Announced::Deleted, "removed", "")
+                    .await
+            }
+            Some(_) => self.event(subject, "removed", "").await,
+        }
+    }
+
     async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
         let now = now_ns();
         let ids: Vec<String> = sqlx::query_scalar(
@@ -468,12 +589,9 @@ impl Tx {
         for id in &ids {
             let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
             self.release_address(&id).await?;
-            self.event(
-                Subject::Sandbox(&id),
-                "stopped",
-                "the node was started anew",
-            )
-            .await?;
+            let why = "the node was started anew";
+            self.announce(Subject::Sandbox(&id), Announced::Stopped, "stopped", why)
+                .await?;
             self.forget_containers(&id, now).await?;
         }
         Ok(u64::try_from(ids.len()).unwrap_or(u64::MAX))
@@ -501,7 +619,8 @@ impl Tx {
                 .map_err(during("forget the last boot"))?;
             let container = container.try_into().map_err(corrupt("containers.id"))?;
             let why = "exit code 255, Unknown: the node was started anew";
-            self.event(Subject::Container(&container), "exited", why)
+            let subject = Subject::Container(&container);
+            self.announce(subject, Announced::Stopped, "exited", why)
                 .await?;
         }
         Ok(())

@@ -17,6 +17,7 @@ pub struct Wakes {
     // Held for map operations only, never across an await.
     waiters: Mutex<HashMap<ObjectKey, Arc<Notify>>>,
     dispatcher: Notify,
+    readers: Arc<Notify>,
 }
 
 /// A place to wait for one object; made before the row is read.
@@ -51,6 +52,23 @@ impl Wakes {
     /// Tells the dispatcher that there is work.
     pub(super) fn wake_dispatcher(&self) {
         self.dispatcher.notify_one();
+    }
+
+    /// Tells who reads events as they come that there are more.
+    pub(super) fn wake_readers(&self) {
+        self.readers.notify_waiters();
+    }
+
+    /// Arms the next wake-up of a reader of events: make it, read, then await it.
+    pub fn next_event(&self) -> OwnedNotified {
+        Arc::clone(&self.readers).notified_owned()
+    }
+
+    /// Whether a call waits for this object just now.
+    #[must_use]
+    pub fn is_awaited(&self, key: &ObjectKey) -> bool {
+        let waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+        waiters.contains_key(key)
     }
 
     /// Waits until there may be work.

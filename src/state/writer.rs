@@ -41,12 +41,18 @@ pub(super) struct Tx {
     pub(super) connection: SqliteConnection,
     touched: HashSet<ObjectKey>,
     queued: bool,
+    told: bool,
 }
 
 impl Tx {
     /// Wakes whoever waits for this object, after the commit.
     pub(super) fn touch(&mut self, key: ObjectKey) {
         self.touched.insert(key);
+    }
+
+    /// Wakes whoever reads events as they come, after the commit.
+    pub(super) fn told(&mut self) {
+        self.told = true;
     }
 
     /// Wakes the dispatcher, after the commit.
@@ -100,6 +106,7 @@ impl Writer {
                 connection,
                 touched: HashSet::new(),
                 queued: false,
+                told: false,
             },
             wakes,
             metrics: Arc::clone(&metrics),
@@ -130,6 +137,24 @@ impl Writer {
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
+        let (request, answered) = self.request(name, write);
+        self.messages
+            .send(request)
+            .await
+            .map_err(|_| StateError::Closed)?;
+        answered.await.map_err(|_| StateError::Closed)?
+    }
+
+    /// A write as the task takes it, and where its result comes.
+    fn request<T, F>(
+        &self,
+        name: &'static str,
+        write: F,
+    ) -> (Message, oneshot::Receiver<Result<T, StateError>>)
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
+    {
         let (answer, answered) = oneshot::channel();
         let (metrics, started) = (Arc::clone(&self.metrics), Instant::now());
         let operation: Operation = Box::new(move |tx| {
@@ -149,12 +174,34 @@ impl Writer {
                 Applied { keep, outcome }
             })
         });
-        let request = Request { name, operation };
-        self.messages
-            .send(Message::Write(request))
-            .await
-            .map_err(|_| StateError::Closed)?;
-        answered.await.map_err(|_| StateError::Closed)?
+        (Message::Write(Request { name, operation }), answered)
+    }
+
+    /// Puts `write` in line at once and does not wait for it: what is written next comes after it.
+    /// A failure is logged.
+    pub(super) fn write_behind<F>(&self, name: &'static str, write: F)
+    where
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<(), StateError>> + Send + 'static,
+    {
+        let (request, answered) = self.request(name, write);
+        let late = match self.messages.try_send(request) {
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Full(request)) => Some(request),
+            // The daemon ends.
+            Err(mpsc::error::TrySendError::Closed(_)) => return,
+        };
+        let messages = self.messages.clone();
+        tokio::spawn(async move {
+            if let Some(request) = late
+                && messages.send(request).await.is_err()
+            {
+                return;
+            }
+            drop(messages);
+            if let Ok(Err(error)) = answered.await {
+                tracing::warn!(operation = name, %error, "a write behind the answer failed");
+            }
+        });
     }
 }
 
@@ -203,6 +250,9 @@ impl Task {
         }
         if std::mem::take(&mut self.tx.queued) {
             self.wakes.wake_dispatcher();
+        }
+        if std::mem::take(&mut self.tx.told) {
+            self.wakes.wake_readers();
         }
         self.since_checkpoint += 1;
         if self.since_checkpoint >= CHECKPOINT_EVERY {

@@ -6,22 +6,30 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod admin;
+mod cancel;
+mod cancel_model;
 mod container;
 mod crictl;
 mod daemon;
 mod db;
+mod events;
 mod exec_sync;
+mod exits;
 mod fault_points;
 mod image;
 mod import;
 mod isolation;
 mod kubelet_traffic;
 mod limits;
+mod load;
 mod log;
+mod metrics;
 mod network;
 mod restart;
 mod sandbox;
+mod stuck;
 mod support;
+mod sweep;
 mod unimplemented;
 mod validation;
 mod version_and_status;

@@ -36,7 +36,6 @@ async fn what_is_not_there_yet_says_so_by_its_name() {
         checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) = "CheckpointPod",
         restore_pod(RestorePodRequest) = "RestorePod",
-        get_container_events(GetEventsRequest) = "GetContainerEvents",
         list_metric_descriptors(ListMetricDescriptorsRequest) = "ListMetricDescriptors",
         list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) = "ListPodSandboxMetrics",
         stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) = "StreamPodSandboxMetrics",

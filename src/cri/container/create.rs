@@ -32,8 +32,16 @@ pub(in crate::cri) async fn create(
         noun: "sandbox",
         id: sandbox_id.to_string(),
     })?;
+    front.claim(Some(&sandbox));
     refuse_unbuilt(&spec)?;
     refuse_unlike(&spec, &sandbox)?;
+    let twin = front
+        .store
+        .container_twin(&sandbox_id, &spec.name, spec.attempt);
+    if let Some(id) = twin.await? {
+        // A retry: what it named may have changed since, its container has not.
+        return answer(&front, id, deadline).await;
+    }
     if spec.security.pid == NamespaceMode::Pod {
         // The pod decides: where it shares no PID namespace, each container has its own.
         spec.security.pid = sandbox.spec.pid.clone();
@@ -54,10 +62,19 @@ pub(in crate::cri) async fn create(
         spec,
     };
     let id = front.desired.create_container(new).await?;
+    answer(&front, id, deadline).await
+}
+
+/// Waits until the container is there.
+async fn answer(
+    front: &Front,
+    id: ContainerId,
+    deadline: Deadline,
+) -> Result<v1::CreateContainerResponse, CallError> {
     tracing::Span::current().record("id", id.as_str());
     let key = ObjectKey::Container(id.clone());
     front
-        .wait_for("container", key, deadline, || created(&front, &id))
+        .wait_for("container", key, deadline, || created(front, &id))
         .await?;
     Ok(v1::CreateContainerResponse {
         container_id: id.into(),

@@ -12,7 +12,7 @@ pub mod start;
 pub mod stats;
 pub mod status;
 pub mod stop;
-mod view;
+pub(in crate::cri) mod view;
 
 use super::{CallError, Front};
 use crate::id::ContainerId;

@@ -7,7 +7,7 @@ use crate::lifecycle::Verdict;
 use crate::lifecycle::container::{Desired, State};
 use crate::proto::cri as v1;
 
-/// Starts a container, or joins its start.
+/// Starts a container, or joins its start, or tells a caller whose answer was lost how it went.
 pub(in crate::cri) async fn start(
     front: Front,
     request: v1::StartContainerRequest,
@@ -26,9 +26,15 @@ pub(in crate::cri) async fn start(
         Verdict::Admitted | Verdict::Already => {}
     }
     let key = ObjectKey::Container(id.clone());
-    front
+    let started = front
         .wait_for("container", key, deadline, || started(&front, &id))
-        .await?;
+        .await;
+    if matches!(started, Ok(()) | Err(CallError::Failed(_))) {
+        // Reached only while the client is there: from now on it knows, and who asks once more
+        // asks for a second start.
+        front.desired.start_answered(id);
+    }
+    started?;
     Ok(v1::StartContainerResponse {})
 }
 

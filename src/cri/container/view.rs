@@ -47,7 +47,7 @@ pub(super) fn item(container: Container) -> v1::Container {
     }
 }
 
-pub(super) fn status(container: Container, log_path: String) -> v1::ContainerStatus {
+pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::ContainerStatus {
     let spec = container.spec;
     let exited = container.state == State::Exited;
     v1::ContainerStatus {

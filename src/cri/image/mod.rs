@@ -56,6 +56,20 @@ impl Front {
         }
     }
 
+    /// The id of an image that is being removed, by any of its names.
+    pub(super) async fn find_leaving_image(&self, name: &str) -> Result<Option<String>, CallError> {
+        let known = match name.parse::<Reference>() {
+            Ok(reference) => match reference.digest() {
+                Some(digest) => reference.with_digest(digest).to_string(),
+                None => reference.to_string(),
+            },
+            Err(_) => String::new(),
+        };
+        let hex = name.strip_prefix("sha256:").unwrap_or(name);
+        let id = format!("sha256:{hex}");
+        Ok(self.store.leaving_image(&known, &id).await?)
+    }
+
     async fn find_image_by_id(&self, hex: &str) -> Result<Option<Image>, CallError> {
         let prefix = format!("sha256:{hex}");
         let mut ids = self.store.image_ids(&prefix).await?;

@@ -1,4 +1,5 @@
-//! PullImage: equal pulls are one; a caller that goes away cancels nothing.
+//! PullImage: equal pulls are one; a caller that goes away cancels nothing. Pulls of one image with
+//! different credentials are not equal: each is answered by what its own credentials may see.
 
 use base64::Engine;
 use tonic::Code;
@@ -25,14 +26,15 @@ pub(in crate::cri) async fn pull(
     let reference = reference.to_string();
     tracing::Span::current().record("id", &reference);
     let secret = secret(request.auth.unwrap_or_default())?;
-    if secret != Secret::default() {
-        front.store.pull_secrets().put(&reference, secret);
-    }
-    let request = front.desired.request_pull(reference.clone()).await?;
-    let key = ObjectKey::Pull(reference.clone());
+    let pull = front.store.pull_secrets().key(&reference, &secret);
+    let request = front
+        .desired
+        .request_pull(&front.store, pull.clone(), secret)
+        .await?;
+    let key = ObjectKey::Pull(pull.clone());
     let image_ref = front
         .wait_for("image", key, deadline, || async {
-            let pull = front.store.pull(&reference).await?;
+            let pull = front.store.pull(&pull).await?;
             pull.filter(|pull| pull.finished >= request)
                 .map(answer)
                 .transpose()

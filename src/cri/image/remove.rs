@@ -15,21 +15,22 @@ pub(in crate::cri) async fn remove(
     deadline: Deadline,
 ) -> Result<v1::RemoveImageResponse, CallError> {
     let name = named("image", request.image)?;
-    let Some(image) = front.find_image(&name).await? else {
-        return Ok(v1::RemoveImageResponse {});
+    let id = match front.find_image(&name).await? {
+        Some(image) => image.id,
+        // A retry finds what is on its way out, and waits for it as the first call did.
+        None => match front.find_leaving_image(&name).await? {
+            Some(id) => id,
+            None => return Ok(v1::RemoveImageResponse {}),
+        },
     };
-    tracing::Span::current().record("id", &image.id);
-    if front.desired.remove_image(image.id.clone()).await? {
+    tracing::Span::current().record("id", &id);
+    if front.desired.remove_image(id.clone()).await? {
+        let key = ObjectKey::Image(id.clone());
         front
-            .wait_for(
-                "image",
-                ObjectKey::Image(image.id.clone()),
-                deadline,
-                || async {
-                    let left = front.store.image(&image.id).await?;
-                    Ok(left.is_none_or(|image| image.wanted).then_some(()))
-                },
-            )
+            .wait_for("image", key, deadline, || async {
+                let left = front.store.image(&id).await?;
+                Ok(left.is_none_or(|image| image.wanted).then_some(()))
+            })
             .await?;
     }
     Ok(v1::RemoveImageResponse {})

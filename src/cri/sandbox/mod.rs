@@ -6,6 +6,18 @@ pub mod run;
 mod spec;
 pub mod status;
 pub mod stop;
-mod view;
+pub(in crate::cri) mod view;
 
 pub(in crate::cri) use spec::{check_config, pod_or_node, wants_user_namespace};
+
+use super::Front;
+use crate::state::sandbox::Sandbox;
+
+impl Front {
+    /// A client names this sandbox, so it is not abandoned.
+    pub(super) fn claim(&self, sandbox: Option<&Sandbox>) {
+        if let Some(sandbox) = sandbox.filter(|sandbox| sandbox.unclaimed) {
+            self.desired.claim_sandbox(sandbox.id.clone());
+        }
+    }
+}

@@ -38,6 +38,8 @@ pub(in crate::cri) async fn run(
             ready(&front, &id)
         })
         .await?;
+    // Reached only while the client is there: a call that is given up ends where it waits.
+    front.desired.claim_sandbox(id.clone());
     Ok(v1::RunPodSandboxResponse {
         pod_sandbox_id: id.into(),
     })

@@ -1,11 +1,13 @@
-//! PodSandboxStatus: one indexed read.
+//! PodSandboxStatus: indexed reads of the pod and its containers. kubelet's evented PLEG wants both
+//! in one message, with the time they were read.
 
 use std::collections::HashMap;
 
 use crate::cri::call::Deadline;
-use crate::cri::{CallError, Front};
+use crate::cri::{CallError, Front, events};
 use crate::lifecycle::sandbox::State;
 use crate::proto::cri as v1;
+use crate::state::now_ns;
 
 use super::view;
 
@@ -19,7 +21,10 @@ pub(in crate::cri) async fn status(
         .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
         .await?;
     tracing::Span::current().record("id", id.as_str());
+    // Before the reads: kubelet takes statuses to be as new as this, or newer.
+    let timestamp = now_ns();
     let sandbox = front.store.sandbox(&id).await?;
+    front.claim(sandbox.as_ref());
     let visible = sandbox.filter(|s| !matches!(s.state, State::Preparing | State::Failed));
     let sandbox = visible.ok_or_else(|| CallError::NotFound {
         noun: "sandbox",
@@ -36,6 +41,7 @@ pub(in crate::cri) async fn status(
     Ok(v1::PodSandboxStatusResponse {
         status: Some(view::status(sandbox)),
         info,
-        ..Default::default()
+        containers_statuses: events::statuses(&front, &id).await?,
+        timestamp,
     })
 }

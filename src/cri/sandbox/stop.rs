@@ -21,6 +21,7 @@ pub(in crate::cri) async fn stop(
     };
     tracing::Span::current().record("id", id.as_str());
     let known = front.store.sandbox(&id).await?;
+    front.claim(known.as_ref());
     if known.is_some_and(|sandbox| sandbox.state != State::Stopped) {
         front
             .desired

@@ -14,9 +14,10 @@ pub(super) fn metadata(spec: &SandboxSpec) -> v1::PodSandboxMetadata {
     }
 }
 
-pub(super) fn state(state: State) -> i32 {
-    let state = match state {
-        State::Ready => v1::PodSandboxState::SandboxReady,
+pub(super) fn state(sandbox: &Sandbox) -> i32 {
+    let state = match sandbox.state {
+        // Without its init, nothing runs in it, and it is on its way down.
+        State::Ready if !sandbox.init_ended => v1::PodSandboxState::SandboxReady,
         _ => v1::PodSandboxState::SandboxNotready,
     };
     state.into()
@@ -35,9 +36,9 @@ pub(in crate::cri) fn mode(mode: &NamespaceMode) -> i32 {
 
 pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
     v1::PodSandbox {
+        state: state(&sandbox),
         id: sandbox.id.into(),
         metadata: Some(metadata(&sandbox.spec)),
-        state: state(sandbox.state),
         created_at: sandbox.created_at,
         labels: sandbox.spec.labels.into_iter().collect(),
         annotations: sandbox.spec.annotations.into_iter().collect(),
@@ -45,7 +46,8 @@ pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
     }
 }
 
-pub(super) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
+pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
+    let state = state(&sandbox);
     let spec = sandbox.spec;
     let options = v1::NamespaceOption {
         network: mode(&spec.network),
@@ -56,7 +58,7 @@ pub(super) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
     v1::PodSandboxStatus {
         id: sandbox.id.into(),
         metadata: Some(metadata(&spec)),
-        state: state(sandbox.state),
+        state,
         created_at: sandbox.created_at,
         network: Some(v1::PodSandboxNetworkStatus {
             ip: sandbox.address.unwrap_or_default(),

@@ -107,6 +107,17 @@ pub enum ShimEvent {
     Disconnected,
 }
 
+/// What the shim knows of an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seen {
+    /// It runs, or has run; since when, nanoseconds since 1970, or 0 if that is not known.
+    Held(HeldProcess, i64),
+    /// Its launch is under way; asking for it again joins it.
+    UnderWay,
+    /// It has never heard of it, or has been told to forget it.
+    Nothing,
+}
+
 /// A process that was started.
 #[derive(Debug)]
 pub struct Launched {
@@ -401,6 +412,27 @@ impl ShimClient {
             if !more || !progress {
                 return Ok(all);
             }
+        }
+    }
+
+    /// What has become of a launch that may have been begun before this connection.
+    ///
+    /// # Errors
+    /// Any.
+    pub async fn look(&self, id: &str) -> Result<Seen, ShimClientError> {
+        let id = ProcessId::try_from(id)?;
+        let (reply, _) = self.request(Request::Look { id }, Vec::new()).await?;
+        match reply {
+            Reply::Seen {
+                held: Some(held),
+                started_at_ns,
+                ..
+            } => Ok(Seen::Held(held, started_at_ns)),
+            Reply::Seen {
+                launching: true, ..
+            } => Ok(Seen::UnderWay),
+            Reply::Seen { .. } => Ok(Seen::Nothing),
+            _ => Err(ShimClientError::Unexpected),
         }
     }
 

@@ -89,6 +89,7 @@ impl Shim {
             Request::CloseStdin { container_id } => self.close_stdin(&container_id).into(),
             Request::Handles { id } => self.handles(id).into(),
             Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())).into(),
+            Request::Look { id } => Ok((self.look(&id), Vec::new())).into(),
             Request::Acknowledge { sequence } => {
                 self.acknowledge(sequence);
                 DONE.into()
@@ -251,6 +252,15 @@ impl Shim {
         Reply::Listed {
             processes,
             more: rest.next().is_some(),
+        }
+    }
+
+    fn look(&self, id: &ProcessId) -> Reply {
+        let process = self.processes.get(id);
+        Reply::Seen {
+            launching: self.launches.contains_key(id),
+            held: process.map(|process| process.describe(id)),
+            started_at_ns: process.map_or(0, |process| process.started_at_ns),
         }
     }
 

@@ -41,6 +41,14 @@ pub(crate) fn roots(names: &Names) -> Vec<PathBuf> {
     all.filter(|path| path.is_dir()).collect()
 }
 
+/// A cgroup of this path in every hierarchy, made.
+pub(crate) fn make(path: &str) -> Vec<PathBuf> {
+    let below = path.trim_start_matches('/');
+    let all = hierarchies().into_iter().map(|h| h.mount.join(below));
+    all.inspect(|dir| fs::create_dir_all(dir).expect("root may make cgroups"))
+        .collect()
+}
+
 /// Every cgroup at and below `path`, deepest first.
 pub(crate) fn tree(path: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -73,4 +81,46 @@ pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str
         }
     }
     panic!("no cgroup of {id} has {v1} or {v2}");
+}
+
+/// Freezes a container's processes, and thaws them when it is dropped. In cgroup v1 a frozen process
+/// does not even notice SIGKILL; in v2 it does.
+pub(crate) struct Frozen {
+    file: PathBuf,
+    thawed: &'static str,
+}
+
+/// Whether SIGKILL has no effect on what is frozen here.
+pub(crate) fn frozen_is_stuck() -> bool {
+    hierarchies()
+        .iter()
+        .any(|hierarchy| hierarchy.controllers.iter().any(|name| name == "freezer"))
+}
+
+impl Frozen {
+    /// Freezes the container with this id; it must run.
+    pub(crate) fn container(names: &Names, id: &str) -> Self {
+        let stuck = frozen_is_stuck();
+        let (name, frozen, thawed) = match stuck {
+            true => ("freezer.state", "FROZEN", "THAWED"),
+            false => ("cgroup.freeze", "1", "0"),
+        };
+        let below = names.cgroup_root.trim_start_matches('/');
+        let files = hierarchies().into_iter().flat_map(|hierarchy| {
+            let own = |dir: &PathBuf| dir.file_name().is_some_and(|n| n.to_string_lossy() == id);
+            let dirs = tree(&hierarchy.mount.join(below));
+            dirs.into_iter().filter(own).map(|dir| dir.join(name))
+        });
+        let file = files.into_iter().find(|file| file.exists());
+        let file = file.unwrap_or_else(|| panic!("no cgroup of {id} has {name}"));
+        fs::write(&file, frozen).expect("the kernel freezes");
+        Self { file, thawed }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // Gone, if what was frozen has ended all the same.
+        let _ = fs::write(&self.file, self.thawed);
+    }
 }

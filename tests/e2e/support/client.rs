@@ -21,6 +21,7 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 #[derive(Clone)]
 pub(crate) struct Cri {
     channel: Channel,
+    deadline: Duration,
 }
 
 /// A channel over a unix socket that connects when it is used.
@@ -44,7 +45,23 @@ impl Cri {
     pub(crate) fn new(socket: &Path) -> Self {
         Self {
             channel: channel(socket),
+            deadline: DEADLINE,
         }
+    }
+
+    /// The same connection with another deadline on each call.
+    pub(crate) fn within(&self, deadline: Duration) -> Self {
+        Self {
+            deadline,
+            ..self.clone()
+        }
+    }
+
+    /// Wraps a message with the deadline of this connection.
+    pub(crate) fn wrap<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        request.set_timeout(self.deadline);
+        request
     }
 
     /// The same connection for types of the newest API.
@@ -64,7 +81,11 @@ impl Cri {
         let message = VersionRequest {
             version: "0.1.0".into(),
         };
-        Ok(self.runtime().version(request(message)).await?.into_inner())
+        Ok(self
+            .runtime()
+            .version(self.wrap(message))
+            .await?
+            .into_inner())
     }
 
     pub(crate) async fn run_pod(&self, config: &PodSandboxConfig) -> Result<String, Status> {
@@ -72,7 +93,7 @@ impl Cri {
             config: Some(config.clone()),
             ..Default::default()
         };
-        let response = self.runtime().run_pod_sandbox(request(message)).await?;
+        let response = self.runtime().run_pod_sandbox(self.wrap(message)).await?;
         Ok(response.into_inner().pod_sandbox_id)
     }
 
@@ -81,7 +102,7 @@ impl Cri {
             pod_sandbox_id: id.into(),
         };
         self.runtime()
-            .stop_pod_sandbox(request(message))
+            .stop_pod_sandbox(self.wrap(message))
             .await
             .map(drop)
     }
@@ -91,7 +112,7 @@ impl Cri {
             pod_sandbox_id: id.into(),
         };
         self.runtime()
-            .remove_pod_sandbox(request(message))
+            .remove_pod_sandbox(self.wrap(message))
             .await
             .map(drop)
     }
@@ -103,7 +124,7 @@ impl Cri {
         };
         let response = self
             .runtime()
-            .pod_sandbox_status(request(message))
+            .pod_sandbox_status(self.wrap(message))
             .await?
             .into_inner();
         response
@@ -118,7 +139,7 @@ impl Cri {
         let message = ListPodSandboxRequest { filter };
         Ok(self
             .runtime()
-            .list_pod_sandbox(request(message))
+            .list_pod_sandbox(self.wrap(message))
             .await?
             .into_inner()
             .items)
@@ -135,7 +156,7 @@ impl Cri {
             config: Some(config.clone()),
             sandbox_config: Some(sandbox.clone()),
         };
-        let response = self.runtime().create_container(request(message)).await?;
+        let response = self.runtime().create_container(self.wrap(message)).await?;
         Ok(response.into_inner().container_id)
     }
 
@@ -144,7 +165,7 @@ impl Cri {
             container_id: id.into(),
         };
         self.runtime()
-            .start_container(request(message))
+            .start_container(self.wrap(message))
             .await
             .map(drop)
     }
@@ -156,7 +177,7 @@ impl Cri {
             timeout: grace_s,
         };
         self.runtime()
-            .stop_container(request(message))
+            .stop_container(self.wrap(message))
             .await
             .map(drop)
     }
@@ -166,7 +187,7 @@ impl Cri {
             container_id: id.into(),
         };
         self.runtime()
-            .remove_container(request(message))
+            .remove_container(self.wrap(message))
             .await
             .map(drop)
     }
@@ -178,7 +199,7 @@ impl Cri {
         };
         let response = self
             .runtime()
-            .container_status(request(message))
+            .container_status(self.wrap(message))
             .await?
             .into_inner();
         response
@@ -193,7 +214,7 @@ impl Cri {
         let message = ListContainersRequest { filter };
         Ok(self
             .runtime()
-            .list_containers(request(message))
+            .list_containers(self.wrap(message))
             .await?
             .into_inner()
             .containers)
@@ -204,7 +225,7 @@ impl Cri {
             container_id: id.into(),
         };
         self.runtime()
-            .reopen_container_log(request(message))
+            .reopen_container_log(self.wrap(message))
             .await
             .map(drop)
     }
@@ -224,7 +245,7 @@ impl Cri {
         };
         Ok(self
             .runtime()
-            .exec_sync(request(message))
+            .exec_sync(self.wrap(message))
             .await?
             .into_inner())
     }
@@ -252,7 +273,7 @@ impl Cri {
         };
         Ok(self
             .image()
-            .pull_image(request(message))
+            .pull_image(self.wrap(message))
             .await?
             .into_inner()
             .image_ref)
@@ -269,7 +290,7 @@ impl Cri {
         };
         Ok(self
             .image()
-            .image_status(request(message))
+            .image_status(self.wrap(message))
             .await?
             .into_inner()
             .image)
@@ -279,7 +300,7 @@ impl Cri {
         let message = ListImagesRequest::default();
         Ok(self
             .image()
-            .list_images(request(message))
+            .list_images(self.wrap(message))
             .await?
             .into_inner()
             .images)
@@ -291,6 +312,9 @@ impl Cri {
             ..Default::default()
         };
         let message = RemoveImageRequest { image: Some(image) };
-        self.image().remove_image(request(message)).await.map(drop)
+        self.image()
+            .remove_image(self.wrap(message))
+            .await
+            .map(drop)
     }
 }

@@ -8,9 +8,13 @@
 pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod crictl;
+pub(crate) mod database;
+pub(crate) mod events;
+pub(crate) mod faults;
 pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod leftover;
+pub(crate) mod link;
 pub(crate) mod log;
 pub(crate) mod names;
 pub(crate) mod node;
@@ -28,6 +32,11 @@ pub(crate) use node::Node;
 pub(crate) use pod::{Pod, container};
 pub(crate) use registry::registry;
 pub(crate) use wait::eventually;
+
+/// Whether the long forms of tests are asked for (`make soak`).
+pub(crate) fn is_soak() -> bool {
+    std::env::var_os("QUILT_SOAK").is_some_and(|value| value == "1")
+}
 
 /// CRI as the independent client sees it.
 pub(crate) use k8s_cri::v1 as cri;

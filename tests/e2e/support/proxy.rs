@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
@@ -32,6 +33,7 @@ pub(crate) struct Proxy {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
     gate: Arc<Gate>,
+    manifests: Arc<AtomicUsize>,
 }
 
 impl Proxy {
@@ -40,6 +42,8 @@ impl Proxy {
         let address = listener.local_addr().expect("a bound socket").to_string();
         let gate = Arc::new(Gate::default());
         let (shared, upstream) = (Arc::clone(&gate), upstream.to_owned());
+        let manifests = Arc::new(AtomicUsize::new(0));
+        let asked = Arc::clone(&manifests);
         // Ends with the process: a listener has no other way to be told.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -49,7 +53,12 @@ impl Proxy {
                 let (Ok(from), Ok(to)) = (client.try_clone(), server.try_clone()) else {
                     continue;
                 };
-                thread::spawn(move || forward(from, to, |_, _| {}));
+                let asked = Arc::clone(&asked);
+                thread::spawn(move || {
+                    forward(from, to, |_, bytes| {
+                        asked.fetch_add(manifest_requests(bytes), Ordering::Relaxed);
+                    });
+                });
                 let gate = Arc::clone(&shared);
                 thread::spawn(move || {
                     forward(server, client, |done, bytes| {
@@ -58,7 +67,16 @@ impl Proxy {
                 });
             }
         });
-        Self { address, gate }
+        Self {
+            address,
+            gate,
+            manifests,
+        }
+    }
+
+    /// How often a manifest was asked for so far.
+    pub(crate) fn manifests_asked(&self) -> usize {
+        self.manifests.load(Ordering::Relaxed)
     }
 
     /// Waits until a connection stands still.
@@ -87,6 +105,13 @@ impl Gate {
     fn lock(&self) -> std::sync::MutexGuard<'_, (usize, bool)> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Requests for manifests in what a client sends. Its requests are short and come in one piece.
+fn manifest_requests(bytes: &[u8]) -> usize {
+    let text = String::from_utf8_lossy(bytes);
+    let is_request = |line: &&str| line.starts_with("GET ") && line.contains("/manifests/");
+    text.lines().filter(is_request).count()
 }
 
 /// Applies the fault to the piece in which the limit is passed.

@@ -1,6 +1,7 @@
 //! Launches that hang, and what goes on meanwhile.
 
 use super::*;
+use crate::shim::client::Seen;
 
 /// A frozen cgroup of the test's own: a child that joins it stops there, and cannot be killed.
 struct Frozen(PathBuf);
@@ -117,11 +118,17 @@ async fn a_launch_outlives_the_connection_that_asked_for_it() {
     let gone = timeout(BOUND, asked).await.unwrap().unwrap();
     assert!(matches!(gone, Err(ShimClientError::Disconnected)));
     drop((shim, events));
+    assert_eq!(next.look("c").await.unwrap(), Seen::UnderWay);
+    assert_eq!(next.look("d").await.unwrap(), Seen::Nothing);
     let joined = launching(&next, "c", &plan);
     next.ping().await.unwrap();
     frozen.thaw();
     let launched = joined.await.unwrap().unwrap();
     assert_eq!(launched.pid, child);
+    let Seen::Held(held, started_at_ns) = next.look("c").await.unwrap() else {
+        panic!("it is held");
+    };
+    assert_eq!((held.pid, started_at_ns), (child, launched.started_at_ns));
     signal(&launched, Signal::KILL);
     assert_eq!(next_exit(&mut next_events).await.signal, Some(9));
 }
