@@ -1,6 +1,7 @@
 //! The configuration file: TOML, one section a module, every key optional. An unknown key or an
 //! impossible value is an error that says where.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 use crate::cgroup::CgroupPath;
 use crate::image::ImageConfig;
 use crate::network::NetworkConfig;
+use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
 
 /// Where the file is when nobody says otherwise.
@@ -26,12 +28,41 @@ pub struct Config {
     pub cri: CriConfig,
     /// Registries and layers.
     pub image: ImageSection,
+    /// The queue of jobs.
+    pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// What Prometheus may read.
+    pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
     /// How much history is kept.
     pub state: StateConfig,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsConfig {
+    /// Address and port of the HTTP endpoint; empty is none.
+    pub listen: String,
+}
+
+impl MetricsConfig {
+    /// Where to listen, if anywhere.
+    ///
+    /// # Errors
+    /// Why the text is no address.
+    pub fn address(&self) -> Result<Option<SocketAddr>, String> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        let parsed = self.listen.parse();
+        parsed.map(Some).map_err(|_| {
+            let listen = &self.listen;
+            format!("{listen:?} is not an IP address and a port, such as 127.0.0.1:9471")
+        })
+    }
 }
 
 /// `[cgroup]`
@@ -160,6 +191,40 @@ impl CriConfig {
     }
 }
 
+/// `[jobs]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct JobsConfig {
+    /// How long, in seconds, finished jobs and failed looks are kept to be looked at.
+    pub history_s: u64,
+    /// How many of them at most.
+    pub history_rows: u32,
+    /// After how long, in seconds, a job that still runs is reported.
+    pub long_running_s: u64,
+}
+
+impl Default for JobsConfig {
+    fn default() -> Self {
+        Self {
+            history_s: 86_400,
+            history_rows: 50_000,
+            long_running_s: 600,
+        }
+    }
+}
+
+impl JobsConfig {
+    /// The worker's rules.
+    #[must_use]
+    pub fn rules(&self) -> JobRules {
+        JobRules {
+            history: Duration::from_secs(self.history_s),
+            history_rows: self.history_rows,
+            long_running: Duration::from_secs(self.long_running_s),
+        }
+    }
+}
+
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -249,6 +314,12 @@ impl Config {
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
         }
+        if let Err(why) = config.metrics.address() {
+            return Err(value("metrics.listen", why));
+        }
+        if config.jobs.long_running_s == 0 {
+            return Err(value("jobs.long_running_s", "must not be 0".into()));
+        }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
     }
@@ -287,6 +358,8 @@ mod tests {
         assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
+        assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

@@ -20,7 +20,12 @@ fn is_hex(text: &str) -> bool {
             .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
-fn random_hex() -> String {
+/// A random name: 64 hex digits that nothing else has.
+///
+/// # Panics
+/// When the kernel refuses random bytes, without which nothing here is safe.
+#[must_use]
+pub fn random_name() -> String {
     let mut bytes = [0_u8; ID_LENGTH / 2];
     let mut filled = 0;
     while filled < bytes.len() {
@@ -48,7 +53,7 @@ macro_rules! hex_id {
             /// When the kernel refuses random bytes, without which nothing here is safe.
             #[must_use]
             pub fn random() -> Self {
-                Self(random_hex())
+                Self(random_name())
             }
 
             /// The 64 hex digits.

@@ -140,6 +140,35 @@ impl Cri {
         Ok(timed!("StopContainer", self.runtime.stop_container(request)).1)
     }
 
+    /// Kills a container, and waits no longer than this for its end.
+    pub(crate) async fn stop_within(&mut self, container: &str, patience: Duration) -> Result<()> {
+        let mut request = tonic::Request::new(cri::StopContainerRequest {
+            container_id: container.to_owned(),
+            timeout: 0,
+        });
+        request.set_timeout(patience);
+        timed!("StopContainer", self.runtime.stop_container(request));
+        Ok(())
+    }
+
+    /// The process of a container, as the runtime tells it among the particulars of its status:
+    /// under `pid`, or in the JSON under `info`.
+    pub(crate) async fn pid(&mut self, container: &str) -> Result<i32> {
+        let request = cri::ContainerStatusRequest {
+            container_id: container.to_owned(),
+            verbose: true,
+        };
+        let (answer, _) = timed!("ContainerStatus", self.runtime.container_status(request));
+        let plain = answer.info.get("pid").and_then(|pid| pid.parse().ok());
+        let nested = || {
+            let info: serde_json::Value = serde_json::from_str(answer.info.get("info")?).ok()?;
+            i32::try_from(info["pid"].as_i64()?).ok()
+        };
+        plain
+            .or_else(nested)
+            .ok_or_else(|| anyhow!("the runtime does not tell the process of {container}"))
+    }
+
     pub(crate) async fn remove(&mut self, container: &str) -> Result<Duration> {
         let request = cri::RemoveContainerRequest {
             container_id: container.to_owned(),

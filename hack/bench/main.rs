@@ -4,13 +4,16 @@
 //! It is a plain CRI client that knows nothing of what it measures. It prints JSON on standard
 //! output and a table on standard error, and removes everything it made, also when it fails.
 
+mod churn;
 mod client;
 mod memory;
 mod phase;
 mod pod;
 mod report;
+mod stuck;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -42,6 +45,15 @@ struct Args {
     /// Running pods beside which memory is measured.
     #[arg(long, default_value_t = 50)]
     memory_pods: usize,
+    /// Seconds of churn; 0 leaves it out.
+    #[arg(long, default_value_t = 15)]
+    churn_s: u64,
+    /// Pods that come and go in each second of it.
+    #[arg(long, default_value_t = 20)]
+    churn_rate: u32,
+    /// Containers that cannot be ended, beside which the churn is repeated; 0 leaves that out.
+    #[arg(long, default_value_t = 100)]
+    stuck: usize,
     /// Further processes of the runtime, by process id.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<i32>,
@@ -62,12 +74,15 @@ async fn main() -> Result<()> {
     let socket = PathBuf::from(args.endpoint.trim_start_matches("unix://"));
     let mut cri = Cri::connect(&socket).await?;
     let logs = tempfile::tempdir().context("make a log directory")?;
-    let maker = Maker::new(&args.image, logs.path());
+    let maker = Arc::new(Maker::new(&args.image, logs.path()));
     let plan = Plan {
         rounds: args.rounds,
         crowd: args.crowd,
         concurrency: args.concurrency.max(1),
         memory_pods: args.memory_pods,
+        churn_s: args.churn_s,
+        churn_rate: args.churn_rate,
+        stuck: args.stuck,
         runtime: memory::Selection {
             socket,
             pids: args.pids,
@@ -86,7 +101,7 @@ async fn main() -> Result<()> {
 }
 
 /// All parts, one after the other, with the image in place and gone afterwards if it was not there.
-async fn measure(cri: &mut Cri, maker: &Maker, plan: &Plan) -> Result<Report> {
+async fn measure(cri: &mut Cri, maker: &Arc<Maker>, plan: &Plan) -> Result<Report> {
     let version = cri.version().await?;
     let mut report = Report::new(version.runtime_name, version.runtime_version);
     let kept = cri.has_image(maker.image()).await?;
@@ -95,6 +110,7 @@ async fn measure(cri: &mut Cri, maker: &Maker, plan: &Plan) -> Result<Report> {
     phase::short_lived(cri, maker, plan, &mut report).await?;
     phase::memory(cri, maker, plan, &mut report).await?;
     phase::crowd(cri, maker, plan, &mut report).await?;
+    churn::churn(cri, maker, plan, &mut report).await?;
     if !kept {
         cri.remove_image(maker.image()).await?;
     }

@@ -27,6 +27,11 @@ pub(crate) struct Plan {
     pub(crate) crowd: usize,
     pub(crate) concurrency: usize,
     pub(crate) memory_pods: usize,
+    /// Seconds of churn, and pods that come in each of them.
+    pub(crate) churn_s: u64,
+    pub(crate) churn_rate: u32,
+    /// Containers that cannot be ended, beside which the churn is repeated.
+    pub(crate) stuck: usize,
     pub(crate) runtime: Selection,
 }
 
@@ -131,10 +136,15 @@ pub(crate) async fn crowd(
 }
 
 /// A pod with its one container.
-type Pair = (String, String);
+pub(crate) type Pair = (String, String);
 
 /// Starts pods with a running container each, so many at a time.
-async fn up(cri: &Cri, maker: &Maker, count: usize, concurrency: usize) -> Result<Vec<Pair>> {
+pub(crate) async fn up(
+    cri: &Cri,
+    maker: &Maker,
+    count: usize,
+    concurrency: usize,
+) -> Result<Vec<Pair>> {
     let jobs = (0..count).map(|_| {
         let (mut cri, config) = (cri.clone(), maker.pod(NamespaceMode::Pod));
         let running = maker.running();
@@ -149,7 +159,7 @@ async fn up(cri: &Cri, maker: &Maker, count: usize, concurrency: usize) -> Resul
 }
 
 /// Stops and removes them, killing at once.
-async fn down(cri: &Cri, pods: Vec<Pair>, concurrency: usize) -> Result<()> {
+pub(crate) async fn down(cri: &Cri, pods: Vec<Pair>, concurrency: usize) -> Result<()> {
     let jobs = pods.into_iter().map(|(pod, container)| {
         let mut cri = cri.clone();
         async move {

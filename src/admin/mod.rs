@@ -1,5 +1,8 @@
 //! The admin API, on a socket of its own that only root can open: what operators' commands ask.
 
+pub mod endpoint;
+mod metrics;
+
 use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
@@ -9,6 +12,8 @@ use crate::engine::Engine;
 use crate::lifecycle::difference::Difference;
 use crate::proto::admin as v1;
 use crate::state::{StateError, Store};
+
+pub use metrics::MetricsPage;
 
 /// Most rows of one answer.
 const LIMIT_MAX: u32 = 10_000;
@@ -55,6 +60,7 @@ pub struct AdminService {
     state_dir: PathBuf,
     imports: mpsc::Sender<Import>,
     checks: mpsc::Sender<Check>,
+    metrics: MetricsPage,
 }
 
 impl AdminService {
@@ -66,6 +72,7 @@ impl AdminService {
         state_dir: PathBuf,
         imports: mpsc::Sender<Import>,
         checks: mpsc::Sender<Check>,
+        metrics: MetricsPage,
     ) -> Self {
         Self {
             store,
@@ -73,6 +80,7 @@ impl AdminService {
             state_dir,
             imports,
             checks,
+            metrics,
         }
     }
 }
@@ -107,6 +115,14 @@ impl v1::admin_server::Admin for AdminService {
             root: self.engine.root.display().to_string(),
             state: self.state_dir.display().to_string(),
         }))
+    }
+
+    async fn metrics(
+        &self,
+        _request: Request<v1::MetricsRequest>,
+    ) -> Result<Response<v1::MetricsResponse>, Status> {
+        let text = self.metrics.text().await;
+        Ok(Response::new(v1::MetricsResponse { text }))
     }
 
     async fn import_image(

@@ -12,6 +12,7 @@ mod info;
 mod inventory;
 mod jobs;
 mod link;
+mod metrics;
 mod output;
 mod place;
 mod pods;
@@ -48,6 +49,8 @@ enum Command {
     Shim(StateDir),
     /// Say what the running daemon is.
     Info(Asking),
+    /// Print the metrics page of the running daemon.
+    Metrics(StateDir),
     /// List containers.
     Ps(ps::Ps),
     /// List pods.
@@ -98,12 +101,14 @@ struct Asking {
 /// Runs the command that the arguments name.
 #[must_use]
 pub fn run() -> ExitCode {
+    crate::daemon::end_on_panic();
     let result = match Arguments::parse().command {
         Command::Serve(serve) => serve::run(serve),
         Command::Shim(StateDir { state }) => {
             crate::shim::server::run(&state).map_err(anyhow::Error::from)
         }
         Command::Info(asking) => link::block_on(info::run(&asking)),
+        Command::Metrics(StateDir { state }) => link::block_on(metrics::run(&state)),
         Command::Ps(ps) => link::block_on(ps::run(&ps)),
         Command::Pods(reading) => link::block_on(pods::run(&reading)),
         Command::Images(reading) => link::block_on(images::run(&reading)),

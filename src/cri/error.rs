@@ -131,7 +131,9 @@ impl CallError {
         match self {
             Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Impossible(_) => Code::FailedPrecondition,
+            Self::Impossible(_) | Self::State(StateError::Transition { .. }) => {
+                Code::FailedPrecondition
+            }
             Self::Deadline { .. } | Self::Late { .. } | Self::ExecTimeout { .. } => {
                 Code::DeadlineExceeded
             }

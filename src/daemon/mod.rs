@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::UnixListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use crate::admin::{AdminService, Check, CheckedDifference, Import};
+use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
 use crate::cgroup::{CgroupPath, Cgroups};
-use crate::config::Config;
+use crate::config::{Config, MetricsConfig};
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
-use crate::lifecycle::address::Pool;
+use crate::lifecycle::address::{self, Pool};
 use crate::network::{self, BridgeSpec, NetworkConfig};
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
@@ -89,6 +89,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         cri,
         admin: bind_admin(&admin_path).await?,
     };
+    let metrics = bind_metrics(&config.metrics).await?;
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (requests, check_requests) = mpsc::channel(1);
@@ -105,12 +106,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tasks.spawn(run_imports(back.clone(), import_queue));
     let (checks, check_queue) = mpsc::channel(CHECKS);
     tasks.spawn(run_checks(requests, check_queue));
+    let pool = node_info(&config, &paths).pool;
+    let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
+    if let Some(listener) = metrics {
+        tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
+    }
     let admin = AdminService::new(
         back.store.clone(),
         engine.clone(),
         paths.state.clone(),
         imports,
         checks,
+        page,
     );
     let mut servers = serve(sockets, front, admin, &stopped);
     engine
@@ -196,7 +203,9 @@ async fn start(
         tracing::error!("no shim yet; calls that need one fail until there is");
     }
     sweeper.at_start().await;
-    tasks.spawn(worker::run(back.clone(), stopped.clone()));
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(sweeper.run(checks, stopped.clone()));
     tasks.spawn(pruner::run(
@@ -245,6 +254,15 @@ fn serve(
         servers.spawn(router.serve_with_incoming_shutdown(incoming, end));
     }
     servers
+}
+
+async fn bind_metrics(config: &MetricsConfig) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = config.address().map_err(anyhow::Error::msg)? else {
+        return Ok(None);
+    };
+    let listener = endpoint::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen for metrics on {address}"))?;
+    Ok(Some(listener))
 }
 
 fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
@@ -304,6 +322,18 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
         // A command that was interrupted does not wait.
         let _ = answer.send(imported.map_err(|error| error.full_text()));
     }
+}
+
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
+/// goes on without one of its parts is worse than what is started anew.
+pub fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        tell(info);
+        if !reconcile::caught::is_here() {
+            std::process::abort();
+        }
+    }));
 }
 
 /// Passes checks to the sweep, which makes one at a time.

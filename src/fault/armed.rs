@@ -36,6 +36,7 @@ enum Action {
     Error,
     Fail,
     Delay(Duration),
+    Panic,
     Abort,
 }
 
@@ -167,6 +168,7 @@ fn is_arming(arming: u64) -> bool {
 fn answer(point: &'static str, action: Action) -> Result<(), Fault> {
     match action {
         Action::Abort => std::process::abort(),
+        Action::Panic => panic!("injected at {point}"),
         Action::Delay(_) => Ok(()),
         Action::Error | Action::Fail => Err(Fault {
             point,
@@ -241,10 +243,11 @@ fn parse_one(part: &str) -> Result<(&'static str, Arm), String> {
         Some(("delay", ms)) => Action::Delay(Duration::from_millis(number(ms)?)),
         None if rest == "error" => Action::Error,
         None if rest == "fail" => Action::Fail,
+        None if rest == "panic" => Action::Panic,
         None if rest == "abort" => Action::Abort,
         _ => {
             return Err(format!(
-                "{part}: error, fail, delay:MS or abort is expected"
+                "{part}: error, fail, delay:MS, panic or abort is expected"
             ));
         }
     };

@@ -14,6 +14,7 @@
 //!   error   the step fails, and trying again may go better
 //!   fail    the step fails for good
 //!   delay   the step goes on after so many milliseconds, or when the points are armed anew
+//!   panic   the step panics
 //!   abort   the daemon dies here, without another instruction
 //!   times   fires so often and then no more; without it, at every passage
 //!   nth     the first passage that counts; 1 without it

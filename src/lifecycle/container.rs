@@ -86,7 +86,8 @@ pub fn effective(
 ) -> Desired {
     let from_sandbox = match (sandbox, sandbox_state) {
         (sandbox::Desired::Removed, _) | (_, sandbox::State::Failed) => Desired::Removed,
-        (sandbox::Desired::Stopped, _) => Desired::Stopped,
+        // One that came down by itself, with its node, takes its containers along.
+        (sandbox::Desired::Stopped, _) | (_, sandbox::State::Stopped) => Desired::Stopped,
         (sandbox::Desired::Ready, _) => Desired::Created,
     };
     own.max(from_sandbox)
@@ -130,6 +131,24 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
 #[must_use]
 pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
     state == State::Exited && desired == Desired::Running && !answered
+}
+
+/// Whether one state may come after another.
+#[must_use]
+pub const fn may_follow(from: State, to: State) -> bool {
+    matches!(
+        (from, to),
+        (State::Preparing, State::Created | State::Error)
+            | (State::Created, State::Starting)
+            | (State::Starting, State::Running | State::Exited)
+            | (State::Running, State::Exited)
+    )
+}
+
+/// Whether one wish may come after another.
+#[must_use]
+pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
+    to > from
 }
 
 /// The next step for a container whose effective wish is `desired`.

@@ -2,11 +2,15 @@
 //! and what the daemon does next about it (`next_step`). No clock, no database, no kernel.
 
 pub mod address;
+pub mod allocation;
 pub mod capability;
 pub mod container;
 pub mod difference;
 pub mod digest;
 pub mod event;
+pub mod image;
+pub mod job;
+pub mod layer;
 pub mod process;
 pub mod reference;
 pub mod sandbox;

@@ -7,6 +7,7 @@
 //!      ▼           network withdrawn
 //!    failed ───────────────────────────────────────────────► (row deleted)
 //! ```
+//! A sandbox that is asked to stop before it was set up goes from `preparing` to `stopped`.
 //!
 //! A step that fails for good makes the sandbox `failed`, and `failed` is treated as if removal had
 //! been asked for: undoing is the removal path (invariant I4).
@@ -80,6 +81,24 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
         _ if desired >= to => Verdict::Already,
         _ => Verdict::Admitted,
     }
+}
+
+/// Whether one state may come after another.
+#[must_use]
+pub const fn may_follow(from: State, to: State) -> bool {
+    matches!(
+        (from, to),
+        (
+            State::Preparing,
+            State::Ready | State::Stopped | State::Failed
+        ) | (State::Ready, State::Stopped)
+    )
+}
+
+/// Whether one wish may come after another.
+#[must_use]
+pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
+    to > from
 }
 
 /// What a sandbox should be: what the client wants, or down, once the process that held its PID

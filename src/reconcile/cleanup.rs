@@ -5,10 +5,16 @@ use std::path::{Component, Path};
 use super::{Back, ReconcileError, blocking, image, processes, sandbox, sandbox_files};
 use crate::cgroup::CgroupPath;
 use crate::fault;
+use crate::id::ObjectKey;
+use crate::lifecycle::difference::cgroup_name;
 use crate::network;
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
 use crate::state::job::Outcome;
+
+/// Pause before a cgroup whose processes still end is looked at again, at first and at last.
+const ENDING_NS: i64 = 20_000_000;
+const ENDING_MAX_NS: i64 = 60_000_000_000;
 
 /// Removes what a cleanup task names.
 pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, ReconcileError> {
@@ -24,8 +30,21 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
     }
     fault::point("cleanup.begun").await?;
     let (back_too, task_too) = (back.clone(), task.clone());
+    let key = ObjectKey::Cleanup(id);
     match blocking(move || remove(&back_too, &task_too)).await {
-        Ok(()) => {
+        Ok(false) => {
+            let progress = back.store.progress();
+            let pause = progress.wait(&key, "its processes end", ENDING_NS, ENDING_MAX_NS);
+            Ok(Outcome::Again(pause))
+        }
+        Ok(true) => {
+            if task.resource == Resource::Cgroup
+                && let Ok(shim) = back.shim()
+            {
+                // It held what ran there, and would hold the exit for ever.
+                shim.forget(cgroup_name(&task.path)).await?;
+            }
+            back.store.progress().rests(&key);
             back.observed.cleanup_completed(id, task).await?;
             fault::point("cleanup.completed").await?;
             Ok(Outcome::Done)
@@ -37,7 +56,8 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
     }
 }
 
-fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
+/// `false` says that something in it still ends.
+fn remove(back: &Back, task: &CleanupTask) -> Result<bool, ReconcileError> {
     let path = task.path.as_str();
     match task.resource {
         Resource::Network => {
@@ -54,9 +74,7 @@ fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
             fault::blocking_point("cleanup.layer_removed")?;
         }
         Resource::Cgroup => {
-            if !processes::end_cgroup(&back.cgroups, &CgroupPath::parse(path)?)? {
-                return Err(ReconcileError::StillEnding);
-            }
+            return processes::end_cgroup(&back.cgroups, &CgroupPath::parse(path)?);
         }
         Resource::Mounts => {
             let point = Path::new(path);
@@ -72,7 +90,7 @@ fn remove(back: &Back, task: &CleanupTask) -> Result<(), ReconcileError> {
             sandbox_files::discard_tree(&child(&back.paths.containers(), path)?)?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// An entry of one of our directories, and nothing else.

@@ -16,6 +16,7 @@ use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer};
+use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
 use crate::state::image::{NewImage, NewLayer};
 use crate::state::job::Outcome;
@@ -235,6 +236,10 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
 
 /// Deletes an image that nobody wants.
 pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileError> {
+    let image = back.store.image(id).await?;
+    if image.is_some_and(|image| next_step(image.desired) == Step::Rest) {
+        return Ok(Outcome::Done);
+    }
     let key = ObjectKey::Image(id.to_owned());
     back.store.progress().at(&key, "remove");
     fault::point("image.removing").await?;

@@ -4,6 +4,7 @@
 //! inside, and what has to wait is put back into the queue; so recovery after a crash is the daily
 //! path.
 
+pub mod caught;
 pub mod cleanup;
 mod container;
 mod container_launch;
@@ -156,7 +157,7 @@ where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ReconcileError> + Send + 'static,
 {
-    tokio::task::spawn_blocking(work)
+    tokio::task::spawn_blocking(|| caught::inside_blocking(work))
         .await
         .map_err(|_| ReconcileError::Panicked)?
 }

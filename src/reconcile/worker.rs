@@ -1,64 +1,114 @@
-//! Takes keys off the queue and has each looked at: several at a time, never one key twice.
+//! Takes keys off the queue and has each looked at: several at a time, never one key twice. Each
+//! lane (`lifecycle::job`) has slots of its own, so that pulls and cleanup, which may be slow, never
+//! keep a pod waiting.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use futures_util::FutureExt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Back, ReconcileError, cleanup, container, image, sandbox};
+use super::{Back, ReconcileError, caught, cleanup, container, image, sandbox};
 use crate::fault;
 use crate::id::ObjectKey;
-use crate::state::job::Outcome;
+use crate::lifecycle::job::{Kind, Lane};
+use crate::state::job::{Free, Outcome};
 use crate::state::{StateError, now_ns};
 
-/// Keys looked at side by side.
-const WORKERS: usize = 32;
 /// Longest pause without a look at the queue, should a wake-up ever be missed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// First pause before a job is put down again, when the database would not have it; doubled up to
 /// the longest one.
 const PUT_DOWN_PAUSE: Duration = Duration::from_millis(10);
+/// Between two looks at whether finished jobs are to be forgotten.
+const PRUNE_PERIOD: Duration = Duration::from_secs(10);
+/// Finished jobs that are forgotten in one transaction.
+const PRUNE_BATCH: u32 = 500;
+
+/// How jobs are run and remembered.
+#[derive(Debug, Clone, Copy)]
+pub struct JobRules {
+    /// How long finished jobs and failed looks are kept.
+    pub history: Duration,
+    /// How many of them at most.
+    pub history_rows: u32,
+    /// After how long a job that still runs is reported.
+    pub long_running: Duration,
+}
+
+/// The slots of each lane.
+struct Slots {
+    pods: Arc<Semaphore>,
+    pulls: Arc<Semaphore>,
+    cleanup: Arc<Semaphore>,
+}
+
+impl Slots {
+    fn new() -> Self {
+        let of = |lane: Lane| Arc::new(Semaphore::new(lane.slots()));
+        Self {
+            pods: of(Lane::Pods),
+            pulls: of(Lane::Pulls),
+            cleanup: of(Lane::Cleanup),
+        }
+    }
+
+    fn of(&self, lane: Lane) -> &Arc<Semaphore> {
+        match lane {
+            Lane::Pods => &self.pods,
+            Lane::Pulls => &self.pulls,
+            Lane::Cleanup => &self.cleanup,
+        }
+    }
+
+    /// Only [`run`] takes slots, so what is free here can be taken.
+    fn free(&self) -> Free {
+        let of = |lane| u32::try_from(self.of(lane).available_permits()).unwrap_or(u32::MAX);
+        Free {
+            pods: of(Lane::Pods),
+            pulls: of(Lane::Pulls),
+            cleanup: of(Lane::Cleanup),
+        }
+    }
+
+    async fn take(&self, key: &ObjectKey) -> Option<OwnedSemaphorePermit> {
+        let slots = Arc::clone(self.of(Kind::of(key).lane()));
+        slots.acquire_owned().await.ok()
+    }
+}
 
 /// Runs until `stop` turns true, then waits for the steps under way.
-pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
-    let slots = Arc::new(Semaphore::new(WORKERS));
+pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
+    let slots = Slots::new();
     let mut running = JoinSet::new();
     while !*stop.borrow() {
-        // A slot first: what is claimed is looked at at once.
-        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
-            return;
-        };
-        let free = u32::try_from(slots.available_permits() + 1).unwrap_or(1);
-        let (claims, next) = match back.observed.claim_jobs(free).await {
+        while running.try_join_next().is_some() {}
+        let (claims, next) = match back.observed.claim_jobs(slots.free()).await {
             Ok(claimed) => claimed,
             Err(error) => {
                 tracing::error!(%error, "cannot claim jobs");
                 (Vec::new(), None)
             }
         };
-        let mut slot = Some(slot);
-        for claim in &claims {
-            let permit = match slot.take() {
-                Some(permit) => permit,
-                None => match Arc::clone(&slots).acquire_owned().await {
-                    Ok(permit) => permit,
-                    Err(_) => return,
-                },
+        let idle = claims.is_empty();
+        for claim in claims {
+            let Some(slot) = slots.take(&claim.key).await else {
+                return;
             };
             let back = back.clone();
-            let key = claim.key.clone();
             running.spawn(async move {
-                look(&back, key).await;
-                drop(permit);
+                look(&back, claim.key, rules.long_running).await;
+                drop(slot);
             });
         }
-        while running.try_join_next().is_some() {}
-        if claims.is_empty() {
-            drop(slot);
+        if idle {
             let pause = next.map_or(LONGEST_PAUSE, until);
             tokio::select! {
                 () = back.store.wakes().work() => {}
+                // A slot is free, perhaps of a lane that was full.
+                Some(_) = running.join_next() => {}
                 () = tokio::time::sleep(pause) => {}
                 _ = stop.changed() => {}
             }
@@ -73,13 +123,35 @@ fn until(due_ns: i64) -> Duration {
 }
 
 /// Has one key looked at until it rests, waits or fails, and puts the job down.
-async fn look(back: &Back, key: ObjectKey) {
-    let outcome = reconcile(back, &key).await.unwrap_or_else(|error| {
-        let text = error.full_text();
-        tracing::warn!(%key, error = text, "a step failed; it is tried again");
-        Outcome::Failed(text)
-    });
+async fn look(back: &Back, key: ObjectKey, long_running: Duration) {
+    let outcome = outcome(back, &key, long_running).await;
     put_down(back, key, outcome).await;
+}
+
+async fn outcome(back: &Back, key: &ObjectKey, long_running: Duration) -> Outcome {
+    // A panic is a failed look, and nobody else's business.
+    let looking = AssertUnwindSafe(caught::inside(reconcile(back, key))).catch_unwind();
+    let mut looking = std::pin::pin!(looking);
+    let result = match tokio::time::timeout(long_running, &mut looking).await {
+        Ok(result) => result,
+        Err(_) => {
+            report(back, key, long_running).await;
+            looking.await
+        }
+    };
+    match result {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => {
+            let text = error.full_text();
+            tracing::warn!(%key, error = text, "a step failed; it is tried again");
+            Outcome::Failed(text)
+        }
+        Err(panic) => {
+            let text = format!("the step panicked: {}", said(panic.as_ref()));
+            tracing::error!(%key, error = text, "a step died; it is tried again");
+            Outcome::Failed(text)
+        }
+    }
 }
 
 async fn reconcile(back: &Back, key: &ObjectKey) -> Result<Outcome, ReconcileError> {
@@ -93,6 +165,21 @@ async fn reconcile(back: &Back, key: &ObjectKey) -> Result<Outcome, ReconcileErr
     }?;
     fault::point("job.looked").await?;
     Ok(outcome)
+}
+
+/// Says that a job runs longer than it should. It goes on: to run it twice would be worse.
+async fn report(back: &Back, key: &ObjectKey, after: Duration) {
+    tracing::warn!(%key, after_s = after.as_secs(), "a job takes long");
+    if let Err(error) = back.observed.job_overdue(key.clone()).await {
+        tracing::error!(%key, %error, "cannot report a job that takes long");
+    }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no words")
 }
 
 /// Writes down how a look ended. A job that is not put down is never taken up again while this
@@ -109,4 +196,26 @@ async fn put_down(back: &Back, key: ObjectKey, outcome: Outcome) {
     }
     // Nothing comes after it in this task: only a delay or an end means something here.
     let _ = fault::point("job.finished").await;
+}
+
+/// Forgets finished jobs that are old or too many, a few in each transaction, off everybody's path;
+/// runs until `stop` turns true.
+pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
+    let age = i64::try_from(rules.history.as_nanos()).unwrap_or(i64::MAX);
+    while !*stop.borrow() {
+        let before = now_ns().saturating_sub(age);
+        let pruned = back
+            .observed
+            .prune_job_history(before, rules.history_rows, PRUNE_BATCH);
+        match pruned.await {
+            // There is more, and others may write in between.
+            Ok(gone) if gone == u64::from(PRUNE_BATCH) => continue,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "cannot forget finished jobs"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PRUNE_PERIOD) => {}
+            _ = stop.changed() => {}
+        }
+    }
 }

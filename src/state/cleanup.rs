@@ -151,11 +151,13 @@ impl Store {
         };
         let by_owner = matches!(task.resource, Resource::Mounts | Resource::Cgroup);
         let name = if by_owner { &task.owner } else { &task.path };
-        let claim: Option<i64> = sqlx::query_scalar(claims)
-            .bind(name)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(during("look for an owner"))?;
+        let claim: Option<i64> = self
+            .read("look for an owner", || {
+                sqlx::query_scalar(claims)
+                    .bind(name)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
         Ok(claim.is_none())
     }
 

@@ -407,7 +407,8 @@ impl Tx {
         stop_at: Option<i64>,
     ) -> Result<Verdict, StateError> {
         let row: Option<Standing> = sqlx::query_as(
-            "SELECT c.desired, c.state, c.stop_at, c.start_answered, s.desired AS pod
+            "SELECT c.desired, c.state, c.stop_at, c.start_answered, s.desired AS pod,
+             s.state AS pod_state
              FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
         )
         .bind(id.as_str())
@@ -422,7 +423,10 @@ impl Tx {
         };
         let state: State = row.state.parse().map_err(corrupt("containers.state"))?;
         let desired = row.desired.parse().map_err(corrupt("containers.desired"))?;
-        let verdict = if to == Desired::Running && row.pod != SandboxDesired::Ready.as_str() {
+        let pod_state: SandboxState = row.pod_state.parse().map_err(corrupt("sandboxes.state"))?;
+        let pod_is_up =
+            row.pod == SandboxDesired::Ready.as_str() && pod_state == SandboxState::Ready;
+        let verdict = if to == Desired::Running && !pod_is_up {
             Verdict::Refused(sandbox::not_ready(SandboxState::Stopped))
         } else if to == Desired::Running && is_lost_start(desired, state, row.start_answered) {
             Verdict::Already
@@ -460,6 +464,7 @@ struct Standing {
     stop_at: Option<i64>,
     start_answered: bool,
     pod: String,
+    pod_state: String,
 }
 
 impl Tx {

@@ -3,9 +3,11 @@
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
+use crate::lifecycle::container::State;
 use crate::lifecycle::event::Announced;
 use crate::lifecycle::spec::UserIds;
 
@@ -37,6 +39,15 @@ pub struct Started {
     pub runs_as: Option<UserIds>,
 }
 
+fn to<'a>(operation: &'static str, id: &'a ContainerId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Containers,
+        id: id.as_str(),
+        to: state.as_str(),
+    }
+}
+
 impl ObservedWriter {
     /// The container is ready to start.
     ///
@@ -51,15 +62,17 @@ impl ObservedWriter {
         self.0
             .write("record a created container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'created', rootfs = ?
-                         WHERE id = ? AND state = 'preparing'",
+                    let sql = "UPDATE containers SET state = 'created', rootfs = ? WHERE id = ?";
+                    let created = sqlx::query(sql)
+                        .bind(rootfs)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a created container", &id, State::Created),
+                        created,
                     )
-                    .bind(rootfs)
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a created container"))?;
+                    .await?;
                     tx.operation(&done).await?;
                     let subject = Subject::Container(&id);
                     tx.announce(subject, Announced::Created, "created", "")
@@ -80,12 +93,14 @@ impl ObservedWriter {
             .write("record a failed container", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE containers SET state = 'error', error = ? WHERE id = ?")
+                    let sql = "UPDATE containers SET state = 'error', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed container"))?;
+                        .await;
+                    tx.changed(to("record a failed container", &id, State::Error), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Container(id.clone())).await?;
@@ -104,15 +119,16 @@ impl ObservedWriter {
         self.0
             .write("record a starting container", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
-                        "UPDATE containers SET state = 'starting', released = 0
-                         WHERE id = ? AND state IN ('created', 'starting')",
+                    let sql = "UPDATE containers SET state = 'starting', released = 0 WHERE id = ?";
+                    let starting = sqlx::query(sql)
+                        .bind(id.as_str())
+                        .execute(&mut tx.connection)
+                        .await;
+                    tx.changed(
+                        to("record a starting container", &id, State::Starting),
+                        starting,
                     )
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
                     .await
-                    .map(drop)
-                    .map_err(during("record a starting container"))
                 })
             })
             .await
@@ -139,26 +155,30 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    let state: Option<String> = sqlx::query_scalar(
+                    let running = sqlx::query(
                         // A process that a former daemon started may be known by the time at which
                         // it was found only; it has not started after its end.
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
                          started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
-                         WHERE id = ?1 AND state IN ('starting', 'exited') RETURNING state",
+                         WHERE id = ?1 AND state IN ('starting', 'exited')",
                     )
                     .bind(id.as_str())
                     .bind(pid)
                     .bind(i64::try_from(start).unwrap_or(i64::MAX))
                     .bind(started_at)
                     .bind(runs_as)
-                    .fetch_optional(&mut tx.connection)
-                    .await
-                    .map_err(during("record a running container"))?;
+                    .execute(&mut tx.connection)
+                    .await;
+                    tx.changed(
+                        to("record a running container", &id, State::Running),
+                        running,
+                    )
+                    .await?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
-                    if state.as_deref() == Some("running") {
+                    if tx.container_state(&id).await?.as_deref() == Some("running") {
                         // An exit that came first has told of the start as well.
                         let subject = Subject::Container(&id);
                         tx.announce(subject, Announced::Started, "started", "")
@@ -278,6 +298,14 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn container_state(&mut self, id: &ContainerId) -> Result<Option<String>, StateError> {
+        sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&mut self.connection)
+            .await
+            .map_err(during("find a container"))
+    }
+
     async fn monitor(
         &mut self,
         id: &ContainerId,

@@ -137,6 +137,18 @@ pub enum StateError {
     /// The wish cannot follow from the present state.
     #[error(transparent)]
     Impossible(#[from] crate::lifecycle::Impossible),
+    /// No state machine has this change of state; nothing of the write was kept.
+    #[error("{noun} {id} is {from} and cannot become {to}")]
+    Transition {
+        /// `sandbox`, `container`, `layer`.
+        noun: &'static str,
+        /// Which.
+        id: String,
+        /// The state it is in.
+        from: String,
+        /// The state it was to come to.
+        to: &'static str,
+    },
     /// The row the write is about is not there.
     #[error("{noun} {id} does not exist")]
     NotFound {
@@ -187,6 +199,12 @@ pub(super) fn corrupt<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) ->
         what,
         why: why.to_string(),
     }
+}
+
+/// Whether a trigger refused the statement (SQLITE_CONSTRAINT_TRIGGER).
+pub(super) fn is_trigger(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|e| e.code());
+    code.as_deref() == Some("1811")
 }
 
 /// Whether SQLite says that somebody else holds the lock (SQLITE_BUSY, SQLITE_LOCKED and their

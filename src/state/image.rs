@@ -8,9 +8,12 @@ use super::cleanup::Resource;
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
+use crate::lifecycle::image::Desired;
+use crate::lifecycle::layer;
 use crate::lifecycle::spec::ImageSpec;
 
 /// An image as the database knows it.
@@ -26,8 +29,8 @@ pub struct Image {
     pub size_bytes: i64,
     /// Whether it is never collected.
     pub pinned: bool,
-    /// What the client wants now: present or not.
-    pub wanted: bool,
+    /// What the client wants now.
+    pub desired: Desired,
     /// Names with a tag, sorted.
     pub tags: Vec<String>,
     /// Names with a digest, sorted.
@@ -68,7 +71,7 @@ impl TryFrom<Row> for Image {
             spec: serde_json::from_str(&row.config).map_err(corrupt("images.config"))?,
             size_bytes: row.size_bytes,
             pinned: row.pinned,
-            wanted: row.desired == "present",
+            desired: row.desired.parse().map_err(corrupt("images.desired"))?,
             tags,
             digests,
         })
@@ -328,17 +331,22 @@ impl ObservedWriter {
         self.0
             .write("record a layer", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    let present = sqlx::query(
                         "UPDATE layers SET state = 'present', size_bytes = ?, inodes = ?
                          WHERE chain_id = ?",
                     )
                     .bind(i64::try_from(size_bytes).unwrap_or(i64::MAX))
                     .bind(i64::try_from(inodes).unwrap_or(i64::MAX))
-                    .bind(chain_id)
+                    .bind(&chain_id)
                     .execute(&mut tx.connection)
-                    .await
-                    .map(drop)
-                    .map_err(during("record a layer"))
+                    .await;
+                    let change = Change {
+                        operation: "record a layer",
+                        of: Table::Layers,
+                        id: &chain_id,
+                        to: layer::State::Present.as_str(),
+                    };
+                    tx.changed(change, present).await
                 })
             })
             .await
@@ -429,6 +437,17 @@ impl Tx {
     }
 
     async fn upsert_image(&mut self, image: &NewImage) -> Result<(), StateError> {
+        // A removal is not taken back, least of all by the back (invariant I2): the image that was
+        // to go goes, with its names, and this is a new one.
+        let gone = sqlx::query("DELETE FROM images WHERE id = ? AND desired = 'removed'")
+            .bind(&image.id)
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("delete an image"))?;
+        if gone.rows_affected() > 0 {
+            self.event(Subject::Image(&image.id), "removed", "").await?;
+            self.touch(ObjectKey::Image(image.id.clone()));
+        }
         sqlx::query(
             "INSERT INTO images (id, manifest_digest, top_chain_id, config, size_bytes, created_at)
              VALUES (?1, ?2, ?3, ?4, (
@@ -437,7 +456,7 @@ impl Tx {
                      UNION ALL SELECT l.chain_id, l.parent_chain_id, l.size_bytes
                      FROM layers l JOIN chain ON l.chain_id = chain.parent
                  ) SELECT max(1, coalesce(sum(size), 0)) FROM chain), ?5)
-             ON CONFLICT (id) DO UPDATE SET desired = 'present', manifest_digest = ?2",
+             ON CONFLICT (id) DO UPDATE SET manifest_digest = ?2",
         )
         .bind(&image.id)
         .bind(&image.manifest_digest)

@@ -1,16 +1,14 @@
 //! The queue of keys to look at. It survives restarts, dedupes by key, never runs one key twice at
-//! a time, and tries again later what failed.
+//! a time, and tries again later what failed. How the looks ended is in `job_history`.
 
 use sqlx::FromRow;
 
 use super::error::{corrupt, during};
+use super::event::Subject;
 use super::writer::Tx;
-use super::{ObservedWriter, StateError, Store, now_ns};
+use super::{ObservedWriter, StateError, now_ns};
 use crate::id::ObjectKey;
-
-/// First pause after a failure and the longest one, ns.
-const BACKOFF_NS: i64 = 100_000_000;
-const BACKOFF_MAX_NS: i64 = 60_000_000_000;
+use crate::lifecycle::job::{Kind, backoff_ns};
 
 /// A key handed to a worker.
 #[derive(Debug, Clone)]
@@ -19,6 +17,29 @@ pub struct Claim {
     pub key: ObjectKey,
     /// Failures so far.
     pub attempts: i64,
+}
+
+/// How many jobs of each lane may be claimed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Free {
+    /// Of sandboxes and containers.
+    pub pods: u32,
+    /// Of pulls.
+    pub pulls: u32,
+    /// Of image removals and cleanup.
+    pub cleanup: u32,
+}
+
+impl Free {
+    /// So many of each.
+    #[must_use]
+    pub fn each(count: u32) -> Self {
+        Self {
+            pods: count,
+            pulls: count,
+            cleanup: count,
+        }
+    }
 }
 
 /// How looking at a key ended.
@@ -38,26 +59,47 @@ struct ClaimRow {
     attempts: i64,
 }
 
-/// The pause before try number `attempts` + 1: doubling, with up to a quarter of jitter so that
-/// what failed together does not return together.
-#[must_use]
-pub fn backoff_ns(attempts: i64, jitter: u8) -> i64 {
-    let doublings = u32::try_from(attempts.clamp(0, 20)).unwrap_or(20);
-    let pause = BACKOFF_NS
-        .saturating_mul(1_i64 << doublings)
-        .min(BACKOFF_MAX_NS);
-    pause + pause / 4 * i64::from(jitter) / 255
+/// What the history takes from a job's row.
+#[derive(FromRow)]
+struct Running {
+    priority: i64,
+    attempts: i64,
+    created_at: i64,
+    claimed_at: Option<i64>,
+    queued_ns: i64,
 }
+
+const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claimed_by = ?2,
+         claimed_generation = generation, queued_ns = max(0, ?1 - next_attempt_at),
+         overdue_at = NULL
+     WHERE key IN (
+         SELECT key FROM (SELECT key FROM jobs WHERE kind IN ('sandbox', 'container')
+             AND status = 'pending' AND next_attempt_at <= ?1
+             ORDER BY priority DESC, next_attempt_at LIMIT ?3)
+         UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind = 'pull'
+             AND status = 'pending' AND next_attempt_at <= ?1
+             ORDER BY priority DESC, next_attempt_at LIMIT ?4)
+         UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind IN ('image', 'cleanup')
+             AND status = 'pending' AND next_attempt_at <= ?1
+             ORDER BY priority DESC, next_attempt_at LIMIT ?5))
+     RETURNING key, attempts";
+
+/// The next due time among lanes that still have room: one that is full is looked at when a slot
+/// of it becomes free.
+const NEXT: &str = "SELECT min(next_attempt_at) FROM jobs WHERE status = 'pending' AND (
+     (kind IN ('sandbox', 'container') AND ?1 > 0) OR (kind = 'pull' AND ?2 > 0)
+     OR (kind IN ('image', 'cleanup') AND ?3 > 0))";
 
 impl Tx {
     /// Asks for an object to be looked at, now.
     pub(super) async fn enqueue(&mut self, key: &ObjectKey) -> Result<(), StateError> {
         let now = now_ns();
         sqlx::query(
-            "INSERT INTO jobs (key, next_attempt_at, created_at) VALUES (?1, ?2, ?2)
-             ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?2",
+            "INSERT INTO jobs (key, priority, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?3)
+             ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?3",
         )
         .bind(key.to_string())
+        .bind(Kind::of(key).priority())
         .bind(now)
         .execute(&mut self.connection)
         .await
@@ -65,51 +107,170 @@ impl Tx {
         self.queued();
         Ok(())
     }
+
+    async fn claim_jobs(&mut self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
+        let rows: Vec<ClaimRow> = sqlx::query_as(CLAIM)
+            .bind(now_ns())
+            .bind(self.incarnation.clone())
+            .bind(free.pods)
+            .bind(free.pulls)
+            .bind(free.cleanup)
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(during("claim jobs"))?;
+        let claims = rows
+            .into_iter()
+            .map(|row| {
+                let key = row.key.parse().map_err(corrupt("jobs.key"))?;
+                Ok(Claim {
+                    key,
+                    attempts: row.attempts,
+                })
+            })
+            .collect::<Result<Vec<_>, StateError>>()?;
+        let left = free.without(&claims);
+        let next: Option<i64> = sqlx::query_scalar(NEXT)
+            .bind(left.pods)
+            .bind(left.pulls)
+            .bind(left.cleanup)
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(during("find the next job"))?;
+        Ok((claims, next))
+    }
+
+    /// Files how a look ended.
+    async fn job_ended(
+        &mut self,
+        key: &ObjectKey,
+        job: &Running,
+        error: Option<&str>,
+    ) -> Result<(), StateError> {
+        let now = now_ns();
+        let started_at = job.claimed_at.unwrap_or(now);
+        sqlx::query(
+            "INSERT INTO job_history (key, kind, status, priority, attempts, created_at,
+                 started_at, completed_at, queue_ns, run_ns, last_error)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(key.to_string())
+        .bind(Kind::of(key).as_str())
+        .bind(if error.is_none() {
+            "completed"
+        } else {
+            "failed"
+        })
+        .bind(job.priority)
+        .bind(job.attempts + 1)
+        .bind(job.created_at)
+        .bind(started_at)
+        .bind(now)
+        .bind(job.queued_ns)
+        .bind(now - started_at)
+        .bind(error.map(str::to_owned))
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("file a job"))
+    }
+
+    async fn finish_job(&mut self, key: &ObjectKey, outcome: Outcome) -> Result<(), StateError> {
+        let (delay, error) = match outcome {
+            Outcome::Done => {
+                if self.delete_job(key).await? {
+                    return Ok(());
+                }
+                (0, None)
+            }
+            Outcome::Again(delay) => (delay, None),
+            Outcome::Failed(error) => (self.job_failed(key, &error).await?, Some(error)),
+        };
+        let now = now_ns();
+        sqlx::query(
+            "UPDATE jobs SET status = 'pending', claimed_at = NULL, claimed_by = NULL,
+                 overdue_at = NULL,
+                 attempts = CASE WHEN ?2 IS NULL THEN 0 ELSE attempts + 1 END, last_error = ?2,
+                 next_attempt_at = CASE WHEN generation = claimed_generation THEN ?3 ELSE ?4 END
+             WHERE key = ?1",
+        )
+        .bind(key.to_string())
+        .bind(error)
+        .bind(now.saturating_add(delay))
+        .bind(now)
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("put a job back"))?;
+        self.queued();
+        Ok(())
+    }
+
+    /// Takes a finished job off the queue; `false` when it was asked for again meanwhile.
+    async fn delete_job(&mut self, key: &ObjectKey) -> Result<bool, StateError> {
+        let job: Option<Running> = sqlx::query_as(
+            "DELETE FROM jobs WHERE key = ? AND generation = claimed_generation
+             RETURNING priority, attempts, created_at, claimed_at, queued_ns",
+        )
+        .bind(key.to_string())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("finish a job"))?;
+        match job {
+            Some(job) => self.job_ended(key, &job, None).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Files a failed look; returns the pause before the next one, ns.
+    async fn job_failed(&mut self, key: &ObjectKey, error: &str) -> Result<i64, StateError> {
+        let job: Option<Running> = sqlx::query_as(
+            "SELECT priority, attempts, created_at, claimed_at, queued_ns FROM jobs WHERE key = ?",
+        )
+        .bind(key.to_string())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("read a job"))?;
+        let Some(job) = job else { return Ok(0) };
+        self.job_ended(key, &job, Some(error)).await?;
+        Ok(backoff_ns(job.attempts, chance()))
+    }
+}
+
+impl Free {
+    /// What is left when these are taken.
+    fn without(self, claims: &[Claim]) -> Self {
+        use crate::lifecycle::job::Lane;
+        let mut left = self;
+        for claim in claims {
+            let lane = match Kind::of(&claim.key).lane() {
+                Lane::Pods => &mut left.pods,
+                Lane::Pulls => &mut left.pulls,
+                Lane::Cleanup => &mut left.cleanup,
+            };
+            *lane = lane.saturating_sub(1);
+        }
+        left
+    }
+}
+
+/// A random byte. Without one all come back at the same time, which is no error.
+fn chance() -> u8 {
+    let mut byte = [0_u8];
+    let flags = rustix::rand::GetRandomFlags::NONBLOCK;
+    match rustix::rand::getrandom(&mut byte[..], flags) {
+        Ok(_) => byte[0],
+        Err(_) => 0,
+    }
 }
 
 impl ObservedWriter {
-    /// Takes up to `limit` due jobs off the queue, and says when the next one is due (ns since
-    /// 1970).
+    /// Takes due jobs off the queue, of each lane as many as are free, and says when the next one
+    /// is due (ns since 1970) for which there is room.
     ///
     /// # Errors
     /// When the database cannot be written, or holds an unknown key.
-    pub async fn claim_jobs(&self, limit: u32) -> Result<(Vec<Claim>, Option<i64>), StateError> {
+    pub async fn claim_jobs(&self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
         self.0
-            .write("claim jobs", move |tx| {
-                Box::pin(async move {
-                    let now = now_ns();
-                    let rows: Vec<ClaimRow> = sqlx::query_as(
-                        "UPDATE jobs SET status = 'running', claimed_at = ?1,
-                             claimed_generation = generation
-                         WHERE key IN (SELECT key FROM jobs
-                             WHERE status = 'pending' AND next_attempt_at <= ?1
-                             ORDER BY priority DESC, next_attempt_at LIMIT ?2)
-                         RETURNING key, attempts",
-                    )
-                    .bind(now)
-                    .bind(limit)
-                    .fetch_all(&mut tx.connection)
-                    .await
-                    .map_err(during("claim jobs"))?;
-                    let next: Option<i64> = sqlx::query_scalar(
-                        "SELECT min(next_attempt_at) FROM jobs WHERE status = 'pending'",
-                    )
-                    .fetch_one(&mut tx.connection)
-                    .await
-                    .map_err(during("find the next job"))?;
-                    let claims = rows
-                        .into_iter()
-                        .map(|row| {
-                            let key = row.key.parse().map_err(corrupt("jobs.key"))?;
-                            Ok(Claim {
-                                key,
-                                attempts: row.attempts,
-                            })
-                        })
-                        .collect::<Result<_, StateError>>()?;
-                    Ok((claims, next))
-                })
-            })
+            .write("claim jobs", move |tx| Box::pin(tx.claim_jobs(free)))
             .await
     }
 
@@ -125,24 +286,75 @@ impl ObservedWriter {
             .await
     }
 
-    /// Makes jobs that a dead daemon had claimed due again.
+    /// A job runs longer than it should: says so in its row and among the events, once. It is not
+    /// run a second time beside the first.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn reclaim_jobs(&self) -> Result<(), StateError> {
+    pub async fn job_overdue(&self, key: ObjectKey) -> Result<(), StateError> {
+        self.0
+            .write("report a job", move |tx| {
+                Box::pin(async move {
+                    let reported = sqlx::query(
+                        "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL",
+                    )
+                    .bind(now_ns())
+                    .bind(key.to_string())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("report a job"))?;
+                    if reported.rows_affected() == 0 {
+                        return Ok(());
+                    }
+                    let subject = match &key {
+                        ObjectKey::Sandbox(id) => Subject::Sandbox(id),
+                        ObjectKey::Container(id) => Subject::Container(id),
+                        ObjectKey::Image(id) => Subject::Image(id),
+                        // A row of their own says as much, and no object of theirs has events.
+                        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => return Ok(()),
+                    };
+                    let message = "a step takes longer than [jobs] long_running_s";
+                    tx.event(subject, "overdue", message).await
+                })
+            })
+            .await
+    }
+
+    /// Makes jobs that a dead daemon had claimed due again; those of this one are left alone.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn reclaim_jobs(&self) -> Result<u64, StateError> {
         self.0
             .write("reclaim jobs", |tx| {
                 Box::pin(async move {
+                    let incarnation = tx.incarnation.clone();
                     sqlx::query(
-                        "UPDATE jobs SET status = 'pending', next_attempt_at = ?, attempts = 0
-                         WHERE status = 'running'",
+                        "INSERT INTO job_history (key, kind, status, priority, attempts,
+                             created_at, started_at, completed_at, queue_ns, run_ns, last_error)
+                         SELECT key, kind, 'failed', priority, attempts + 1, created_at,
+                             coalesce(claimed_at, ?1), ?1, queued_ns,
+                             max(0, ?1 - coalesce(claimed_at, ?1)),
+                             'the daemon ended while the job ran'
+                         FROM jobs WHERE status = 'running' AND claimed_by IS NOT ?2",
                     )
                     .bind(now_ns())
+                    .bind(incarnation.clone())
+                    .execute(&mut tx.connection)
+                    .await
+                    .map_err(during("file reclaimed jobs"))?;
+                    let reclaimed = sqlx::query(
+                        "UPDATE jobs SET status = 'pending', next_attempt_at = ?1, attempts = 0,
+                             claimed_at = NULL, claimed_by = NULL, overdue_at = NULL
+                         WHERE status = 'running' AND claimed_by IS NOT ?2",
+                    )
+                    .bind(now_ns())
+                    .bind(incarnation)
                     .execute(&mut tx.connection)
                     .await
                     .map_err(during("reclaim jobs"))?;
                     tx.queued();
-                    Ok(())
+                    Ok(reclaimed.rows_affected())
                 })
             })
             .await
@@ -163,100 +375,5 @@ impl ObservedWriter {
                 })
             })
             .await
-    }
-}
-
-impl Tx {
-    async fn finish_job(&mut self, key: &ObjectKey, outcome: Outcome) -> Result<(), StateError> {
-        let key = key.to_string();
-        let (delay, error) = match outcome {
-            Outcome::Done => {
-                let gone = sqlx::query(
-                    "DELETE FROM jobs WHERE key = ? AND generation = claimed_generation",
-                )
-                .bind(&key)
-                .execute(&mut self.connection)
-                .await
-                .map_err(during("finish a job"))?;
-                if gone.rows_affected() > 0 {
-                    return Ok(());
-                }
-                (0, None)
-            }
-            Outcome::Again(delay) => (delay, None),
-            Outcome::Failed(error) => {
-                let attempts: Option<i64> =
-                    sqlx::query_scalar("SELECT attempts FROM jobs WHERE key = ?")
-                        .bind(&key)
-                        .fetch_optional(&mut self.connection)
-                        .await
-                        .map_err(during("read a job"))?;
-                let jitter = now_ns().to_le_bytes()[1];
-                (backoff_ns(attempts.unwrap_or(0), jitter), Some(error))
-            }
-        };
-        let now = now_ns();
-        sqlx::query(
-            "UPDATE jobs SET status = 'pending', claimed_at = NULL,
-                 attempts = CASE WHEN ?2 IS NULL THEN 0 ELSE attempts + 1 END, last_error = ?2,
-                 next_attempt_at = CASE WHEN generation = claimed_generation THEN ?3 ELSE ?4 END
-             WHERE key = ?1",
-        )
-        .bind(&key)
-        .bind(error)
-        .bind(now.saturating_add(delay))
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("put a job back"))?;
-        self.queued();
-        Ok(())
-    }
-}
-
-impl Store {
-    /// How often the job of a key has failed, and why the last time; `None` when nothing is to be
-    /// done.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn job_standing(
-        &self,
-        key: &ObjectKey,
-    ) -> Result<Option<(i64, Option<String>)>, StateError> {
-        let key = key.to_string();
-        self.read("read a job", || {
-            sqlx::query_as("SELECT attempts, last_error FROM jobs WHERE key = ?")
-                .bind(&key)
-                .fetch_optional(&self.readers)
-        })
-        .await
-    }
-
-    /// Number of jobs waiting or running.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn count_jobs(&self) -> Result<i64, StateError> {
-        sqlx::query_scalar("SELECT count(*) FROM jobs")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(during("count jobs"))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn pauses_grow_and_stay_bounded(attempts in 0_i64..1000, jitter: u8) {
-            let pause = backoff_ns(attempts, jitter);
-            prop_assert!(pause >= BACKOFF_NS);
-            prop_assert!(pause <= BACKOFF_MAX_NS + BACKOFF_MAX_NS / 4);
-            prop_assert!(backoff_ns(attempts + 1, 0) >= backoff_ns(attempts, 0));
-        }
     }
 }

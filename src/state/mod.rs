@@ -12,10 +12,12 @@ pub mod container;
 pub mod container_facts;
 pub mod error;
 pub mod event;
+pub mod figures;
 pub mod health;
 pub mod image;
 pub mod inspect;
 pub mod job;
+pub mod job_history;
 pub mod network;
 pub mod node;
 pub mod operation;
@@ -30,8 +32,11 @@ pub mod snapshot;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod transition;
 pub mod upkeep;
 pub mod wake;
+#[cfg(test)]
+mod walk;
 mod writer;
 
 use std::future::Future;

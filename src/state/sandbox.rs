@@ -5,6 +5,7 @@ use sqlx::FromRow;
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
+use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
@@ -232,6 +233,15 @@ impl DesiredWriter {
     }
 }
 
+fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {
+    Change {
+        operation,
+        of: Table::Sandboxes,
+        id: id.as_str(),
+        to: state.as_str(),
+    }
+}
+
 /// A twin found by identity is wished ready unless it has come down already.
 fn twin_desired(state: State) -> Desired {
     match state {
@@ -246,8 +256,8 @@ impl Tx {
         spec: &SandboxSpec,
     ) -> Result<Option<(SandboxId, State)>, StateError> {
         let row: Option<(String, String, String)> = sqlx::query_as(
-            "SELECT id, desired, state FROM sandboxes
-             WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
+            "SELECT id, desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+             FROM sandboxes WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
              AND desired <> 'removed' AND state <> 'failed'",
         )
         .bind(&spec.uid)
@@ -437,7 +447,7 @@ impl ObservedWriter {
             .write("record a ready sandbox", move |tx| {
                 Box::pin(async move {
                     let now = now_ns();
-                    sqlx::query(
+                    let ready = sqlx::query(
                         "UPDATE sandboxes SET state = 'ready', ready_at = ?, boot_id = ?
                          WHERE id = ?",
                     )
@@ -445,8 +455,9 @@ impl ObservedWriter {
                     .bind(boot_id)
                     .bind(id.as_str())
                     .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record a ready sandbox"))?;
+                    .await;
+                    tx.changed(to("record a ready sandbox", &id, State::Ready), ready)
+                        .await?;
                     tx.activate_address(&id).await?;
                     tx.operation(&done).await?;
                     let subject = Subject::Sandbox(&id);
@@ -470,12 +481,14 @@ impl ObservedWriter {
             .write("record a failed sandbox", move |tx| {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
-                    sqlx::query("UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?")
+                    let sql = "UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?";
+                    let failed = sqlx::query(sql)
                         .bind(&error)
                         .bind(id.as_str())
                         .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a failed sandbox"))?;
+                        .await;
+                    tx.changed(to("record a failed sandbox", &id, State::Failed), failed)
+                        .await?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
@@ -494,17 +507,18 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    let ready_at: Option<Option<i64>> = sqlx::query_scalar(
+                    let stopped = sqlx::query(
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
-                         init_start = NULL WHERE id = ? RETURNING ready_at",
+                         init_start = NULL WHERE id = ?",
                     )
                     .bind(now_ns())
                     .bind(id.as_str())
-                    .fetch_optional(&mut tx.connection)
-                    .await
-                    .map_err(during("record a stopped sandbox"))?;
+                    .execute(&mut tx.connection)
+                    .await;
+                    tx.changed(to("record a stopped sandbox", &id, State::Stopped), stopped)
+                        .await?;
                     let subject = Subject::Sandbox(&id);
-                    if ready_at == Some(None) {
+                    if !tx.was_ready(&id).await? {
                         // Clients see it from now on, although it never was ready.
                         tx.announce(subject, Announced::Created, "created", "")
                             .await?;
@@ -557,6 +571,14 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn was_ready(&mut self, id: &SandboxId) -> Result<bool, StateError> {
+        sqlx::query_scalar("SELECT ready_at IS NOT NULL FROM sandboxes WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_one(&mut self.connection)
+            .await
+            .map_err(during("find a sandbox"))
+    }
+
     /// The event of a sandbox whose row goes next; one that clients never saw is not announced.
     async fn sandbox_goes(&mut self, id: &SandboxId) -> Result<(), StateError> {
         let state: Option<String> = sqlx::query_scalar("SELECT state FROM sandboxes WHERE id = ?")

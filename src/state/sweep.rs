@@ -90,18 +90,20 @@ impl Store {
     }
 
     async fn known_images(&self) -> Result<BTreeMap<String, Vec<String>>, StateError> {
-        let rows: Vec<(String, String)> = sqlx::query_as(
-            "WITH RECURSIVE chain (image, chain_id) AS (
+        let rows: Vec<(String, String)> = self
+            .read("list the layers of images", || {
+                sqlx::query_as(
+                    "WITH RECURSIVE chain (image, chain_id) AS (
                  SELECT id, top_chain_id FROM images
                      WHERE top_chain_id IS NOT NULL AND desired = 'present'
                  UNION
                  SELECT chain.image, l.parent_chain_id FROM layers l JOIN chain USING (chain_id)
                      WHERE l.parent_chain_id IS NOT NULL
              ) SELECT image, chain_id FROM chain",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("list the layers of images"))?;
+                )
+                .fetch_all(&self.readers)
+            })
+            .await?;
         let mut images: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (image, layer) in rows {
             images.entry(image).or_default().push(layer);
@@ -114,13 +116,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn repair_errors(&self) -> Result<BTreeMap<String, String>, StateError> {
-        let rows: Vec<(String, String)> = sqlx::query_as(
-            "SELECT path, error FROM cleanup_tasks WHERE status = 'failed'
+        let rows: Vec<(String, String)> = self
+            .read("list what could not be mended", || {
+                sqlx::query_as(
+                    "SELECT path, error FROM cleanup_tasks WHERE status = 'failed'
              UNION ALL SELECT key, last_error FROM jobs WHERE last_error IS NOT NULL",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(during("list what could not be mended"))?;
+                )
+                .fetch_all(&self.readers)
+            })
+            .await?;
         Ok(rows.into_iter().collect())
     }
 }

@@ -39,6 +39,8 @@ pub struct ObservedWriter(pub(super) Writer);
 /// One write inside the running transaction.
 pub(super) struct Tx {
     pub(super) connection: SqliteConnection,
+    /// The name of this daemon's life: jobs that another one claimed are due again.
+    pub(super) incarnation: String,
     touched: HashSet<ObjectKey>,
     queued: bool,
     told: bool,
@@ -104,6 +106,7 @@ impl Writer {
         let task = Task {
             tx: Tx {
                 connection,
+                incarnation: crate::id::random_name(),
                 touched: HashSet::new(),
                 queued: false,
                 told: false,

@@ -8,6 +8,7 @@ pub mod status;
 mod view;
 
 use super::{CallError, Front, validate};
+use crate::lifecycle::image::Desired;
 use crate::lifecycle::reference::Reference;
 use crate::proto::cri as v1;
 use crate::state::image::Image;
@@ -74,7 +75,10 @@ impl Front {
         let prefix = format!("sha256:{hex}");
         let mut ids = self.store.image_ids(&prefix).await?;
         match (ids.pop(), ids.is_empty()) {
-            (Some(id), true) => Ok(self.store.image(&id).await?.filter(|image| image.wanted)),
+            (Some(id), true) => {
+                let image = self.store.image(&id).await?;
+                Ok(image.filter(|image| image.desired == Desired::Present))
+            }
             (Some(_), false) => Err(CallError::Ambiguous {
                 noun: "image",
                 prefix,

@@ -3,6 +3,7 @@
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
+use crate::lifecycle::image::Desired;
 use crate::proto::cri as v1;
 
 use super::named;
@@ -29,7 +30,8 @@ pub(in crate::cri) async fn remove(
         front
             .wait_for("image", key, deadline, || async {
                 let left = front.store.image(&id).await?;
-                Ok(left.is_none_or(|image| image.wanted).then_some(()))
+                let gone = left.is_none_or(|image| image.desired == Desired::Present);
+                Ok(gone.then_some(()))
             })
             .await?;
     }

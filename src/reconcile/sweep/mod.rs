@@ -145,13 +145,7 @@ impl Sweeper {
 
     fn finish(&self, swept: Result<(), ReconcileError>, begun: i64) {
         let failed = swept.is_err();
-        self.back.store.sweeps().update(|figures| {
-            figures.runs += 1;
-            figures.failures += u64::from(failed);
-            figures.last_at = now_ns();
-            figures.last_duration_ns = figures.last_at - begun;
-        });
-        self.back.store.metrics().last_sweep_ns.set(now_ns());
+        self.count(failed, begun);
         if let Err(error) = swept {
             tracing::warn!(error = error.full_text(), "the sweep did not finish");
         }
@@ -167,14 +161,19 @@ impl Sweeper {
         if let Err(error) = &outcome {
             tracing::warn!(error, "a check did not finish");
         }
+        self.count(outcome.is_err(), begun);
+        checked
+    }
+
+    fn count(&self, failed: bool, begun: i64) {
+        let now = now_ns();
+        self.back.store.metrics().last_sweep_ns.set(now);
         self.back.store.sweeps().update(|figures| {
             figures.runs += 1;
-            figures.failures += u64::from(outcome.is_err());
-            figures.last_at = now_ns();
-            figures.last_duration_ns = figures.last_at - begun;
+            figures.failures += u64::from(failed);
+            figures.last_at = now;
+            figures.last_duration_ns = now - begun;
         });
-        self.back.store.metrics().last_sweep_ns.set(now_ns());
-        checked
     }
 
     async fn check_since(&self, repair: bool, begun: i64) -> Result<Checked, ReconcileError> {

@@ -21,6 +21,7 @@ pub(crate) mod node;
 pub(crate) mod operator;
 pub(crate) mod pod;
 pub(crate) mod process;
+pub(crate) mod prometheus;
 pub(crate) mod protojson;
 pub(crate) mod proxy;
 pub(crate) mod registry;

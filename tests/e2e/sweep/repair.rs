@@ -183,12 +183,10 @@ async fn a_daemon_killed_in_the_middle_of_a_repair_leaves_a_whole_pod() {
         link::delete(&host_link(&node));
         unmount(sandbox_dir(&node, &pod).join("ns/net"));
         unmount(sandbox_dir(&node, &pod).join("shm"));
-        let cut_off = node.operate(&["check", "--repair"]);
-        assert_eq!(
-            cut_off.status.code(),
-            Some(2),
-            "{point}: the daemon has died"
-        );
+        // At the last point the answer may just have been given.
+        let cut_off = node.operate(&["check", "--repair"]).status.code();
+        let last = point == "sandbox.mended" && cut_off == Some(0);
+        assert!(cut_off == Some(2) || last, "{point}: {cut_off:?}");
         eventually("the daemon has died", || {
             let ended = node.ended();
             async move { ended }
@@ -292,6 +290,13 @@ async fn shared(node: &Node) -> (Pod, String, i32) {
     (pod, id, init)
 }
 
+/// The shim; a pod's init is a fork of it that has kept its arguments.
+fn shim_beside(node: &Node, init: i32) -> i32 {
+    let shims = node.shims();
+    let shim = shims.into_iter().find(|pid| *pid != init);
+    shim.expect("a shim runs")
+}
+
 /// The pod shows as down, its container has ended, and both can be removed.
 async fn comes_down(node: &Node, pod: &Pod, container: &str) {
     eventually("the pod is not ready", || async {
@@ -324,14 +329,21 @@ async fn a_pod_whose_init_is_killed_comes_down() {
 async fn a_pod_whose_init_outlived_its_shim_comes_down_with_it_all_the_same() {
     let node = quiet_node().await;
     let (pod, container, init) = shared(&node).await;
-    let first = node.shims();
-    process::signal(first[0], Signal::SIGKILL);
+    let first = shim_beside(&node, init);
+    process::signal(first, Signal::SIGKILL);
     eventually("another shim", || async {
-        let now = node.shims();
-        (now.len() == 1 && now != first).then_some(())
+        let shims = node.shims();
+        let another = |pid: &i32| *pid != init && *pid != first;
+        shims.iter().any(another).then_some(())
     })
     .await;
-    assert_eq!(node.cri.output(&container, "echo works").await, "works");
+    eventually("it is connected, and commands run again", || async {
+        let command = node.cri.exec(&container, &["true"], 5).await;
+        command
+            .is_ok_and(|ended| ended.exit_code == 0)
+            .then_some(())
+    })
+    .await;
     process::signal(init, Signal::SIGKILL);
     eventually("the pod is not ready", || async {
         let status = node.cri.pod_status(&pod.id).await.expect("a pod");
@@ -345,8 +357,7 @@ async fn a_pod_whose_init_ended_while_nobody_looked_comes_down() {
     let mut node = quiet_node().await;
     let (pod, container, init) = shared(&node).await;
     node.kill();
-    let shims = node.shims();
-    process::signal(shims[0], Signal::SIGKILL);
+    process::signal(shim_beside(&node, init), Signal::SIGKILL);
     process::signal(init, Signal::SIGKILL);
     eventually("both have ended", || async {
         (!process::is_running(init) && node.shims().is_empty()).then_some(())

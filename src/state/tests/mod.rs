@@ -1,11 +1,13 @@
 //! The state engine on a real database file.
 
+mod sweep;
+
 use std::collections::HashSet;
 
 use super::container::NewContainer;
 use super::container_facts::{Exit, Started};
 use super::image::{NewImage, NewLayer};
-use super::job::Outcome;
+use super::job::{Free, Outcome};
 use super::operation::Finished;
 use super::*;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
@@ -72,7 +74,32 @@ fn started() -> Started {
     }
 }
 
+async fn claim(engine: &Engine) -> Vec<ObjectKey> {
+    let claimed = engine.observed.claim_jobs(Free::each(64)).await;
+    let (claims, _) = claimed.expect("claims");
+    claims.into_iter().map(|claim| claim.key).collect()
+}
+
 impl Engine {
+    /// The same database, opened by the next daemon.
+    async fn reopened(self) -> Self {
+        let Self {
+            store,
+            desired,
+            observed,
+            _dir: dir,
+        } = self;
+        drop((store, desired, observed));
+        let opened = Store::open(&dir.path().join("quilt.db")).await;
+        let (store, desired, observed) = opened.expect("a database");
+        Self {
+            store,
+            desired,
+            observed,
+            _dir: dir,
+        }
+    }
+
     async fn image(&self, id: &str, chain: &[&str], tag: &str) {
         let mut parent = None;
         let mut layers = Vec::new();
@@ -318,7 +345,11 @@ async fn a_job_asked_for_while_it_runs_comes_back() {
         .enqueue(vec![key.clone()])
         .await
         .expect("queued");
-    let (claims, _) = engine.observed.claim_jobs(8).await.expect("claims");
+    let (claims, _) = engine
+        .observed
+        .claim_jobs(Free::each(8))
+        .await
+        .expect("claims");
     assert_eq!(claims.len(), 1);
     // Nobody else gets it meanwhile.
     engine
@@ -329,7 +360,7 @@ async fn a_job_asked_for_while_it_runs_comes_back() {
     assert!(
         engine
             .observed
-            .claim_jobs(8)
+            .claim_jobs(Free::each(8))
             .await
             .expect("claims")
             .0
@@ -341,7 +372,13 @@ async fn a_job_asked_for_while_it_runs_comes_back() {
         .await
         .expect("put down");
     assert_eq!(
-        engine.observed.claim_jobs(8).await.expect("claims").0.len(),
+        engine
+            .observed
+            .claim_jobs(Free::each(8))
+            .await
+            .expect("claims")
+            .0
+            .len(),
         1
     );
     engine
@@ -349,7 +386,11 @@ async fn a_job_asked_for_while_it_runs_comes_back() {
         .finish_job(key.clone(), Outcome::Failed("why".into()))
         .await
         .expect("down");
-    let (claims, next) = engine.observed.claim_jobs(8).await.expect("claims");
+    let (claims, next) = engine
+        .observed
+        .claim_jobs(Free::each(8))
+        .await
+        .expect("claims");
     assert!(
         claims.is_empty() && next.is_some_and(|due| due > now_ns()),
         "it backs off"
@@ -361,12 +402,33 @@ async fn a_job_asked_for_while_it_runs_comes_back() {
         .await
         .expect("queued");
     assert_eq!(
-        engine.observed.claim_jobs(8).await.expect("claims").0.len(),
+        engine
+            .observed
+            .claim_jobs(Free::each(8))
+            .await
+            .expect("claims")
+            .0
+            .len(),
         1
     );
-    engine.observed.reclaim_jobs().await.expect("reclaimed");
+    let reclaimed = engine.observed.reclaim_jobs().await.expect("reclaimed");
+    assert_eq!(reclaimed, 0, "a live daemon's claim is its own");
+    assert!(claim(&engine).await.is_empty(), "it runs");
+    let engine = engine.reopened().await;
+    assert!(
+        claim(&engine).await.is_empty(),
+        "nobody has reclaimed it yet"
+    );
+    let reclaimed = engine.observed.reclaim_jobs().await.expect("reclaimed");
+    assert_eq!(reclaimed, 1);
     assert_eq!(
-        engine.observed.claim_jobs(8).await.expect("claims").0.len(),
+        engine
+            .observed
+            .claim_jobs(Free::each(8))
+            .await
+            .expect("claims")
+            .0
+            .len(),
         1
     );
 }
@@ -469,4 +531,193 @@ async fn a_reboot_takes_everything_down_and_keeps_the_records() {
         .expect("a list");
     assert_eq!((pods.len(), pods[0].state), (1, sandbox::State::Stopped));
     assert!(pods[0].address.is_none());
+}
+
+/// Puts down every claimed job with this outcome.
+async fn put_down(engine: &Engine, keys: &[ObjectKey], outcome: &Outcome) {
+    for key in keys {
+        let finished = engine.observed.finish_job(key.clone(), outcome.clone());
+        finished.await.expect("put down");
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_slow_pulls_take_no_slot_of_a_pod() {
+    let engine = engine().await;
+    let pulls: Vec<_> = (0..100)
+        .map(|n| ObjectKey::Pull(format!("r/i:{n}")))
+        .collect();
+    engine.observed.enqueue(pulls).await.expect("queued");
+    let free = Free {
+        pods: 4,
+        pulls: 8,
+        cleanup: 8,
+    };
+    let (claims, next) = engine.observed.claim_jobs(free).await.expect("claims");
+    assert_eq!(claims.len(), 8);
+    assert_eq!(next, None, "a full lane is looked at when a slot is free");
+    let pods: Vec<_> = (0..6)
+        .map(|_| ObjectKey::Container(ContainerId::random()))
+        .collect();
+    engine.observed.enqueue(pods).await.expect("queued");
+    let free = Free { pulls: 0, ..free };
+    let (claims, next) = engine.observed.claim_jobs(free).await.expect("claims");
+    assert_eq!(claims.len(), 4);
+    assert!(
+        claims
+            .iter()
+            .all(|claim| matches!(claim.key, ObjectKey::Container(_)))
+    );
+    assert_eq!(next, None, "both lanes are full");
+}
+
+#[tokio::test]
+async fn what_a_client_waits_for_goes_before_cleanup() {
+    let engine = engine().await;
+    let cleanups = (0..5).map(ObjectKey::Cleanup).collect();
+    engine.observed.enqueue(cleanups).await.expect("queued");
+    let image = ObjectKey::Image("sha256:x".into());
+    engine
+        .observed
+        .enqueue(vec![image.clone()])
+        .await
+        .expect("queued");
+    let claimed = engine.observed.claim_jobs(Free::each(1)).await;
+    let (claims, _) = claimed.expect("claims");
+    assert_eq!(claims[0].key, image);
+}
+
+#[tokio::test]
+async fn every_finished_job_and_every_failed_look_is_history() {
+    let engine = engine().await;
+    let key = ObjectKey::Image("sha256:x".into());
+    engine
+        .observed
+        .enqueue(vec![key.clone()])
+        .await
+        .expect("queued");
+    for outcome in [
+        Outcome::Failed("no luck".into()),
+        Outcome::Again(0),
+        Outcome::Failed("again".into()),
+        Outcome::Failed("and again".into()),
+        Outcome::Done,
+    ] {
+        // Asked for anew, so that it does not wait.
+        engine
+            .observed
+            .enqueue(vec![key.clone()])
+            .await
+            .expect("queued");
+        assert_eq!(claim(&engine).await, [key.clone()]);
+        put_down(&engine, std::slice::from_ref(&key), &outcome).await;
+    }
+    let history = engine.store.job_history(&key.to_string(), 10).await;
+    let history = history.expect("rows");
+    let seen: Vec<_> = history
+        .iter()
+        .map(|job| (job.status.as_str(), job.attempts, job.last_error.as_deref()))
+        .collect();
+    let expected = [
+        ("completed", 3, None),
+        ("failed", 2, Some("and again")),
+        ("failed", 1, Some("again")),
+        ("failed", 1, Some("no luck")),
+    ];
+    assert_eq!(seen, expected);
+    for job in &history {
+        assert_eq!((job.kind.as_str(), job.priority), ("image", 50));
+        assert!(job.created_at <= job.started_at && job.started_at <= job.completed_at);
+        assert!(job.queue_ns >= 0 && job.run_ns == job.completed_at - job.started_at);
+    }
+    let figures = engine.store.job_figures().await.expect("figures");
+    let failed = figures.iter().find(|figure| figure.status == "failed");
+    let failed = failed.expect("failed looks");
+    assert_eq!(failed.count, 3);
+    assert!((failed.mean_attempts - 4.0 / 3.0).abs() < 1e-9);
+}
+
+#[tokio::test]
+async fn history_is_kept_by_age_and_by_number_and_forgotten_in_batches() {
+    let engine = engine().await;
+    let keys: Vec<_> = (0..50).map(ObjectKey::Cleanup).collect();
+    engine.observed.enqueue(keys.clone()).await.expect("queued");
+    assert_eq!(claim(&engine).await.len(), 50);
+    put_down(&engine, &keys, &Outcome::Done).await;
+    let prune = async |before, rows, batch| {
+        let pruned = engine.observed.prune_job_history(before, rows, batch);
+        pruned.await.expect("pruned")
+    };
+    assert_eq!(prune(0, 50, 100).await, 0, "neither old nor too many");
+    assert_eq!(
+        prune(0, 20, 8).await,
+        8,
+        "a batch is all that one write does"
+    );
+    assert_eq!(prune(0, 20, 100).await, 22);
+    let left = engine.store.job_history("", 100).await.expect("rows");
+    assert_eq!(left.len(), 20);
+    assert_eq!(
+        prune(now_ns(), 1000, 100).await,
+        20,
+        "all are older than now"
+    );
+}
+
+#[tokio::test]
+async fn a_job_that_takes_long_is_reported_once_and_runs_on() {
+    let engine = engine().await;
+    let pod = engine.ready_pod("slow").await;
+    let key = ObjectKey::Sandbox(pod.clone());
+    assert_eq!(claim(&engine).await, [key.clone()]);
+    for _ in 0..2 {
+        engine
+            .observed
+            .job_overdue(key.clone())
+            .await
+            .expect("told");
+    }
+    assert!(claim(&engine).await.is_empty(), "it is not run twice");
+    let counts = engine.store.job_counts(now_ns()).await.expect("counts");
+    assert_eq!((counts[0].state.as_str(), counts[0].count), ("overdue", 1));
+    let events = engine
+        .store
+        .events(pod.as_str(), 0, 100)
+        .await
+        .expect("events");
+    let told = events.iter().filter(|event| event.kind == "overdue");
+    assert_eq!(told.count(), 1);
+}
+
+#[tokio::test]
+async fn an_impossible_change_is_an_error_that_says_from_where_to_where() {
+    let engine = engine().await;
+    let pod = engine.ready_pod("down").await;
+    let stopped = engine.observed.sandbox_stopped(pod.clone(), done("s"));
+    stopped.await.expect("stopped");
+    let again = engine
+        .observed
+        .sandbox_ready(pod.clone(), "boot".into(), done("s"));
+    let error = again.await.expect_err("it is down");
+    let StateError::Transition { noun, id, from, to } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!((*noun, id.as_str()), ("sandbox", pod.as_str()));
+    assert_eq!((from.as_str(), *to), ("stopped", "ready"));
+    let events = engine
+        .store
+        .events(pod.as_str(), 0, 100)
+        .await
+        .expect("events");
+    let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
+    assert_eq!(
+        kinds,
+        ["ready", "stopped"],
+        "nothing of the refused write is kept"
+    );
+    let gone = engine
+        .observed
+        .sandbox_ready(SandboxId::random(), "b".into(), done("s"));
+    let error = gone.await.expect_err("it is not there");
+    assert!(matches!(error, StateError::NotFound { .. }), "{error}");
 }
