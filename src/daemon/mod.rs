@@ -202,30 +202,9 @@ async fn start(
         shim,
         health,
     };
-    tasks.spawn(shim_link::run(back.clone(), link, stopped.clone()));
-    tasks.spawn(monitor::run(back.clone(), watched, stopped.clone()));
-    let mut first_shim = shim_seen.clone();
-    let connected = first_shim.wait_for(Option::is_some);
-    if tokio::time::timeout(SHIM_PATIENCE, connected)
-        .await
-        .is_err()
-    {
-        tracing::error!("no shim yet; calls that need one fail until there is");
-    }
+    meet_shim(&back, link, watched, tasks, stopped).await;
     sweeper.at_start().await;
-    let rules = config.jobs.rules();
-    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
-    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
-    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
-    tasks.spawn(records::run(back.clone(), stopped.clone()));
-    let history = store.clone();
-    tasks.spawn(async move { history.check_history().await });
-    tasks.spawn(sweeper.run(checks, stopped.clone()));
-    tasks.spawn(pruner::run(
-        back.clone(),
-        retention(config),
-        stopped.clone(),
-    ));
+    spawn_upkeep(&back, config, sweeper, checks, tasks, stopped);
     let signals = Signals {
         shim: shim_seen,
         health: health_seen,
@@ -235,6 +214,50 @@ async fn start(
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
+}
+
+/// Keeps a shim connected from here on, and waits a while for the first one.
+async fn meet_shim(
+    back: &Back,
+    link: shim_link::Link,
+    watched: mpsc::UnboundedReceiver<reconcile::Watched>,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+) {
+    tasks.spawn(shim_link::run(back.clone(), link, stopped.clone()));
+    tasks.spawn(monitor::run(back.clone(), watched, stopped.clone()));
+    let mut first_shim = back.shim.clone();
+    let connected = first_shim.wait_for(Option::is_some);
+    if tokio::time::timeout(SHIM_PATIENCE, connected)
+        .await
+        .is_err()
+    {
+        tracing::error!("no shim yet; calls that need one fail until there is");
+    }
+}
+
+/// Starts what goes on for as long as the daemon lives.
+fn spawn_upkeep(
+    back: &Back,
+    config: &Config,
+    sweeper: sweep::Sweeper,
+    checks: mpsc::Receiver<sweep::Request>,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+) {
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
+    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(records::run(back.clone(), stopped.clone()));
+    let history = back.store.clone();
+    tasks.spawn(async move { history.check_history().await });
+    tasks.spawn(sweeper.run(checks, stopped.clone()));
+    tasks.spawn(pruner::run(
+        back.clone(),
+        retention(config),
+        stopped.clone(),
+    ));
 }
 
 struct Sockets {

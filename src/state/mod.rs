@@ -27,6 +27,7 @@ pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+mod reboot;
 pub mod rebuild;
 pub mod retention;
 mod retry;
