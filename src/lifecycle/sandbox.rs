@@ -83,17 +83,6 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     }
 }
 
-/// What a sandbox should be: what the client wants, or down, once the process that held its PID
-/// namespace has ended and nothing can run in it any more.
-#[must_use]
-pub fn effective(desired: Desired, init_ended: bool) -> Desired {
-    if init_ended {
-        desired.max(Desired::Stopped)
-    } else {
-        desired
-    }
-}
-
 /// Whether one state may come after another.
 #[must_use]
 pub const fn may_follow(from: State, to: State) -> bool {
@@ -110,6 +99,17 @@ pub const fn may_follow(from: State, to: State) -> bool {
 #[must_use]
 pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
     to > from
+}
+
+/// What a sandbox should be: what the client wants, or down, once the process that held its PID
+/// namespace has ended and nothing can run in it any more.
+#[must_use]
+pub fn effective(desired: Desired, init_ended: bool) -> Desired {
+    if init_ended {
+        desired.max(Desired::Stopped)
+    } else {
+        desired
+    }
 }
 
 /// The next step for a sandbox.

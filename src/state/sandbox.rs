@@ -256,8 +256,8 @@ impl Tx {
         spec: &SandboxSpec,
     ) -> Result<Option<(SandboxId, State)>, StateError> {
         let row: Option<(String, String, String)> = sqlx::query_as(
-            "SELECT id, desired, state FROM sandboxes
-             WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
+            "SELECT id, desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
+             FROM sandboxes WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
              AND desired <> 'removed' AND state <> 'failed'",
         )
         .bind(&spec.uid)

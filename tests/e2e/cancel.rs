@@ -14,7 +14,7 @@ use crate::support::faults::Faults;
 use crate::support::pod::{container, exited, namespaces, shell};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::wait::appears;
-use crate::support::{Cri, Node, Pod, eventually, registry};
+use crate::support::{Cri, Node, eventually, registry};
 
 /// A daemon that can be held.
 async fn node(extra: &str) -> (Node, Faults) {

@@ -59,7 +59,9 @@ async fn ready(front: &Front, id: &SandboxId) -> Result<Option<()>, CallError> {
         (State::Failed, _) => Err(CallError::Failed(
             sandbox.error.unwrap_or_else(|| "unknown".into()),
         )),
-        (State::Ready, Desired::Ready) => Ok(Some(())),
+        (State::Ready, Desired::Ready) if !sandbox.init_ended => Ok(Some(())),
+        // Its init has ended right after the start: it comes down, and another is to be run.
+        (State::Ready | State::Stopped, Desired::Ready) => Err(withdrawn()),
         (_, Desired::Ready) => Ok(None),
         _ => Err(withdrawn()),
     }

@@ -1,5 +1,5 @@
-//! From a difference to what mends it: a cleanup task, a look at a pod or a container, or a row that
-//! stops claiming what is gone.
+//! From a difference to what mends it: a cleanup task, a look at a pod or a container, or a row
+//! that stops claiming what is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 

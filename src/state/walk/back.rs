@@ -430,7 +430,7 @@ impl World {
             Resource::Network => self.kernel.links.remove(&task.path),
             Resource::Rootfs => self.kernel.snapshots.remove(&task.path),
             Resource::Layer => self.kernel.layers.remove(&task.path),
-            other => unreachable!("the walk has no sweep that finds a {}", other.as_str()),
+            other => panic!("nothing of {other:?} was made"),
         };
         fuel.burn()?;
         match task.resource {

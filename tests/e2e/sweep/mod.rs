@@ -1,6 +1,7 @@
 //! What exists and has no row goes; what has a row and is broken is mended or told; what is
 //! somebody else's is left alone.
 
+mod measure;
 mod orphans;
 mod repair;
 

@@ -1,5 +1,7 @@
 //! The state engine on a real database file.
 
+mod sweep;
+
 use std::collections::HashSet;
 
 use super::container::NewContainer;
