@@ -332,8 +332,8 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
     }
 }
 
-/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
-/// goes on without one of its parts is worse than what is started anew.
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step:
+/// what goes on without one of its parts is worse than what is started anew.
 pub fn end_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
