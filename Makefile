@@ -94,6 +94,10 @@ soak: deps build ## The long forms: critest in random order and the demo, SOAK_R
 bench: deps ## Measure the release build, or any CRI endpoint: ENDPOINT=unix://… IMAGE=…; prints JSON
 	@hack/bench.sh $(BENCH_ARGS)
 
+.PHONY: bench-restart
+bench-restart: deps ## Kill the release daemon beside 200 running containers, 5 times; prints JSON
+	@hack/bench.sh --restart 5
+
 ##  Tidy up
 
 .PHONY: clean

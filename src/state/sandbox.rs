@@ -7,7 +7,7 @@ use super::event::Subject;
 use super::operation::Finished;
 use super::transition::{Change, Table};
 use super::writer::Tx;
-use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+use super::{DesiredWriter, ObservedWriter, StateError, Store, node, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::event::{Announced, Stopper};
@@ -328,7 +328,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn insert_sandbox(
+    pub(super) async fn insert_sandbox(
         &mut self,
         id: &SandboxId,
         spec: &SandboxSpec,
@@ -369,70 +369,6 @@ impl Tx {
 }
 
 impl ObservedWriter {
-    /// Remembers PID 1 of a shared PID namespace before anything else joins it.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sandbox_init(
-        &self,
-        id: SandboxId,
-        pid: i32,
-        start: u64,
-    ) -> Result<(), StateError> {
-        self.0
-            .write("record a pod's init", move |tx| {
-                Box::pin(async move {
-                    let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
-                               init_ended_at = NULL WHERE id = ?";
-                    sqlx::query(sql)
-                        .bind(pid)
-                        .bind(i64::try_from(start).unwrap_or(i64::MAX))
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map(drop)
-                        .map_err(during("record a pod's init"))
-                })
-            })
-            .await
-    }
-
-    /// PID 1 of a pod's shared PID namespace has ended although nobody had asked for it; with it
-    /// every process in the namespace. The pod is brought down (`lifecycle::sandbox::effective`).
-    /// `pid` is the one that ended: what another attempt had started says nothing.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sandbox_init_ended(
-        &self,
-        id: SandboxId,
-        pid: i32,
-        how: String,
-    ) -> Result<(), StateError> {
-        self.0
-            .write("record the end of a pod's init", move |tx| {
-                Box::pin(async move {
-                    let ended = sqlx::query(
-                        "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
-                         AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
-                    )
-                    .bind(now_ns())
-                    .bind(id.as_str())
-                    .bind(pid)
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record the end of a pod's init"))?;
-                    if ended.rows_affected() > 0 {
-                        tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
-                        tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
-                        tx.touch(ObjectKey::Sandbox(id));
-                    }
-                    Ok(())
-                })
-            })
-            .await
-    }
-
     /// The sandbox is set up.
     ///
     /// # Errors
@@ -599,6 +535,17 @@ impl Tx {
 
     async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
         let now = now_ns();
+        if self.fact(node::BOOT_ID).await?.as_deref() != Some(boot_id) {
+            // One that was being set up is set up again; its init may have another's number now.
+            sqlx::query(
+                "UPDATE sandboxes SET init_pid = NULL, init_start = NULL
+                 WHERE state = 'preparing'",
+            )
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("forget the last boot"))?;
+            self.set_fact(node::BOOT_ID, boot_id).await?;
+        }
         let ids: Vec<String> = sqlx::query_scalar(
             "UPDATE sandboxes SET state = 'stopped', stopped_at = ?1, init_pid = NULL,
              init_start = NULL WHERE state = 'ready' AND boot_id <> ?2 RETURNING id",
@@ -624,8 +571,7 @@ impl Tx {
     async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
         let gone: Vec<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-             reason = 'Unknown', error = 'the node was started anew', released = 1,
-             ended_by = 'reboot'
+             reason = 'Unknown', error = 'the node was started anew', ended_by = 'reboot'
              WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
         )
         .bind(now)
