@@ -165,7 +165,11 @@ async fn a_node_at_work_has_no_leaks_and_each_kind_of_leak_is_seen() {
     let path = database(&dir, newest_known()).await;
     assert_eq!(leaks(&path).await, BTreeSet::new());
     let statements = [
-        ("cleanup", "UPDATE cleanup_tasks SET status = 'failed'"),
+        (
+            "cleanup",
+            "UPDATE cleanup_tasks SET status = 'failed', error = 'x',
+             completed_at = NULL",
+        ),
         (
             "address",
             "UPDATE network_allocations SET sandbox_id = 'gone'",
