@@ -85,7 +85,7 @@ soak: deps build ## The long forms: critest in random order and the demo, SOAK_R
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \
 		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
-		cargo test --locked $(FEATURES) --test e2e || exit; \
+		QUILT_SOAK=1 cargo test --locked $(FEATURES) --test e2e || exit; \
 	done
 
 ##  Measure
@@ -93,6 +93,10 @@ soak: deps build ## The long forms: critest in random order and the demo, SOAK_R
 .PHONY: bench
 bench: deps ## Measure the release build, or any CRI endpoint: ENDPOINT=unix://… IMAGE=…; prints JSON
 	@hack/bench.sh $(BENCH_ARGS)
+
+.PHONY: bench-restart
+bench-restart: deps ## Kill the release daemon beside 200 running containers, 5 times; prints JSON
+	@hack/bench.sh --restart 5
 
 ##  Tidy up
 

@@ -24,6 +24,13 @@ fi
 node_own_network "$@"
 NODE_QUILTD=target/release/quiltd
 node_start quilt-test/busybox
+daemon=()
+if [[ " $* " == *" --restart "* ]]; then
+    daemon=(-- "$NODE_QUILTD" serve --config "$NODE_DIR/config.toml" --root "$NODE_DIR/root"
+        --state "$NODE_DIR/state" --listen "unix://$NODE_SOCKET")
+fi
 cargo run --quiet --release --example bench -- --endpoint "unix://$NODE_SOCKET" \
-    --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@"
+    --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@" ${daemon[@]+"${daemon[@]}"}
+# The bench may have put another daemon in the place of ours.
+NODE_PID=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$NODE_DIR/state/engine.json")
 left=$(node_wait_clean) || node_fail "left behind: $left"

@@ -198,6 +198,15 @@ impl Cri {
         Ok((answer.containers.len(), took))
     }
 
+    /// How many containers run.
+    pub(crate) async fn count_running(&mut self) -> Result<usize> {
+        let request = cri::ListContainersRequest::default();
+        let (answer, _) = timed!("ListContainers", self.runtime.list_containers(request));
+        let running = cri::ContainerState::ContainerRunning;
+        let states = answer.containers.iter().map(|found| found.state());
+        Ok(states.filter(|state| *state == running).count())
+    }
+
     pub(crate) async fn exec_true(&mut self, container: &str) -> Result<Duration> {
         let request = cri::ExecSyncRequest {
             container_id: container.to_owned(),

@@ -10,6 +10,7 @@ mod memory;
 mod phase;
 mod pod;
 mod report;
+mod restart;
 mod stuck;
 
 use std::path::PathBuf;
@@ -60,6 +61,15 @@ struct Args {
     /// Further processes of the runtime, by name (containerd-shim-runc-v2, conmon, pause).
     #[arg(long, value_delimiter = ',')]
     processes: Vec<String>,
+    /// Measures restarts instead: kills the daemon so often and starts it again.
+    #[arg(long, value_name = "ROUNDS", requires = "daemon")]
+    restart: Option<usize>,
+    /// Containers that run while the daemon is killed.
+    #[arg(long, default_value_t = 200)]
+    containers: usize,
+    /// Command line that starts the daemon, after --.
+    #[arg(last = true)]
+    daemon: Vec<String>,
     /// Ends with an error when a goal is missed.
     #[arg(long)]
     check: bool,
@@ -75,6 +85,19 @@ async fn main() -> Result<()> {
     let mut cri = Cri::connect(&socket).await?;
     let logs = tempfile::tempdir().context("make a log directory")?;
     let maker = Arc::new(Maker::new(&args.image, logs.path()));
+    if let Some(rounds) = args.restart {
+        let plan = restart::Plan {
+            socket: &socket,
+            command: &args.daemon,
+            containers: args.containers,
+            rounds,
+        };
+        let measured = restart::measure(&mut cri, &maker, &plan).await;
+        // The connection ended with the first daemon.
+        let swept = Cri::connect(&socket).await?.sweep(maker.run()).await;
+        measured?;
+        return swept.context("remove what the bench made");
+    }
     let plan = Plan {
         rounds: args.rounds,
         crowd: args.crowd,

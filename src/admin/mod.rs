@@ -11,6 +11,7 @@ use tonic::{Request, Response, Status};
 use crate::engine::Engine;
 use crate::lifecycle::difference::Difference;
 use crate::proto::admin as v1;
+use crate::state::node::LAST_REBUILD;
 use crate::state::{StateError, Store};
 
 pub use metrics::MetricsPage;
@@ -107,7 +108,10 @@ impl v1::admin_server::Admin for AdminService {
         &self,
         _request: Request<v1::InfoRequest>,
     ) -> Result<Response<v1::InfoResponse>, Status> {
+        let last_rebuild = self.store.fact(LAST_REBUILD).await.map_err(internal)?;
         Ok(Response::new(v1::InfoResponse {
+            last_rebuild: last_rebuild.unwrap_or_default(),
+            storage_problem: self.store.storage_problem().unwrap_or_default(),
             version: self.engine.version.clone(),
             pid: i32::try_from(self.engine.pid).unwrap_or_default(),
             started_at_ns: self.engine.started_at_ns,

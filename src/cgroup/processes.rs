@@ -55,6 +55,19 @@ impl Cgroups {
         Ok(!processes(&path.below(&first.mount_point))?.is_empty())
     }
 
+    /// The processes in the cgroup or below it, in no order. Absence is emptiness.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel's files cannot be read.
+    pub fn list_processes(&self, path: &CgroupPath) -> Result<Vec<i32>, CgroupError> {
+        let first = self.v1.first().map(|v1| path.below(&v1.mount_point));
+        match self.unified_dir(path).or(first) {
+            Some(dir) => Ok(processes(&dir)?.into_iter().collect()),
+            None => Ok(Vec::new()),
+        }
+    }
+
     /// Waits until the cgroup is empty, at most `timeout`. Returns whether it is.
     ///
     /// # Errors

@@ -16,6 +16,8 @@ pub(super) async fn run(asking: &Asking) -> anyhow::Result<()> {
         ("root", info.root.into()),
         ("state", info.state.into()),
         ("started_at", info.started_at_ns.into()),
+        ("last_rebuild", info.last_rebuild.clone().into()),
+        ("storage_problem", info.storage_problem.clone().into()),
     ];
     let mut out = stdout();
     match asking.output {
@@ -29,6 +31,14 @@ pub(super) async fn run(asking: &Asking) -> anyhow::Result<()> {
                     .as_str()
                     .map_or_else(|| value.to_string(), str::to_owned);
                 writeln!(out, "{name:<9} {text}")?;
+            }
+            for (name, text) in [
+                ("rebuilt", info.last_rebuild),
+                ("trouble", info.storage_problem),
+            ] {
+                if !text.is_empty() {
+                    writeln!(out, "{name:<9} {text}")?;
+                }
             }
         }
     }

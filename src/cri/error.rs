@@ -3,7 +3,7 @@
 use tonic::{Code, Status};
 
 use crate::lifecycle::Impossible;
-use crate::state::StateError;
+use crate::state::{StateError, Trouble};
 
 /// A failed call.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +149,11 @@ impl CallError {
                 StateError::Begin { .. } | StateError::Busy { .. } | StateError::Closed,
             )
             | Self::NoShim => Code::Unavailable,
-            Self::State(_) => Code::Internal,
+            Self::State(error) => match error.trouble() {
+                Some(Trouble::Full) => Code::ResourceExhausted,
+                Some(_) => Code::Unavailable,
+                None => Code::Internal,
+            },
         }
     }
 }

@@ -32,6 +32,9 @@ pub(super) async fn status(
     _deadline: Deadline,
 ) -> Result<v1::StatusResponse, CallError> {
     let report = front.health.borrow().clone();
+    let runtime_problem = report
+        .runtime_problem
+        .or_else(|| front.store.storage_problem());
     let condition = |name: &str, reason: &str, problem: Option<String>| v1::RuntimeCondition {
         r#type: name.into(),
         status: problem.is_none(),
@@ -60,7 +63,7 @@ pub(super) async fn status(
     Ok(v1::StatusResponse {
         status: Some(v1::RuntimeStatus {
             conditions: vec![
-                condition("RuntimeReady", "RuntimeNotReady", report.runtime_problem),
+                condition("RuntimeReady", "RuntimeNotReady", runtime_problem),
                 condition("NetworkReady", "NetworkNotReady", report.network_problem),
             ],
         }),

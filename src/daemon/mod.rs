@@ -1,5 +1,6 @@
 //! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
 
+mod database;
 mod listen;
 
 use std::path::{Path, PathBuf};
@@ -25,11 +26,11 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
 use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, pruner, recovery, sampler, shim_link, sweep,
-    worker,
+    self, Back, Parts, Paths, Processes, monitor, pruner, records, recovery, sampler, shim_link,
+    sweep, worker,
 };
 use crate::state::health::Report;
-use crate::state::{Store, now_ns};
+use crate::state::now_ns;
 
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
@@ -155,7 +156,12 @@ async fn start(
     stopped: &watch::Receiver<bool>,
     checks: mpsc::Receiver<sweep::Request>,
 ) -> anyhow::Result<(Front, Back)> {
-    let (store, desired, observed) = Store::open(&paths.root.join("quilt.db")).await?;
+    let database::Opened {
+        store,
+        desired,
+        observed,
+        loss,
+    } = database::open(paths).await?;
     for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
         make_directory(&dir)?;
     }
@@ -179,9 +185,13 @@ async fn start(
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
+        image_records: tokio::sync::Notify::new(),
     });
-    recovery::prepare(&back).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
+    if let Some(loss) = loss {
+        database::rebuild(&back, &executable, &loss).await?;
+    }
+    recovery::prepare(&back).await?;
     let sweeper = sweep::Sweeper {
         back: back.clone(),
         health: health.clone(),
@@ -207,6 +217,9 @@ async fn start(
     tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(records::run(back.clone(), stopped.clone()));
+    let history = store.clone();
+    tasks.spawn(async move { history.check_history().await });
     tasks.spawn(sweeper.run(checks, stopped.clone()));
     tasks.spawn(pruner::run(
         back.clone(),

@@ -12,6 +12,7 @@ pub mod image;
 pub mod job;
 pub mod layer;
 pub mod process;
+pub mod record;
 pub mod reference;
 pub mod sandbox;
 pub mod signal;

@@ -1,10 +1,11 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes, sandbox_files};
+use super::{Back, ReconcileError, blocking, container_launch, processes, records, sandbox_files};
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Facts, State, Step, effective, next_step};
+use crate::lifecycle::record::ContainerRecord;
 use crate::lifecycle::{sandbox, signal};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -51,8 +52,9 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
             Step::Rest => {
                 // What has never been started has lost nothing that cannot be made again.
                 if container.state == State::Created && !prepared {
+                    let record = record(back, &container).await?;
                     let back = back.clone();
-                    blocking(move || make_directories(&back, &container)).await?;
+                    blocking(move || make_directories(&back, &container, &record)).await?;
                 }
                 return Ok(Outcome::Done);
             }
@@ -109,8 +111,9 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Container(id.clone()));
     stages.record("queue", now_ns() - container.created_at);
     stages.enter("snapshot");
+    let record = record(back, container).await?;
     let (back_too, container_too) = (back.clone(), container.clone());
-    let made = blocking(move || make_directories(&back_too, &container_too)).await;
+    let made = blocking(move || make_directories(&back_too, &container_too, &record)).await;
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -138,13 +141,32 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     }
 }
 
+/// The container's row as it is kept on disk, with the layers it stands on: their image may go
+/// before it does.
+async fn record(back: &Back, container: &Container) -> Result<ContainerRecord, ReconcileError> {
+    let top = back.store.snapshot_top(&container.id).await?;
+    Ok(ContainerRecord {
+        id: container.id.clone(),
+        sandbox_id: container.sandbox_id.clone(),
+        image_id: container.image_id.clone(),
+        spec: container.spec.clone(),
+        created_at: container.created_at,
+        layers: back.store.layer_records(top.as_deref()).await?,
+    })
+}
+
 /// Makes the writable layer, the directory of the FIFOs and that of the log. Idempotent.
-fn make_directories(back: &Back, container: &Container) -> Result<String, ReconcileError> {
+fn make_directories(
+    back: &Back,
+    container: &Container,
+    record: &ContainerRecord,
+) -> Result<String, ReconcileError> {
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
     fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
     fault::blocking_point("container.directory")?;
+    records::write(&dir, record)?;
     if let Some(parent) = std::path::Path::new(&container.log_path).parent()
         && !container.log_path.is_empty()
     {

@@ -74,6 +74,7 @@ async fn fetch_and_answer(
             back.observed
                 .image_present(new, Some(key.to_owned()), done)
                 .await?;
+            back.image_records.notify_one();
             fault::point("image.recorded").await?;
         }
         Err(error) if error.is_passing() => return Err(error),
@@ -244,6 +245,7 @@ pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileEr
     back.store.progress().at(&key, "remove");
     fault::point("image.removing").await?;
     back.observed.image_removed(id.to_owned()).await?;
+    back.image_records.notify_one();
     fault::point("image.removed").await?;
     back.store.progress().rests(&key);
     Ok(Outcome::Done)
@@ -300,6 +302,7 @@ async fn import_archive(
             stages: stages.finish(),
         };
         back.observed.image_present(new, None, done).await?;
+        back.image_records.notify_one();
         back.store.progress().rests(&key);
         imported.push((id, names.iter().map(Reference::to_string).collect()));
     }

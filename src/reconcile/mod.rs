@@ -16,6 +16,8 @@ pub mod monitor;
 mod mounts;
 mod processes;
 pub mod pruner;
+mod rebuild;
+pub mod records;
 pub mod recovery;
 pub mod sampler;
 mod sandbox;
@@ -38,6 +40,7 @@ use crate::state::{ObservedWriter, Store};
 pub use error::ReconcileError;
 pub use image::import;
 pub use processes::Processes;
+pub use rebuild::{Loss, rebuild};
 
 /// What every reconciler works with. Cheap to clone.
 #[derive(Clone)]
@@ -65,6 +68,8 @@ pub struct Parts {
     pub cgroup_root: CgroupPath,
     /// Which boot of the node this is.
     pub boot_id: String,
+    /// Told when an image has come or gone, for its record.
+    pub image_records: tokio::sync::Notify,
 }
 
 /// Where things are.

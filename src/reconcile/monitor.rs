@@ -19,7 +19,7 @@ use crate::lifecycle::container::may_live;
 use crate::shim::client::ShimClient;
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind};
 use crate::state::container_facts::Exit;
-use crate::state::now_ns;
+use crate::state::{StateError, now_ns};
 use crate::sys::async_fd;
 use crate::sys::pidfd_info::{self, PidfdExit};
 
@@ -67,8 +67,17 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
             woken.await;
         }
     };
-    if tokio::time::timeout(SHIM_PATIENCE, recorded).await.is_ok() {
-        return;
+    tokio::pin!(recorded);
+    loop {
+        // While nothing can be written the shim's word, which has the exact time, only waits.
+        let troubled = back.store.storage_problem().is_some();
+        let patience = tokio::time::timeout(SHIM_PATIENCE, &mut recorded);
+        if patience.await.is_ok() {
+            return;
+        }
+        if !troubled && back.store.storage_problem().is_none() {
+            break;
+        }
     }
     let exit = match pidfd_info::exit_status(handle.pidfd.as_fd()) {
         Ok(PidfdExit::Status(status)) => {
@@ -84,8 +93,46 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
         }
         _ => unseen(),
     };
-    if let Err(error) = back.observed.container_exited(id.clone(), exit).await {
-        tracing::error!(container = %id, %error, "cannot record an exit");
+    let mut retry = Retry::default();
+    while let Err(error) = back
+        .observed
+        .container_exited(id.clone(), exit.clone())
+        .await
+    {
+        if !retry.pause(&id, &error.into()).await {
+            return;
+        }
+    }
+}
+
+/// The pauses between the tries of recording an exit, which is never given up while the daemon
+/// lives: 100 ms doubling to 2 s.
+#[derive(Default)]
+pub(super) struct Retry(u32);
+
+impl Retry {
+    const FIRST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(2);
+
+    /// Waits before the next try; `false` says that there is none: the fault is not the database's,
+    /// or the daemon is going down.
+    pub(super) async fn pause(
+        &mut self,
+        id: &impl std::fmt::Display,
+        error: &ReconcileError,
+    ) -> bool {
+        let passing = matches!(error, ReconcileError::State(error)
+            if !matches!(error, StateError::Closed));
+        if self.0 == 0 || !passing {
+            let error = error.full_text();
+            tracing::error!(%id, error, again = passing, "cannot record an exit");
+        }
+        if passing {
+            let pause = Self::FIRST.saturating_mul(1 << self.0.min(10));
+            self.0 += 1;
+            tokio::time::sleep(pause.min(Self::LONGEST)).await;
+        }
+        passing
     }
 }
 
@@ -134,6 +181,23 @@ fn reason_of(code: i32, oom_killed: bool) -> &'static str {
     }
 }
 
+/// How a process ended, as the shim tells it.
+pub(super) fn exit_of(record: &ExitRecord, oom_killed: bool) -> Exit {
+    if record.lost {
+        return Exit {
+            at: record.at_ns,
+            ..unseen()
+        };
+    }
+    Exit {
+        code: record.code,
+        at: record.at_ns,
+        reason: reason_of(record.code, oom_killed),
+        error: None,
+        ran: true,
+    }
+}
+
 /// Records an exit the shim tells of, and then says so to the shim.
 pub(super) async fn exited(
     back: &Back,
@@ -150,22 +214,7 @@ pub(super) async fn exited(
         && may_live(known.state)
     {
         let oom_killed = oom_killed(back, &known.id).await;
-        let code = record.code;
-        let exit = if record.lost {
-            Exit {
-                at: record.at_ns,
-                ..unseen()
-            }
-        } else {
-            let reason = reason_of(code, oom_killed);
-            Exit {
-                code,
-                at: record.at_ns,
-                reason,
-                error: None,
-                ran: true,
-            }
-        };
+        let exit = exit_of(&record, oom_killed);
         back.observed.container_exited(id.clone(), exit).await?;
         let lag = u64::try_from(now_ns() - record.at_ns).unwrap_or(0);
         back.store

@@ -118,7 +118,7 @@ pub(super) fn is_alive(pid: i32, start: u64) -> bool {
 
 /// Start time in clock ticks since boot: field 22 of /proc/pid/stat (proc_pid_stat(5)). A zombie
 /// counts as gone.
-fn start_time(pid: i32) -> Option<u64> {
+pub(super) fn start_time(pid: i32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command in field 2 may hold anything, also parentheses and spaces.
     let (_, rest) = stat.rsplit_once(") ")?;

@@ -2,20 +2,31 @@
 
 use std::collections::HashMap;
 
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
 use super::processes::Handle;
 use super::{Back, ReconcileError, processes};
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{State, may_live};
 use crate::shim::client::{Orphan, ShimClient};
-use crate::shim::protocol::ProcessKind;
+use crate::shim::protocol::{HeldProcess, ProcessKind};
+use crate::state::container::Container;
 use crate::state::sandbox::SandboxFilter;
 
-/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`).
+/// Containers taken over side by side.
+const HAND_OVERS: usize = 32;
+
+/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`). In a build with fault points a
+/// test can say that it is another (`QUILT_BOOT_ID`).
 ///
 /// # Errors
 /// When the kernel does not tell.
 pub fn boot_id() -> Result<String, ReconcileError> {
+    #[cfg(feature = "fault-points")]
+    if let Ok(other) = std::env::var("QUILT_BOOT_ID") {
+        return Ok(other);
+    }
     let path = "/proc/sys/kernel/random/boot_id";
     let text = std::fs::read_to_string(path).map_err(ReconcileError::file("read", path))?;
     Ok(text.trim().to_owned())
@@ -91,7 +102,6 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
 /// # Errors
 /// When the database or the shim fails.
 pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId>, ReconcileError> {
-    let mut unseen = Vec::new();
     let held: HashMap<String, _> = shim
         .list()
         .await?
@@ -122,43 +132,62 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
             None => {}
         }
     }
-    for container in back.store.all_containers().await? {
-        if !may_live(container.state) {
-            continue;
-        }
-        let id = &container.id;
-        match (held.get(id.as_str()), container.process) {
-            (Some(item), _) => hold(back, shim, id, item.pid, item.start_time).await,
-            (None, Some((pid, start))) if processes::is_alive(pid, start) => {
-                tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
-                let plan = back.paths.container(id).join("plan.json");
-                let held = back.processes.get(id);
-                let pidfd = held.as_ref().and_then(|held| held.pidfd.try_clone().ok());
-                let terminal = held.as_ref().and_then(|held| held.terminal.as_ref());
-                let terminal = terminal.and_then(|terminal| terminal.try_clone().ok());
-                shim.adopt(Orphan {
-                    id: id.as_str(),
-                    kind: ProcessKind::Container,
-                    plan_path: Some(&plan),
-                    pid,
-                    start_time: start,
-                    pidfd,
-                    terminal,
-                })
-                .await?;
-                fault::point("shim.adopted").await?;
-                hold(back, shim, id, pid, start).await;
-            }
-            // A launch that never came to a process: its job looks after it.
-            (None, None) if container.state == State::Starting => {}
-            (None, _) if back.processes.get(id).is_none() => {
-                unseen.push(id.clone());
-            }
-            // The monitor still holds its pidfd and asks the kernel how it ended.
-            (None, _) => {}
-        }
+    let containers = back.store.all_containers().await?;
+    let mut takings = Vec::new();
+    for container in containers.iter().filter(|c| may_live(c.state)) {
+        takings.push(take_over(
+            back,
+            shim,
+            container,
+            held.get(container.id.as_str()),
+        ));
     }
-    Ok(unseen)
+    // Side by side: each is a question to the shim, and a node may have hundreds.
+    let unseen: Vec<Option<ContainerId>> = futures_util::stream::iter(takings)
+        .buffer_unordered(HAND_OVERS)
+        .try_collect()
+        .await?;
+    Ok(unseen.into_iter().flatten().collect())
+}
+
+/// Takes over one container that has, or may have, a process. Returns its id when nobody knows
+/// anything of that process.
+async fn take_over(
+    back: &Back,
+    shim: &ShimClient,
+    container: &Container,
+    held: Option<&HeldProcess>,
+) -> Result<Option<ContainerId>, ReconcileError> {
+    let id = &container.id;
+    match (held, container.process) {
+        (Some(item), _) => hold(back, shim, id, item.pid, item.start_time).await,
+        (None, Some((pid, start))) if processes::is_alive(pid, start) => {
+            tracing::warn!(container = %id, pid, "its shim is gone; a new one adopts it");
+            let plan = back.paths.container(id).join("plan.json");
+            let held = back.processes.get(id);
+            let pidfd = held.as_ref().and_then(|held| held.pidfd.try_clone().ok());
+            let terminal = held.as_ref().and_then(|held| held.terminal.as_ref());
+            let terminal = terminal.and_then(|terminal| terminal.try_clone().ok());
+            shim.adopt(Orphan {
+                id: id.as_str(),
+                kind: ProcessKind::Container,
+                plan_path: Some(&plan),
+                pid,
+                start_time: start,
+                pidfd,
+                terminal,
+            })
+            .await?;
+            fault::point("shim.adopted").await?;
+            hold(back, shim, id, pid, start).await;
+        }
+        // A launch that never came to a process: its job looks after it.
+        (None, None) if container.state == State::Starting => {}
+        (None, _) if back.processes.get(id).is_none() => return Ok(Some(id.clone())),
+        // The monitor still holds its pidfd and asks the kernel how it ended.
+        (None, _) => {}
+    }
+    Ok(None)
 }
 
 /// Takes handles on a container's process; one that has ended is told of by the shim.

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 
-use super::{Back, ReconcileError, blocking, sandbox_files, sandbox_repair};
+use super::{Back, ReconcileError, blocking, records, sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
+use crate::lifecycle::record::{AddressRecord, SandboxRecord};
 use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
@@ -118,6 +119,8 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
             back.observed
                 .sandbox_ready(id.clone(), back.boot_id.clone(), done)
                 .await?;
+            let ready_at = now_ns();
+            note(back, id, move |record| record.ready_at = Some(ready_at)).await;
             Ok(fault::point("sandbox.ready").await?)
         }
         Err(error) if error.is_passing() => Err(error),
@@ -139,7 +142,8 @@ async fn make(
     let allocation = back.store.allocation(&sandbox.id).await?;
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-    blocking(move || make_namespaces(&back_too, &sandbox_too)).await?;
+    let allocated = allocation.clone();
+    blocking(move || make_namespaces(&back_too, &sandbox_too, allocated.as_ref())).await?;
     fault::point("sandbox.namespaces").await?;
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
@@ -160,11 +164,19 @@ async fn make(
     Ok(())
 }
 
-pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+pub(super) fn make_namespaces(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: Option<&Allocation>,
+) -> Result<(), ReconcileError> {
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
     fault::blocking_point("sandbox.directory")?;
+    let known = records::sandbox(&dir, sandbox.id.as_str());
+    if known.is_none_or(|known| known.boot_id != back.boot_id) {
+        records::write(&dir, &record(back, sandbox, allocation))?;
+    }
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
@@ -177,6 +189,47 @@ pub(super) fn make_namespaces(back: &Back, sandbox: &Sandbox) -> Result<(), Reco
         sysctls: &sysctls,
     })?;
     Ok(())
+}
+
+/// The sandbox' row as it is kept on disk.
+fn record(back: &Back, sandbox: &Sandbox, allocation: Option<&Allocation>) -> SandboxRecord {
+    SandboxRecord {
+        id: sandbox.id.clone(),
+        spec: sandbox.spec.clone(),
+        address: allocation.map(|allocation| AddressRecord {
+            address: allocation.address,
+            prefix_length: allocation.prefix_length,
+            gateway: allocation.gateway,
+            bridge: allocation.bridge.clone(),
+            host_link: allocation.host_link.clone(),
+            pod_link: allocation.pod_link.clone(),
+        }),
+        boot_id: back.boot_id.clone(),
+        created_at: sandbox.created_at,
+        ready_at: None,
+        stopping_at: None,
+        init: None,
+    }
+}
+
+/// Notes on disk how far the sandbox has come. Only the loss of the database would miss it, so it
+/// fails nothing.
+async fn note(
+    back: &Back,
+    id: &SandboxId,
+    change: impl FnOnce(&mut SandboxRecord) + Send + 'static,
+) {
+    let (dir, name) = (back.paths.sandbox(id), id.to_string());
+    let noted = blocking(move || match records::sandbox(&dir, &name) {
+        Some(mut record) => {
+            change(&mut record);
+            records::write(&dir, &record)
+        }
+        None => Ok(()),
+    });
+    if let Err(error) = noted.await {
+        tracing::warn!(sandbox = %id, error = error.full_text(), "its record is out of date");
+    }
 }
 
 pub(super) fn make_link(
@@ -245,6 +298,8 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
     back.observed
         .sandbox_init(id.clone(), launched.pid, launched.start_time)
         .await?;
+    let init = (launched.pid, launched.start_time);
+    note(back, id, move |record| record.init = Some(init)).await;
     Ok(())
 }
 
@@ -262,6 +317,10 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
+    note(back, id, move |record| {
+        record.stopping_at = Some(started_at);
+    })
+    .await;
     stages.enter("namespaces");
     let dir = back.paths.sandbox(id);
     blocking(move || {

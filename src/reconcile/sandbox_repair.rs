@@ -98,7 +98,7 @@ fn give_back(
     }
     fault::blocking_point("sandbox.pinned")?;
     // Whatever is not pinned yet has no process in it.
-    sandbox::make_namespaces(back, sandbox)?;
+    sandbox::make_namespaces(back, sandbox, allocation)?;
     if let Some(allocation) = allocation {
         let marker = back.paths.marker();
         network::ensure_bridge(&back.bridge(&marker))?;

@@ -16,6 +16,8 @@ use crate::state::health::Report;
 /// First pause after a failed start, doubled up to the longest.
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Longest pause before an exit that could not be recorded is tried again.
+const EXIT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Where the connected shim and what is wrong with the node are made known.
 pub struct Link {
@@ -122,7 +124,7 @@ async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<Shi
                 Some(ShimEvent::Disconnected) | None => return,
             },
             () = tokio::time::sleep(pause), if !unrecorded.is_empty() => {
-                pause = (pause * 2).min(PAUSE_MAX);
+                pause = (pause * 2).min(EXIT_PAUSE_MAX);
             }
         }
         record_all(back, client, &mut unrecorded).await;
@@ -142,7 +144,9 @@ async fn record_all(back: &Back, client: &ShimClient, unrecorded: &mut Vec<ExitR
             // What one cannot get past another cannot either.
             locked = matches!(
                 error,
-                ReconcileError::State(StateError::Begin { .. } | StateError::Busy { .. })
+                ReconcileError::State(
+                    StateError::Begin { .. } | StateError::Busy { .. } | StateError::Storage { .. }
+                )
             );
             let (id, error) = (record.id.to_string(), error.full_text());
             tracing::error!(id, error, "cannot record an exit; it is tried again");

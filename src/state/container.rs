@@ -369,7 +369,7 @@ impl Tx {
         Ok(new.id.clone())
     }
 
-    async fn insert_container(&mut self, new: &NewContainer) -> Result<(), StateError> {
+    pub(super) async fn insert_container(&mut self, new: &NewContainer) -> Result<(), StateError> {
         let spec = &new.spec;
         let json = |value: &Vec<String>| {
             serde_json::to_string(value).map_err(corrupt("containers.command"))

@@ -306,7 +306,7 @@ impl Tx {
             .map_err(during("find a container"))
     }
 
-    async fn monitor(
+    pub(super) async fn monitor(
         &mut self,
         id: &ContainerId,
         pid: i32,

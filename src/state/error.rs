@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::storage::Trouble;
+
 /// A failed read or write of state.
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
@@ -13,6 +15,14 @@ pub enum StateError {
         path: PathBuf,
         /// SQLite's answer.
         source: sqlx::Error,
+    },
+    /// A damaged file, or the mark beside it, could not be moved out of the way.
+    #[error("cannot move {} out of the way", path.display())]
+    SetAside {
+        /// Which.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: std::io::Error,
     },
     /// The schema could not be brought up to date.
     #[error("cannot bring the schema of {} up to date", path.display())]
@@ -116,6 +126,18 @@ pub enum StateError {
         /// SQLite's answer; several writes share it, so it is text.
         why: String,
     },
+    /// The file cannot be written now; nothing of the operation was kept.
+    #[error("cannot {operation}: the database {} cannot be written: {trouble} ({why})", path.display())]
+    Storage {
+        /// What was being done.
+        operation: &'static str,
+        /// The database file.
+        path: PathBuf,
+        /// What is wrong with it.
+        trouble: Trouble,
+        /// SQLite's answer; several writes share it, so it is text.
+        why: String,
+    },
     /// A row holds what no version of this program wrote.
     #[error("database: {what} holds what cannot be read: {why}")]
     Corrupt {
@@ -160,6 +182,18 @@ pub enum StateError {
     /// The writer has ended: the daemon is going down.
     #[error("the daemon is shutting down")]
     Closed,
+}
+
+impl StateError {
+    /// What the error says of the database's file; `None` when it is about something else.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Storage { trouble, .. } => Some(*trouble),
+            Self::Open { source, .. } | Self::Database { source, .. } => Trouble::of(source),
+            _ => None,
+        }
+    }
 }
 
 /// Turns SQLite's error into one that says what was being done.

@@ -262,6 +262,22 @@ fn chance() -> u8 {
     }
 }
 
+impl Tx {
+    /// What failed while the database could not be written need not wait any longer.
+    pub(super) async fn hasten_failed_jobs(&mut self) -> Result<(), StateError> {
+        sqlx::query(
+            "UPDATE jobs SET next_attempt_at = ?1
+             WHERE status = 'pending' AND last_error IS NOT NULL AND next_attempt_at > ?1",
+        )
+        .bind(now_ns())
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("hasten failed jobs"))?;
+        self.queued();
+        Ok(())
+    }
+}
+
 impl ObservedWriter {
     /// Takes due jobs off the queue, of each lane as many as are free, and says when the next one
     /// is due (ns since 1970) for which there is room.

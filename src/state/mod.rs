@@ -10,8 +10,11 @@ pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
+mod copy;
 pub mod error;
 pub mod event;
+#[cfg(test)]
+mod event_tests;
 pub mod figures;
 pub mod health;
 pub mod image;
@@ -20,16 +23,20 @@ pub mod job;
 pub mod job_history;
 pub mod network;
 pub mod node;
+pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod rebuild;
 pub mod retention;
 mod retry;
+pub mod salvage;
 pub mod sample;
 pub mod sandbox;
 mod sandbox_init;
 pub mod schema;
 pub mod snapshot;
+mod storage;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
@@ -52,12 +59,14 @@ use sqlx::{ConnectOptions, SqlitePool};
 use tokio::sync::Notify;
 
 pub use error::StateError;
+pub use storage::Trouble;
 pub use writer::{DesiredWriter, ObservedWriter};
 
 use crate::metrics::Metrics;
 use checkpoint::Checkpointer;
 use progress::Progress;
 use retry::Retry;
+use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
@@ -87,6 +96,7 @@ pub fn now_ns() -> i64 {
 pub struct Store {
     readers: SqlitePool,
     back_readers: SqlitePool,
+    storage: Arc<Storage>,
     wakes: Arc<Wakes>,
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
@@ -124,16 +134,19 @@ impl Store {
         let back_readers = pool(reading).await.map_err(opening)?;
         let wakes = Arc::new(Wakes::default());
         let due = Arc::new(Notify::new());
+        let storage = Arc::new(Storage::new(path));
         let writer = Writer::start(
             connection,
             Arc::clone(&wakes),
             Arc::clone(&metrics),
+            Arc::clone(&storage),
             Arc::clone(&due),
         );
         let checkpointer = Checkpointer::start(checkpoints, due, writer.clone());
         let store = Self {
             readers,
             back_readers,
+            storage,
             wakes,
             progress: Arc::default(),
             samples: Arc::default(),
@@ -196,6 +209,12 @@ impl Store {
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// Why the database cannot be written just now; `None` when it can.
+    #[must_use]
+    pub fn storage_problem(&self) -> Option<String> {
+        self.storage.problem()
     }
 
     /// Wake-ups: told after each commit which objects it touched.

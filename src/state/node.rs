@@ -6,6 +6,12 @@ use super::{DesiredWriter, StateError, Store, now_ns};
 
 /// The last address given out.
 pub(super) const LAST_ADDRESS: &str = "last_address";
+/// The boot of the node in which the daemon last started.
+pub(super) const BOOT_ID: &str = "boot_id";
+/// When the last trial write of a file in trouble was committed.
+pub(super) const LAST_TRIAL: &str = "last_trial";
+/// What the last rebuild of the database brought back and what was lost.
+pub const LAST_REBUILD: &str = "last_rebuild";
 /// The pod range that kubelet told us.
 pub const POD_CIDR: &str = "pod_cidr";
 

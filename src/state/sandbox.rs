@@ -7,7 +7,7 @@ use super::event::Subject;
 use super::operation::Finished;
 use super::transition::{Change, Table};
 use super::writer::Tx;
-use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
+use super::{DesiredWriter, ObservedWriter, StateError, Store, node, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::event::{Announced, Stopper};
@@ -328,7 +328,7 @@ impl Tx {
         Ok(())
     }
 
-    async fn insert_sandbox(
+    pub(super) async fn insert_sandbox(
         &mut self,
         id: &SandboxId,
         spec: &SandboxSpec,
@@ -535,6 +535,17 @@ impl Tx {
 
     async fn forget_other_boots(&mut self, boot_id: &str) -> Result<u64, StateError> {
         let now = now_ns();
+        if self.fact(node::BOOT_ID).await?.as_deref() != Some(boot_id) {
+            // One that was being set up is set up again; its init may have another's number now.
+            sqlx::query(
+                "UPDATE sandboxes SET init_pid = NULL, init_start = NULL
+                 WHERE state = 'preparing'",
+            )
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("forget the last boot"))?;
+            self.set_fact(node::BOOT_ID, boot_id).await?;
+        }
         let ids: Vec<String> = sqlx::query_scalar(
             "UPDATE sandboxes SET state = 'stopped', stopped_at = ?1, init_pid = NULL,
              init_start = NULL WHERE state = 'ready' AND boot_id <> ?2 RETURNING id",
@@ -560,8 +571,7 @@ impl Tx {
     async fn forget_containers(&mut self, id: &SandboxId, now: i64) -> Result<(), StateError> {
         let gone: Vec<String> = sqlx::query_scalar(
             "UPDATE containers SET state = 'exited', exited_at = ?1, exit_code = 255,
-             reason = 'Unknown', error = 'the node was started anew', released = 1,
-             ended_by = 'reboot'
+             reason = 'Unknown', error = 'the node was started anew', ended_by = 'reboot'
              WHERE sandbox_id = ?2 AND state IN ('starting', 'running') RETURNING id",
         )
         .bind(now)

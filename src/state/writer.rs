@@ -11,11 +11,13 @@ use std::time::Instant;
 use futures_util::future::BoxFuture;
 use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::sleep_until;
 
 use super::StateError;
 use super::checkpoint::checkpoint;
 use super::error::outcome;
 use super::retry::Retry;
+use super::storage::{Storage, TRIAL_EVERY, Trouble};
 use super::wake::Wakes;
 use crate::fault;
 use crate::id::ObjectKey;
@@ -61,6 +63,21 @@ impl Tx {
     pub(super) fn queued(&mut self) {
         self.queued = true;
     }
+
+    /// A statement about the transaction itself.
+    pub(super) async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sqlx::query(sql)
+            .execute(&mut self.connection)
+            .await
+            .map(drop)
+    }
+
+    /// Gives the running transaction up, if there is still one, and what it would have woken.
+    pub(super) async fn abandon(&mut self) {
+        self.touched.clear();
+        // SQLite may have rolled back by itself; then this fails, and all is well.
+        let _none_running = self.execute("ROLLBACK").await;
+    }
 }
 
 type Outcome = Box<dyn FnOnce(Result<(), StateError>) + Send>;
@@ -70,6 +87,8 @@ type Operation =
 /// What a write left behind, before the commit.
 struct Applied {
     keep: bool,
+    /// The file failed under it: the transaction may be gone.
+    trouble: Option<Trouble>,
     outcome: Outcome,
 }
 
@@ -91,6 +110,7 @@ enum Message {
 pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
     metrics: Arc<Metrics>,
+    storage: Arc<Storage>,
 }
 
 impl Writer {
@@ -100,6 +120,7 @@ impl Writer {
         connection: SqliteConnection,
         wakes: Arc<Wakes>,
         metrics: Arc<Metrics>,
+        storage: Arc<Storage>,
         checkpoint_due: Arc<Notify>,
     ) -> Self {
         let (messages, queue) = mpsc::channel(QUEUE);
@@ -113,11 +134,17 @@ impl Writer {
             },
             wakes,
             metrics: Arc::clone(&metrics),
+            storage: Arc::clone(&storage),
             checkpoint_due,
             since_checkpoint: 0,
+            next_trial: tokio::time::Instant::now(),
         };
         tokio::spawn(task.run(queue));
-        Self { messages, metrics }
+        Self {
+            messages,
+            metrics,
+            storage,
+        }
     }
 
     /// Has the log moved into the database file between two transactions.
@@ -160,13 +187,15 @@ impl Writer {
     {
         let (answer, answered) = oneshot::channel();
         let (metrics, started) = (Arc::clone(&self.metrics), Instant::now());
+        let storage = Arc::clone(&self.storage);
         let operation: Operation = Box::new(move |tx| {
             Box::pin(async move {
                 let result = match tx {
-                    Ok(tx) => write(tx).await,
+                    Ok(tx) => write(tx).await.map_err(|error| storage.explain(error)),
                     Err(error) => Err(error),
                 };
                 let keep = result.is_ok();
+                let trouble = result.as_ref().err().and_then(StateError::trouble);
                 let outcome: Outcome = Box::new(move |committed| {
                     let result = result.and_then(|value| committed.map(|()| value));
                     let labels = [name, outcome(&result)];
@@ -174,7 +203,11 @@ impl Writer {
                     // Nobody may be waiting any more; the write stands all the same.
                     let _ = answer.send(result);
                 });
-                Applied { keep, outcome }
+                Applied {
+                    keep,
+                    trouble,
+                    outcome,
+                }
             })
         });
         (Message::Write(Request { name, operation }), answered)
@@ -212,8 +245,10 @@ struct Task {
     tx: Tx,
     wakes: Arc<Wakes>,
     metrics: Arc<Metrics>,
+    storage: Arc<Storage>,
     checkpoint_due: Arc<Notify>,
     since_checkpoint: u32,
+    next_trial: tokio::time::Instant,
 }
 
 impl Task {
@@ -221,7 +256,7 @@ impl Task {
         let mut messages = Vec::with_capacity(BATCH);
         let mut batch = Vec::with_capacity(BATCH);
         let mut closing = None;
-        while closing.is_none() && queue.recv_many(&mut messages, BATCH).await > 0 {
+        while closing.is_none() && self.receive(&mut queue, &mut messages).await {
             let mut move_log = false;
             for message in messages.drain(..) {
                 match message {
@@ -246,8 +281,26 @@ impl Task {
         }
     }
 
-    async fn commit(&mut self, batch: &mut Vec<Request>) {
-        commit_batch(&mut self.tx, batch, &self.metrics).await;
+    /// Waits for messages; meanwhile, while the file is in trouble, tries whether it still is.
+    /// `false` says that nobody is left to send any.
+    async fn receive(
+        &mut self,
+        queue: &mut mpsc::Receiver<Message>,
+        messages: &mut Vec<Message>,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                received = queue.recv_many(messages, BATCH) => return received > 0,
+                () = sleep_until(self.next_trial), if self.storage.may_recover() => {
+                    self.storage.try_again(&mut self.tx).await;
+                    self.next_trial = tokio::time::Instant::now() + TRIAL_EVERY;
+                    self.wake();
+                }
+            }
+        }
+    }
+
+    fn wake(&mut self) {
         for key in self.tx.touched.drain() {
             self.wakes.wake(&key);
         }
@@ -257,6 +310,11 @@ impl Task {
         if std::mem::take(&mut self.tx.told) {
             self.wakes.wake_readers();
         }
+    }
+
+    async fn commit(&mut self, batch: &mut Vec<Request>) {
+        commit_batch(&mut self.tx, batch, &self.metrics, &self.storage).await;
+        self.wake();
         self.since_checkpoint += 1;
         if self.since_checkpoint >= CHECKPOINT_EVERY {
             self.since_checkpoint = 0;
@@ -265,88 +323,139 @@ impl Task {
     }
 }
 
+/// Why a transaction could not be begun or ended, and what that says of the file.
+struct Failed {
+    trouble: Option<Trouble>,
+    why: String,
+}
+
+impl From<sqlx::Error> for Failed {
+    fn from(error: sqlx::Error) -> Self {
+        Self {
+            trouble: Trouble::of(&error),
+            why: error.to_string(),
+        }
+    }
+}
+
+impl From<fault::Fault> for Failed {
+    fn from(error: fault::Fault) -> Self {
+        Self {
+            trouble: None,
+            why: error.to_string(),
+        }
+    }
+}
+
 /// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics) {
-    if let Err((attempts, error)) = begin(tx, metrics).await {
-        tracing::error!(operation = batch[0].name, %error, "cannot begin a transaction");
+async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics, storage: &Storage) {
+    if let Err((attempts, failed)) = begin(tx, metrics).await {
+        let error = &failed.why;
+        tracing::error!(
+            operation = batch[0].name,
+            error,
+            "cannot begin a transaction"
+        );
         for request in batch.drain(..) {
-            let error = StateError::Begin {
-                operation: request.name,
-                attempts,
-                why: error.clone(),
+            let (operation, why) = (request.name, failed.why.clone());
+            let error = match failed.trouble {
+                Some(trouble) => storage.failed(operation, trouble, why),
+                None => StateError::Begin {
+                    operation,
+                    attempts,
+                    why,
+                },
             };
             ((request.operation)(Err(error)).await.outcome)(Ok(()));
         }
         return;
     }
-    let single = batch.len() == 1;
-    let mut outcomes: Vec<Outcome> = Vec::with_capacity(batch.len());
-    let mut kept = false;
-    for request in batch.drain(..) {
-        if !single && let Err(error) = execute(tx, "SAVEPOINT one").await {
-            tracing::error!(%error, "cannot set a savepoint");
-        }
-        let applied = (request.operation)(Ok(&mut *tx)).await;
-        kept |= applied.keep;
-        if !single {
-            let end = if applied.keep {
-                "RELEASE one"
-            } else {
-                "ROLLBACK TO one; RELEASE one"
-            };
-            if let Err(error) = execute(tx, end).await {
-                tracing::error!(%error, "cannot end a savepoint");
-            }
-        }
-        outcomes.push(applied.outcome);
-    }
-    let committed = end_batch(tx, kept).await;
+    let mut applied = Vec::with_capacity(batch.len());
+    let trouble = apply(tx, batch, storage, &mut applied).await;
+    let kept = applied.iter().any(|(_, applied)| applied.keep);
+    let committed = match trouble {
+        // SQLite may have rolled back by itself, and what follows would be outside of any
+        // transaction: nothing of this batch is kept.
+        Some(trouble) => Err(Failed {
+            trouble: Some(trouble),
+            why: "the transaction was given up".into(),
+        }),
+        None => end_batch(tx, kept).await,
+    };
     if committed.is_err() {
-        tx.touched.clear();
-        let _ = execute(tx, "ROLLBACK").await;
+        tx.abandon().await;
     }
-    for outcome in outcomes {
-        outcome(match &committed {
+    for (operation, applied) in applied {
+        (applied.outcome)(match &committed {
             Ok(()) => Ok(()),
-            Err(why) => Err(StateError::Commit { why: why.clone() }),
+            Err(Failed { trouble, why }) => Err(match trouble {
+                Some(trouble) => storage.failed(operation, *trouble, why.clone()),
+                None => StateError::Commit { why: why.clone() },
+            }),
         });
     }
 }
 
-/// Commits, or rolls back when no write of the batch is to be kept.
-async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), String> {
-    if !kept {
-        return execute(tx, "ROLLBACK")
-            .await
-            .map_err(|error| error.to_string());
+/// Applies each request of a batch; when the file fails under one, the rest is answered untried.
+async fn apply(
+    tx: &mut Tx,
+    batch: &mut Vec<Request>,
+    storage: &Storage,
+    applied: &mut Vec<(&'static str, Applied)>,
+) -> Option<Trouble> {
+    let single = batch.len() == 1;
+    let mut trouble = None;
+    for request in batch.drain(..) {
+        if let Some(trouble) = trouble {
+            let why = "the write before it failed".to_owned();
+            let untried = storage.failed(request.name, trouble, why);
+            let outcome = (request.operation)(Err(untried)).await;
+            applied.push((request.name, outcome));
+            continue;
+        }
+        if !single && let Err(error) = tx.execute("SAVEPOINT one").await {
+            tracing::error!(%error, "cannot set a savepoint");
+        }
+        let one = (request.operation)(Ok(&mut *tx)).await;
+        trouble = one.trouble;
+        if !single && trouble.is_none() {
+            let end = if one.keep {
+                "RELEASE one"
+            } else {
+                "ROLLBACK TO one; RELEASE one"
+            };
+            if let Err(error) = tx.execute(end).await {
+                tracing::error!(%error, "cannot end a savepoint");
+                trouble = Trouble::of(&error);
+            }
+        }
+        applied.push((request.name, one));
     }
-    fault::point("writer.commit")
-        .await
-        .map_err(|error| error.to_string())?;
-    execute(tx, "COMMIT")
-        .await
-        .map_err(|error| error.to_string())?;
-    fault::point("writer.committed")
-        .await
-        .map_err(|error| error.to_string())
+    trouble
 }
 
-async fn execute(tx: &mut Tx, sql: &'static str) -> Result<(), sqlx::Error> {
-    sqlx::query(sql).execute(&mut tx.connection).await.map(drop)
+/// Commits, or rolls back when no write of the batch is to be kept.
+async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), Failed> {
+    if !kept {
+        return Ok(tx.execute("ROLLBACK").await?);
+    }
+    fault::point("writer.commit").await?;
+    tx.execute("COMMIT").await?;
+    Ok(fault::point("writer.committed").await?)
 }
 
 /// `BEGIN IMMEDIATE`, tried again with exponential backoff while somebody else holds the lock; an
 /// error comes with the number of attempts.
-async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, String)> {
+async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, Failed)> {
     if let Err(error) = fault::point("writer.begin").await {
-        return Err((1, error.to_string()));
+        return Err((1, error.into()));
     }
     let mut retry = Retry::new("begin a transaction", metrics);
     loop {
-        match execute(tx, "BEGIN IMMEDIATE").await {
+        match tx.execute("BEGIN IMMEDIATE").await {
             Ok(()) => return Ok(()),
             Err(error) if retry.again(&error).await => {}
-            Err(error) => return Err((retry.attempts(), error.to_string())),
+            Err(error) => return Err((retry.attempts(), error.into())),
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::support::faults::Faults;
 use crate::support::pod::{container, exited, namespaces, shell};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::wait::appears;
-use crate::support::{Cri, Node, eventually, registry};
+use crate::support::{Cri, Node, Pod, eventually, registry};
 
 /// A daemon that can be held.
 async fn node(extra: &str) -> (Node, Faults) {
@@ -79,6 +79,19 @@ async fn containers(node: &Node) -> Vec<String> {
     all.into_iter().map(|container| container.id).collect()
 }
 
+/// A container that heeds its stop signal, from the moment it has printed a line.
+fn heeding(name: &str) -> ContainerConfig {
+    let script = "trap 'exit 0' TERM; echo ran; while :; do sleep 0.05; done";
+    shell(name, script)
+}
+
+async fn has_printed(pod: &Pod, config: &ContainerConfig) {
+    eventually("the container has printed its line", || async {
+        (pod.log_len(config) > 0).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_pod_whose_caller_went_away_at_any_stage_is_there_once() {
     let (node, faults) = node("").await;
@@ -138,11 +151,11 @@ async fn a_start_whose_caller_went_away_at_any_stage_happens_once() {
         ("container.launched", "\"launch\""),
         ("container.held", "\"launch\""),
     ] {
-        let script = "echo ran; trap 'exit 0' TERM; while :; do sleep 0.05; done";
-        let config = shell(stage.0, script);
+        let config = heeding(stage.0);
         let id = &pod.create(&config).await;
         let start = |cri: Cri| async move { cri.start(id).await };
         lost(&node, &faults, stage, start).await;
+        has_printed(&pod, &config).await;
         node.cri.stop(id, 10).await.expect("StopContainer");
         assert_eq!(exited(&node.cri, id).await.exit_code, 0, "{stage:?}");
         assert_eq!(pod.log(&config).len(), 1, "{stage:?}: it ran once");
@@ -188,7 +201,9 @@ async fn a_stop_whose_caller_went_away_at_any_stage_goes_on() {
         ("container.exit_seen", "\"grace, SIGKILL in ", 30),
         ("container.exit_seen", "\"kill\"", 0),
     ] {
-        let id = &pod.idle(&format!("{point}-{grace_s}")).await;
+        let config = heeding(&format!("{point}-{grace_s}"));
+        let id = &pod.run(&config).await;
+        has_printed(&pod, &config).await;
         let stop = |cri: Cri| async move { cri.stop(id, grace_s).await };
         lost(&node, &faults, (point, stage), stop).await;
         let ended = node.cri.status(id).await.expect("ContainerStatus");

@@ -6,6 +6,7 @@
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
 mod admin;
+mod both_killed;
 mod cancel;
 mod cancel_model;
 mod container;
@@ -25,8 +26,11 @@ mod load;
 mod log;
 mod metrics;
 mod network;
+mod reboot;
+mod recovery;
 mod restart;
 mod sandbox;
+mod storage;
 mod stuck;
 mod support;
 mod sweep;

@@ -712,7 +712,7 @@ async fn an_impossible_change_is_an_error_that_says_from_where_to_where() {
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     assert_eq!(
         kinds,
-        ["ready", "stopped"],
+        ["created", "ready", "stopped"],
         "nothing of the refused write is kept"
     );
     let gone = engine

@@ -118,9 +118,10 @@ fn mounts(names: &Names) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Mounts a daemon may keep as long as its node lives: the state directory made private.
+/// Mounts that stay as long as a node lives: the state directory made private, and a root directory
+/// that a test has put on a disk of its own.
 fn is_base(names: &Names, mount: &Path) -> bool {
-    mount == names.state() || mount == names.state().join("sandboxes")
+    mount == names.root() || mount == names.state() || mount == names.state().join("sandboxes")
 }
 
 /// The bridge, its ports, and links whose alias names the daemon.
