@@ -109,10 +109,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
     }
     let admin = operators(&back, &engine, page, requests, &mut tasks);
-    let mut servers = serve(sockets, front, admin, &stopped);
+    // Before the first answer: who has got one may look for the daemon by this file.
     engine
         .write(&paths.state)
         .context("cannot write engine.json")?;
+    let mut servers = serve(sockets, front, admin, &stopped);
     tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
