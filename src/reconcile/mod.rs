@@ -39,7 +39,7 @@ use crate::state::{ObservedWriter, Store};
 
 pub use error::ReconcileError;
 pub use image::import;
-pub use processes::Processes;
+pub use processes::{Processes, Watched};
 pub use rebuild::{Loss, rebuild};
 
 /// What every reconciler works with. Cheap to clone.

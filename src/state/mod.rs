@@ -27,6 +27,7 @@ pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+mod reboot;
 pub mod rebuild;
 pub mod retention;
 mod retry;
@@ -71,8 +72,8 @@ use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
-/// Connections for reading, for each side; each has a thread of its own. The front's are its own, so
-/// that a status call never stands behind the back's lists.
+/// Connections for reading, for each side; each has a thread of its own. The front's are its own,
+/// so that a status call never stands behind the back's lists.
 const READERS: u32 = 4;
 /// Longest wait for a connection to read with.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
@@ -173,8 +174,8 @@ impl Store {
     }
 
     /// Closes the database: the readers first, for the last connection to be closed moves the log
-    /// into the database file and removes it, and only one that writes can do that. Whoever reads or
-    /// writes from now on gets an error.
+    /// into the database file and removes it, and only one that writes can do that. Whoever reads
+    /// or writes from now on gets an error.
     pub async fn close(&self) {
         let readers = async {
             self.readers.close().await;
