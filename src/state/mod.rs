@@ -35,6 +35,7 @@ pub mod salvage;
 pub mod sample;
 pub mod sandbox;
 mod sandbox_init;
+mod sandbox_wish;
 pub mod schema;
 pub mod snapshot;
 mod storage;

@@ -174,6 +174,8 @@ async fn a_start_whose_answer_was_lost_is_told_and_a_second_one_is_refused() {
             _ = node.cri.start(&id) => panic!("answered although it is held"),
             () = faults.reached("container.starting") => {}
         }
+        // Answered after the daemon has read that the start was given up.
+        node.cri.version().await.expect("Version");
         faults.release();
         exited(&node.cri, &id).await;
         let retry = node.cri.start(&id).await;
@@ -405,6 +407,8 @@ async fn abandon(node: &Node, faults: &Faults, name: &str) -> String {
         _ = node.cri.run_pod(&config) => panic!("answered although it is held"),
         () = faults.reached("sandbox.network") => {}
     }
+    // On the same connection: once it is answered, the daemon has read that the first was given up.
+    node.cri.version().await.expect("Version");
     faults.release();
     eventually("the pod stands", || async {
         let pods = node.cri.list_pods(None).await.expect("ListPodSandbox");
