@@ -204,28 +204,10 @@ async fn start(
     };
     tasks.spawn(shim_link::run(back.clone(), link, stopped.clone()));
     tasks.spawn(monitor::run(back.clone(), watched, stopped.clone()));
-    let mut first_shim = shim_seen.clone();
-    let connected = first_shim.wait_for(Option::is_some);
-    if tokio::time::timeout(SHIM_PATIENCE, connected)
-        .await
-        .is_err()
-    {
-        tracing::error!("no shim yet; calls that need one fail until there is");
-    }
+    wait_for_first_shim(shim_seen.clone()).await;
     sweeper.at_start().await;
-    let rules = config.jobs.rules();
-    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
-    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
-    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
-    tasks.spawn(records::run(back.clone(), stopped.clone()));
-    let history = store.clone();
-    tasks.spawn(async move { history.check_history().await });
     tasks.spawn(sweeper.run(checks, stopped.clone()));
-    tasks.spawn(pruner::run(
-        back.clone(),
-        retention(config),
-        stopped.clone(),
-    ));
+    start_work(config, &back, tasks, stopped);
     let signals = Signals {
         shim: shim_seen,
         health: health_seen,
@@ -235,6 +217,34 @@ async fn start(
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
+}
+
+async fn wait_for_first_shim<T>(mut shim: watch::Receiver<Option<T>>) {
+    let connected = shim.wait_for(Option::is_some);
+    if tokio::time::timeout(SHIM_PATIENCE, connected)
+        .await
+        .is_err()
+    {
+        tracing::error!("no shim yet; calls that need one fail until there is");
+    }
+}
+
+/// Starts what works on rows: jobs, samples, records, and the bounds of history.
+fn start_work(
+    config: &Config,
+    back: &Back,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+) {
+    let rules = config.jobs.rules();
+    tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
+    tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
+    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(records::run(back.clone(), stopped.clone()));
+    let history = back.store.clone();
+    tasks.spawn(async move { history.check_history().await });
+    let kept = retention(config);
+    tasks.spawn(pruner::run(back.clone(), kept, stopped.clone()));
 }
 
 struct Sockets {
