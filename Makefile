@@ -80,7 +80,8 @@ critest: deps build ## Run all of critest and print what fails
 	@QUILTD=target/debug/quiltd hack/critest.sh all
 
 .PHONY: soak
-soak: deps build ## The long forms: critest in random order and the demo, SOAK_ROUNDS times, then e2e as often
+soak: deps build ## The long forms: random walks, then critest, the demo and e2e, SOAK_ROUNDS times
+	QUILT_SOAK=1 cargo test --locked $(FEATURES) --lib -- state::walk
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \

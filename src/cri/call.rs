@@ -136,8 +136,11 @@ impl Front {
                 .await
                 .is_err()
             {
-                let stage = tokio::time::timeout(deadline.margin / 4, self.stage(&key)).await;
-                let stage = stage.unwrap_or_else(|_| "unknown, the database is slow".into());
+                let patience = deadline.at + deadline.margin / 4;
+                let stage = tokio::time::timeout_at(patience, self.stage(&key)).await;
+                // On a machine that is too busy for the database's word, memory knows enough.
+                let known = || self.store.progress().describe(&key);
+                let stage = stage.unwrap_or_else(|_| known().unwrap_or_else(|| "queued".into()));
                 let id = match &key {
                     ObjectKey::Sandbox(id) => id.to_string(),
                     ObjectKey::Container(id) => id.to_string(),

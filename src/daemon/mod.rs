@@ -103,27 +103,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         root: paths.root.clone(),
         started_at_ns: now_ns(),
     };
-    let (imports, import_queue) = mpsc::channel(IMPORTS);
-    tasks.spawn(run_imports(back.clone(), import_queue));
-    let (checks, check_queue) = mpsc::channel(CHECKS);
-    tasks.spawn(run_checks(requests, check_queue));
     let pool = node_info(&config, &paths).pool;
     let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
     if let Some(listener) = metrics {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
     }
-    let admin = AdminService::new(
-        back.store.clone(),
-        engine.clone(),
-        paths.state.clone(),
-        imports,
-        checks,
-        page,
-    );
-    let mut servers = serve(sockets, front, admin, &stopped);
+    let admin = operators(&back, &engine, page, requests, &mut tasks);
+    // Before the first answer: who has got one may look for the daemon by this file.
     engine
         .write(&paths.state)
         .context("cannot write engine.json")?;
+    let mut servers = serve(sockets, front, admin, &stopped);
     tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -131,13 +121,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("ending; containers go on");
     stop.send_replace(true);
-    let ended = async {
-        while servers.join_next().await.is_some() {}
-        while tasks.join_next().await.is_some() {}
-    };
-    if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
-        tracing::warn!("not everything ended in time; the next start goes on with it");
-    }
+    wait_for_end(&mut servers, &mut tasks).await;
     leave_nothing_unused(&back).await;
     back.store.close().await;
     Engine::remove(&paths.state);
@@ -146,6 +130,28 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let _ = std::fs::remove_file(admin_path);
     Ok(())
+}
+
+/// What answers operators, and the tasks that do what they ask for.
+fn operators(
+    back: &Back,
+    engine: &Engine,
+    page: MetricsPage,
+    sweeper: mpsc::Sender<sweep::Request>,
+    tasks: &mut JoinSet<()>,
+) -> AdminService {
+    let (imports, import_queue) = mpsc::channel(IMPORTS);
+    tasks.spawn(run_imports(back.clone(), import_queue));
+    let (checks, check_queue) = mpsc::channel(CHECKS);
+    tasks.spawn(run_checks(sweeper, check_queue));
+    AdminService::new(
+        back.store.clone(),
+        engine.clone(),
+        back.paths.state.clone(),
+        imports,
+        checks,
+        page,
+    )
 }
 
 /// Opens the database and starts the back; returns when calls can be answered.
@@ -260,6 +266,9 @@ fn spawn_upkeep(
     ));
 }
 
+/// Both gRPC servers, until they end.
+type Servers = JoinSet<Result<(), tonic::transport::Error>>;
+
 struct Sockets {
     cri: UnixListener,
     admin: UnixListener,
@@ -271,7 +280,7 @@ fn serve(
     front: Front,
     admin: AdminService,
     stopped: &watch::Receiver<bool>,
-) -> JoinSet<Result<(), tonic::transport::Error>> {
+) -> Servers {
     let runtime = RuntimeServiceServer::new(front.clone())
         .max_decoding_message_size(REQUEST_MAX)
         .max_encoding_message_size(ANSWER_MAX);
@@ -360,8 +369,8 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
     }
 }
 
-/// Makes a panic the end of the process, except where it is caught and counts as a failed step: what
-/// goes on without one of its parts is worse than what is started anew.
+/// Makes a panic the end of the process, except where it is caught and counts as a failed step:
+/// what goes on without one of its parts is worse than what is started anew.
 pub fn end_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
@@ -404,14 +413,23 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
     }
 }
 
+/// Waits until calls and steps under way have ended, for a while.
+async fn wait_for_end(servers: &mut Servers, tasks: &mut JoinSet<()>) {
+    let ended = async {
+        while servers.join_next().await.is_some() {}
+        while tasks.join_next().await.is_some() {}
+    };
+    if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
+        tracing::warn!("not everything ended in time; the next start goes on with it");
+    }
+}
+
 async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
     // An error means that the sender is gone, which is an end as well.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn wait_for_signal(
-    servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
-) -> anyhow::Result<()> {
+async fn wait_for_signal(servers: &mut Servers) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for SIGINT")?;
     tokio::select! {

@@ -3,7 +3,8 @@
 //! ```text
 //!            row before directory        in its place, synced
 //!  (no row) ─────────────────────► fetching ─────────────────► present
-//!     ▲                               │ its pull failed           │ no image, container or
+//!     ▲                               │ ▲ ◄── found gone ────────┤
+//!     │                               │ its pull failed           │ no image, container or
 //!     │        directory deleted      ▼                           ▼ pull needs it any more
 //!     └────────────────────────── removing ◄──────────────────────┘
 //! ```
@@ -29,6 +30,8 @@ stored_as_text! {
 pub const fn may_follow(from: State, to: State) -> bool {
     matches!(
         (from, to),
-        (State::Fetching, State::Present | State::Removing) | (State::Present, State::Removing)
+        (State::Fetching, State::Present | State::Removing)
+            // The sweep found that it is gone from the disk: the next pull brings it back.
+            | (State::Present, State::Removing | State::Fetching)
     )
 }

@@ -3,8 +3,9 @@
 //!
 //! SQLite would do it inside the commit that makes the log a thousand pages long, with two calls of
 //! fsync. Here the writer says after a number of commits that it is time. The log starts from its
-//! beginning again when all of it was moved and nothing was committed meanwhile; should commits come
-//! so thick that this never happens, the writer itself moves the small rest between two batches.
+//! beginning again when all of it was moved and nothing was committed meanwhile; should commits
+//! come so thick that this never happens, the writer itself moves the small rest between two
+//! batches.
 
 use std::sync::Arc;
 

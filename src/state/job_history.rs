@@ -73,10 +73,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn count_jobs(&self) -> Result<i64, StateError> {
-        sqlx::query_scalar("SELECT count(*) FROM jobs")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(during("count jobs"))
+        self.read("count jobs", || {
+            sqlx::query_scalar("SELECT count(*) FROM jobs").fetch_one(&self.readers)
+        })
+        .await
     }
 
     /// How often the job of a key has failed, and why the last time; `None` when nothing is to be
@@ -102,19 +102,20 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn job_counts(&self, now: i64) -> Result<Vec<JobCount>, StateError> {
-        sqlx::query_as(
-            "SELECT kind, CASE
+        self.read("count jobs", || {
+            sqlx::query_as(
+                "SELECT kind, CASE
                  WHEN status = 'running' AND overdue_at IS NOT NULL THEN 'overdue'
                  WHEN status = 'running' THEN 'running'
                  WHEN next_attempt_at <= ? THEN 'due'
                  WHEN attempts > 0 THEN 'backoff'
                  ELSE 'waiting' END AS state, count(*) AS count
              FROM jobs GROUP BY 1, 2 ORDER BY 1, 2",
-        )
-        .bind(now)
-        .fetch_all(&self.readers)
+            )
+            .bind(now)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("count jobs"))
     }
 
     /// How the newest looks ended, by kind: the last ten thousand.
@@ -122,16 +123,17 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn job_figures(&self) -> Result<Vec<JobFigures>, StateError> {
-        sqlx::query_as(
-            "SELECT kind, status, count(*) AS count, avg(attempts) AS mean_attempts,
+        self.read("sum up jobs", || {
+            sqlx::query_as(
+                "SELECT kind, status, count(*) AS count, avg(attempts) AS mean_attempts,
                  avg(queue_ns) AS mean_queue_ns, avg(run_ns) AS mean_run_ns
              FROM (SELECT * FROM job_history ORDER BY id DESC LIMIT ?)
              GROUP BY kind, status ORDER BY kind, status",
-        )
-        .bind(MEANS_OVER)
-        .fetch_all(&self.readers)
+            )
+            .bind(MEANS_OVER)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("sum up jobs"))
     }
 
     /// Finished jobs and failed looks, newest first; of one key, or of all when `key` is empty.
@@ -139,14 +141,15 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn job_history(&self, key: &str, limit: u32) -> Result<Vec<JobRecord>, StateError> {
-        sqlx::query_as(
-            "SELECT * FROM job_history WHERE (?1 = '' OR key = ?1) ORDER BY id DESC LIMIT ?2",
-        )
-        .bind(key)
-        .bind(limit)
-        .fetch_all(&self.readers)
+        self.read("list finished jobs", || {
+            sqlx::query_as(
+                "SELECT * FROM job_history WHERE (?1 = '' OR key = ?1) ORDER BY id DESC LIMIT ?2",
+            )
+            .bind(key)
+            .bind(limit)
+            .fetch_all(&self.readers)
+        })
         .await
-        .map_err(during("list finished jobs"))
     }
 }
 

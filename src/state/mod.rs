@@ -13,6 +13,8 @@ pub mod container_facts;
 mod copy;
 pub mod error;
 pub mod event;
+#[cfg(test)]
+mod event_tests;
 pub mod figures;
 pub mod health;
 pub mod image;
@@ -32,6 +34,8 @@ mod retry;
 pub mod salvage;
 pub mod sample;
 pub mod sandbox;
+mod sandbox_init;
+mod sandbox_wish;
 pub mod schema;
 pub mod snapshot;
 mod storage;
@@ -68,8 +72,8 @@ use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
-/// Connections for reading, for each side; each has a thread of its own. The front's are its own, so
-/// that a status call never stands behind the back's lists.
+/// Connections for reading, for each side; each has a thread of its own. The front's are its own,
+/// so that a status call never stands behind the back's lists.
 const READERS: u32 = 4;
 /// Longest wait for a connection to read with.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
@@ -170,8 +174,8 @@ impl Store {
     }
 
     /// Closes the database: the readers first, for the last connection to be closed moves the log
-    /// into the database file and removes it, and only one that writes can do that. Whoever reads or
-    /// writes from now on gets an error.
+    /// into the database file and removes it, and only one that writes can do that. Whoever reads
+    /// or writes from now on gets an error.
     pub async fn close(&self) {
         let readers = async {
             self.readers.close().await;

@@ -65,8 +65,8 @@ impl<'m> Retry<'m> {
     }
 }
 
-/// Runs `attempt` until it does not find a lock in its way, or has been tried often enough. An error
-/// comes with the number of tries.
+/// Runs `attempt` until it does not find a lock in its way, or has been tried often enough. An
+/// error comes with the number of tries.
 pub(super) async fn while_busy<T, F, R>(
     operation: &'static str,
     metrics: &Metrics,

@@ -279,55 +279,6 @@ impl Tx {
         Ok(Some((id, state)))
     }
 
-    /// The wish that a sandbox be stopped or removed, in the running transaction.
-    pub(super) async fn lower_sandbox(
-        &mut self,
-        id: &SandboxId,
-        to: Desired,
-        by: Stopper,
-    ) -> Result<bool, StateError> {
-        let changed = sqlx::query(
-            "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
-             (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
-        )
-        .bind(id.as_str())
-        .bind(to.as_str())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("lower a sandbox"))?
-        .rows_affected()
-            > 0;
-        if changed {
-            let kind = match to {
-                Desired::Removed => "removing",
-                _ => "stopping",
-            };
-            let message = format!("by {}", by.as_str());
-            self.event(Subject::Sandbox(id), kind, &message).await?;
-            self.stopping_containers(id, by).await?;
-        }
-        self.enqueue_sandbox_and_containers(id).await?;
-        Ok(changed)
-    }
-
-    /// Records who ends the containers of a sandbox that run.
-    async fn stopping_containers(&mut self, id: &SandboxId, by: Stopper) -> Result<(), StateError> {
-        let running: Vec<String> = sqlx::query_scalar(
-            "SELECT id FROM containers WHERE sandbox_id = ? AND state IN ('starting', 'running')",
-        )
-        .bind(id.as_str())
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("list a sandbox' containers"))?;
-        let message = format!("by {}", by.as_str());
-        for container in running {
-            let container = container.try_into().map_err(corrupt("containers.id"))?;
-            self.event(Subject::Container(&container), "stopping", &message)
-                .await?;
-        }
-        Ok(())
-    }
-
     pub(super) async fn insert_sandbox(
         &mut self,
         id: &SandboxId,
@@ -352,7 +303,10 @@ impl Tx {
         .map_err(during("record a sandbox"))
     }
 
-    async fn enqueue_sandbox_and_containers(&mut self, id: &SandboxId) -> Result<(), StateError> {
+    pub(super) async fn enqueue_sandbox_and_containers(
+        &mut self,
+        id: &SandboxId,
+    ) -> Result<(), StateError> {
         self.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
         let containers: Vec<String> =
             sqlx::query_scalar("SELECT id FROM containers WHERE sandbox_id = ?")
@@ -369,70 +323,6 @@ impl Tx {
 }
 
 impl ObservedWriter {
-    /// Remembers PID 1 of a shared PID namespace before anything else joins it.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sandbox_init(
-        &self,
-        id: SandboxId,
-        pid: i32,
-        start: u64,
-    ) -> Result<(), StateError> {
-        self.0
-            .write("record a pod's init", move |tx| {
-                Box::pin(async move {
-                    let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
-                               init_ended_at = NULL WHERE id = ?";
-                    sqlx::query(sql)
-                        .bind(pid)
-                        .bind(i64::try_from(start).unwrap_or(i64::MAX))
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map(drop)
-                        .map_err(during("record a pod's init"))
-                })
-            })
-            .await
-    }
-
-    /// PID 1 of a pod's shared PID namespace has ended although nobody had asked for it; with it
-    /// every process in the namespace. The pod is brought down (`lifecycle::sandbox::effective`).
-    /// `pid` is the one that ended: what another attempt had started says nothing.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn sandbox_init_ended(
-        &self,
-        id: SandboxId,
-        pid: i32,
-        how: String,
-    ) -> Result<(), StateError> {
-        self.0
-            .write("record the end of a pod's init", move |tx| {
-                Box::pin(async move {
-                    let ended = sqlx::query(
-                        "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
-                         AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
-                    )
-                    .bind(now_ns())
-                    .bind(id.as_str())
-                    .bind(pid)
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record the end of a pod's init"))?;
-                    if ended.rows_affected() > 0 {
-                        tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
-                        tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
-                        tx.touch(ObjectKey::Sandbox(id));
-                    }
-                    Ok(())
-                })
-            })
-            .await
-    }
-
     /// The sandbox is set up.
     ///
     /// # Errors

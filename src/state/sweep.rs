@@ -38,11 +38,14 @@ impl Store {
     }
 
     async fn known_pods(&self) -> Result<Pods, StateError> {
-        let rows: Vec<(String, String, String, bool)> =
-            sqlx::query_as("SELECT id, desired, state, init_ended_at IS NOT NULL FROM sandboxes")
+        let rows: Vec<(String, String, String, bool)> = self
+            .read("list sandboxes", || {
+                sqlx::query_as(
+                    "SELECT id, desired, state, init_ended_at IS NOT NULL FROM sandboxes",
+                )
                 .fetch_all(&self.readers)
-                .await
-                .map_err(during("list sandboxes"))?;
+            })
+            .await?;
         rows.into_iter()
             .map(|(id, desired, state, init_ended)| {
                 let state: State = state.parse().map_err(corrupt("sandboxes.state"))?;
@@ -59,11 +62,12 @@ impl Store {
     async fn known_containers(
         &self,
     ) -> Result<BTreeMap<String, (String, ContainerIs)>, StateError> {
-        let rows: Vec<(String, String, String, String, bool)> =
-            sqlx::query_as("SELECT id, sandbox_id, desired, state, released FROM containers")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(during("list containers"))?;
+        let rows: Vec<(String, String, String, String, bool)> = self
+            .read("list containers", || {
+                sqlx::query_as("SELECT id, sandbox_id, desired, state, released FROM containers")
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         rows.into_iter()
             .map(|(id, sandbox, desired, state, released)| {
                 let leaving = matches!(desired.as_str(), "stopped" | "removed");
@@ -81,11 +85,12 @@ impl Store {
     }
 
     async fn known_layers(&self) -> Result<BTreeMap<String, bool>, StateError> {
-        let rows: Vec<(String, bool)> =
-            sqlx::query_as("SELECT chain_id, state = 'present' FROM layers")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(during("list layers"))?;
+        let rows: Vec<(String, bool)> = self
+            .read("list layers", || {
+                sqlx::query_as("SELECT chain_id, state = 'present' FROM layers")
+                    .fetch_all(&self.readers)
+            })
+            .await?;
         Ok(rows.into_iter().collect())
     }
 

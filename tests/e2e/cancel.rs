@@ -14,7 +14,7 @@ use crate::support::faults::Faults;
 use crate::support::pod::{container, exited, namespaces, shell};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::wait::appears;
-use crate::support::{Cri, Node, eventually, registry};
+use crate::support::{Cri, Node, Pod, eventually, registry};
 
 /// A daemon that can be held.
 async fn node(extra: &str) -> (Node, Faults) {
@@ -79,6 +79,19 @@ async fn containers(node: &Node) -> Vec<String> {
     all.into_iter().map(|container| container.id).collect()
 }
 
+/// A container that heeds its stop signal, from the moment it has printed a line.
+fn heeding(name: &str) -> ContainerConfig {
+    let script = "trap 'exit 0' TERM; echo ran; while :; do sleep 0.05; done";
+    shell(name, script)
+}
+
+async fn has_printed(pod: &Pod, config: &ContainerConfig) {
+    eventually("the container has printed its line", || async {
+        (pod.log_len(config) > 0).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_pod_whose_caller_went_away_at_any_stage_is_there_once() {
     let (node, faults) = node("").await;
@@ -138,11 +151,11 @@ async fn a_start_whose_caller_went_away_at_any_stage_happens_once() {
         ("container.launched", "\"launch\""),
         ("container.held", "\"launch\""),
     ] {
-        let script = "echo ran; trap 'exit 0' TERM; while :; do sleep 0.05; done";
-        let config = shell(stage.0, script);
+        let config = heeding(stage.0);
         let id = &pod.create(&config).await;
         let start = |cri: Cri| async move { cri.start(id).await };
         lost(&node, &faults, stage, start).await;
+        has_printed(&pod, &config).await;
         node.cri.stop(id, 10).await.expect("StopContainer");
         assert_eq!(exited(&node.cri, id).await.exit_code, 0, "{stage:?}");
         assert_eq!(pod.log(&config).len(), 1, "{stage:?}: it ran once");
@@ -161,6 +174,8 @@ async fn a_start_whose_answer_was_lost_is_told_and_a_second_one_is_refused() {
             _ = node.cri.start(&id) => panic!("answered although it is held"),
             () = faults.reached("container.starting") => {}
         }
+        // Answered after the daemon has read that the start was given up.
+        node.cri.version().await.expect("Version");
         faults.release();
         exited(&node.cri, &id).await;
         let retry = node.cri.start(&id).await;
@@ -188,7 +203,9 @@ async fn a_stop_whose_caller_went_away_at_any_stage_goes_on() {
         ("container.exit_seen", "\"grace, SIGKILL in ", 30),
         ("container.exit_seen", "\"kill\"", 0),
     ] {
-        let id = &pod.idle(&format!("{point}-{grace_s}")).await;
+        let config = heeding(&format!("{point}-{grace_s}"));
+        let id = &pod.run(&config).await;
+        has_printed(&pod, &config).await;
         let stop = |cri: Cri| async move { cri.stop(id, grace_s).await };
         lost(&node, &faults, (point, stage), stop).await;
         let ended = node.cri.status(id).await.expect("ContainerStatus");
@@ -390,6 +407,8 @@ async fn abandon(node: &Node, faults: &Faults, name: &str) -> String {
         _ = node.cri.run_pod(&config) => panic!("answered although it is held"),
         () = faults.reached("sandbox.network") => {}
     }
+    // On the same connection: once it is answered, the daemon has read that the first was given up.
+    node.cri.version().await.expect("Version");
     faults.release();
     eventually("the pod stands", || async {
         let pods = node.cri.list_pods(None).await.expect("ListPodSandbox");

@@ -55,7 +55,8 @@ impl Run<'_> {
                 return made.map(Some).map_err(|error| error.code());
             }
             Call::Start(n) => cri.start(&self.ids[n]).await,
-            Call::Stop(n) => cri.stop(&self.ids[n], 10).await,
+            // One that has not come to its trap yet is killed soon.
+            Call::Stop(n) => cri.stop(&self.ids[n], 1).await,
             Call::Remove(n) => cri.remove(&self.ids[n]).await,
             Call::StopPod => cri.stop_pod(&self.pod.id).await,
         };

@@ -50,7 +50,7 @@ async fn pod_life(
     node_cri.remove_pod(&pod).await
 }
 
-/// What one standing pod is asked for: reads, commands, ends, and nonsense.
+/// What one standing pod is asked for: reads and commands, and more.
 fn calls_about(cri: &Cri, pod: &Pod, id: &str, doomed: &str) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let with = |n: usize| vec![(cri.clone(), id.to_owned(), pod.id.clone()); n];
@@ -87,38 +87,46 @@ fn calls_about(cri: &Cri, pod: &Pod, id: &str, doomed: &str) -> Vec<Call> {
         let exec = async move { cri.exec(&id, &["true"], 30).await };
         calls.push(call("ExecSync", Code::Ok, exec));
     }
-    for (cri, _, _) in with(2) {
+    calls.extend(changes_about(cri, id, doomed));
+    calls
+}
+
+/// What one standing pod is told: ends, what is so already, and nonsense.
+fn changes_about(cri: &Cri, id: &str, doomed: &str) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    let with = |n: usize| vec![(cri.clone(), id.to_owned()); n];
+    for (cri, _) in with(2) {
         let doomed = doomed.to_owned();
         let stop = async move { cri.stop(&doomed, 0).await };
         calls.push(call("StopContainer", Code::Ok, stop));
     }
-    for (cri, _, _) in with(2) {
+    for (cri, _) in with(2) {
         let doomed = doomed.to_owned();
         calls.push(call("RemoveContainer", Code::Ok, async move {
             cri.remove(&doomed).await
         }));
     }
-    for (cri, id, _) in with(2) {
+    for (cri, id) in with(2) {
         let again = async move { cri.start(&id).await };
         calls.push(call("StartContainer of one that runs", Code::Ok, again));
     }
-    for (cri, _, _) in with(2) {
+    for (cri, _) in with(2) {
         let absent = async move { cri.status(&"f".repeat(64)).await };
         calls.push(call("ContainerStatus of nothing", Code::NotFound, absent));
     }
-    for (cri, _, _) in with(1) {
+    for (cri, _) in with(1) {
         let nothing = async move { cri.exec("", &["true"], 1).await };
         calls.push(call("ExecSync nowhere", Code::InvalidArgument, nothing));
     }
-    for (cri, id, _) in with(1) {
+    for (cri, id) in with(1) {
         let nothing = async move { cri.exec(&id, &[], 1).await };
         calls.push(call("ExecSync of nothing", Code::InvalidArgument, nothing));
     }
-    for (cri, _, _) in with(1) {
+    for (cri, _) in with(1) {
         let absent = async move { cri.image_status("absent.invalid/x:1").await };
         calls.push(call("ImageStatus of nothing", Code::Ok, absent));
     }
-    for (cri, _, _) in with(1) {
+    for (cri, _) in with(1) {
         calls.push(call(
             "Version",
             Code::Ok,

@@ -108,7 +108,7 @@ async fn a_rotated_log_goes_on_in_a_new_file_without_a_gap() {
         );
         rotated.push(old);
     }
-    node.cri.output(&id, "touch /tmp/stop").await;
+    node.cri.end_by_file(&id, "/tmp/stop").await;
     exited(&node.cri, &id).await;
     rotated.push(path);
     let mut all = Vec::new();

@@ -20,6 +20,7 @@ mod fault_points;
 mod image;
 mod import;
 mod isolation;
+mod jobs;
 mod kubelet_traffic;
 mod limits;
 mod load;

@@ -129,7 +129,7 @@ fn counter(name: &str) -> ContainerConfig {
 
 /// Ends the counter and checks that each number is there once.
 async fn assert_counted(node: &Node, pod: &Pod, id: &str, config: &ContainerConfig) {
-    node.cri.output(id, "touch /tmp/stop").await;
+    node.cri.end_by_file(id, "/tmp/stop").await;
     exited(&node.cri, id).await;
     let lines = contents(&pod.log(config), "stdout");
     let expected: Vec<_> = (1..=lines.len()).map(|n| n.to_string()).collect();

@@ -29,3 +29,11 @@ INSERT INTO cleanup_tasks_of_any_kind
 DROP TABLE cleanup_tasks;
 ALTER TABLE cleanup_tasks_of_any_kind RENAME TO cleanup_tasks;
 CREATE INDEX cleanup_tasks_open ON cleanup_tasks (status) WHERE status <> 'completed';
+
+-- A layer that is gone from the disk is not there any more: the next pull brings it back.
+DROP TRIGGER layers_transition;
+CREATE TRIGGER layers_transition BEFORE UPDATE OF state ON layers
+WHEN OLD.state <> NEW.state AND NOT (
+       (OLD.state = 'fetching' AND NEW.state IN ('present','removing'))
+    OR (OLD.state = 'present' AND NEW.state IN ('removing','fetching')))
+BEGIN SELECT RAISE(ABORT, 'impossible transition of layers.state'); END;

@@ -13,7 +13,10 @@ use crate::state::Store;
 use crate::state::inspect::{Bounds, Inspector, Rows, Value};
 
 /// Rows that a node may have, by the version that has brought their tables.
-const ROWS: &[(i64, &str)] = &[(1, include_str!("rows/0001.sql"))];
+const ROWS: &[(i64, &str)] = &[
+    (1, include_str!("rows/0001.sql")),
+    (2, include_str!("rows/0002.sql")),
+];
 
 const BOUNDS: Bounds = Bounds {
     timeout: Duration::from_secs(20),
@@ -165,7 +168,10 @@ async fn a_node_at_work_has_no_leaks_and_each_kind_of_leak_is_seen() {
     let path = database(&dir, newest_known()).await;
     assert_eq!(leaks(&path).await, BTreeSet::new());
     let statements = [
-        ("cleanup", "UPDATE cleanup_tasks SET status = 'failed'"),
+        (
+            "cleanup",
+            "UPDATE cleanup_tasks SET status = 'failed', error = 'busy', completed_at = NULL",
+        ),
         (
             "address",
             "UPDATE network_allocations SET sandbox_id = 'gone'",

@@ -336,101 +336,47 @@ async fn an_exit_is_recorded_once_even_before_its_start_is() {
     );
 }
 
+/// Asks for one image to be looked at.
+async fn ask(engine: &Engine, key: &ObjectKey) {
+    let queued = engine.observed.enqueue(vec![key.clone()]);
+    queued.await.expect("queued");
+}
+
 #[tokio::test]
 async fn a_job_asked_for_while_it_runs_comes_back() {
     let engine = engine().await;
     let key = ObjectKey::Image("sha256:x".into());
-    engine
-        .observed
-        .enqueue(vec![key.clone()])
-        .await
-        .expect("queued");
-    let (claims, _) = engine
-        .observed
-        .claim_jobs(Free::each(8))
-        .await
-        .expect("claims");
-    assert_eq!(claims.len(), 1);
+    let key = std::slice::from_ref(&key);
+    ask(&engine, &key[0]).await;
+    assert_eq!(claim(&engine).await, key);
     // Nobody else gets it meanwhile.
-    engine
-        .observed
-        .enqueue(vec![key.clone()])
-        .await
-        .expect("queued");
-    assert!(
-        engine
-            .observed
-            .claim_jobs(Free::each(8))
-            .await
-            .expect("claims")
-            .0
-            .is_empty()
-    );
-    engine
-        .observed
-        .finish_job(key.clone(), Outcome::Done)
-        .await
-        .expect("put down");
-    assert_eq!(
-        engine
-            .observed
-            .claim_jobs(Free::each(8))
-            .await
-            .expect("claims")
-            .0
-            .len(),
-        1
-    );
-    engine
-        .observed
-        .finish_job(key.clone(), Outcome::Failed("why".into()))
-        .await
-        .expect("down");
-    let (claims, next) = engine
-        .observed
-        .claim_jobs(Free::each(8))
-        .await
-        .expect("claims");
-    assert!(
-        claims.is_empty() && next.is_some_and(|due| due > now_ns()),
-        "it backs off"
-    );
-    // A dead daemon's claims are due again.
-    engine
-        .observed
-        .enqueue(vec![key.clone()])
-        .await
-        .expect("queued");
-    assert_eq!(
-        engine
-            .observed
-            .claim_jobs(Free::each(8))
-            .await
-            .expect("claims")
-            .0
-            .len(),
-        1
-    );
+    ask(&engine, &key[0]).await;
+    assert!(claim(&engine).await.is_empty());
+    put_down(&engine, key, &Outcome::Done).await;
+    assert_eq!(claim(&engine).await, key);
+    put_down(&engine, key, &Outcome::Failed("why".into())).await;
+    let claimed = engine.observed.claim_jobs(Free::each(8)).await;
+    let (claims, next) = claimed.expect("claims");
+    let backs_off = claims.is_empty() && next.is_some_and(|due| due > now_ns());
+    assert!(backs_off, "{claims:?} {next:?}");
+}
+
+#[tokio::test]
+async fn what_a_dead_daemon_had_claimed_is_due_again_and_what_a_live_one_has_is_not() {
+    let engine = engine().await;
+    let key = ObjectKey::Image("sha256:x".into());
+    let key = std::slice::from_ref(&key);
+    ask(&engine, &key[0]).await;
+    assert_eq!(claim(&engine).await, key);
     let reclaimed = engine.observed.reclaim_jobs().await.expect("reclaimed");
     assert_eq!(reclaimed, 0, "a live daemon's claim is its own");
     assert!(claim(&engine).await.is_empty(), "it runs");
     let engine = engine.reopened().await;
-    assert!(
-        claim(&engine).await.is_empty(),
-        "nobody has reclaimed it yet"
-    );
+    let early = claim(&engine).await;
+    assert!(early.is_empty(), "nobody has reclaimed it yet");
     let reclaimed = engine.observed.reclaim_jobs().await.expect("reclaimed");
     assert_eq!(reclaimed, 1);
-    assert_eq!(
-        engine
-            .observed
-            .claim_jobs(Free::each(8))
-            .await
-            .expect("claims")
-            .0
-            .len(),
-        1
-    );
+    assert_eq!(claim(&engine).await, key);
 }
 
 #[tokio::test]
@@ -609,7 +555,7 @@ async fn every_finished_job_and_every_failed_look_is_history() {
             .enqueue(vec![key.clone()])
             .await
             .expect("queued");
-        assert_eq!(claim(&engine).await, [key.clone()]);
+        assert_eq!(claim(&engine).await, std::slice::from_ref(&key));
         put_down(&engine, std::slice::from_ref(&key), &outcome).await;
     }
     let history = engine.store.job_history(&key.to_string(), 10).await;
@@ -669,7 +615,7 @@ async fn a_job_that_takes_long_is_reported_once_and_runs_on() {
     let engine = engine().await;
     let pod = engine.ready_pod("slow").await;
     let key = ObjectKey::Sandbox(pod.clone());
-    assert_eq!(claim(&engine).await, [key.clone()]);
+    assert_eq!(claim(&engine).await, std::slice::from_ref(&key));
     for _ in 0..2 {
         engine
             .observed
@@ -712,7 +658,7 @@ async fn an_impossible_change_is_an_error_that_says_from_where_to_where() {
     let kinds: Vec<_> = events.iter().map(|event| event.kind.as_str()).collect();
     assert_eq!(
         kinds,
-        ["ready", "stopped"],
+        ["created", "ready", "stopped"],
         "nothing of the refused write is kept"
     );
     let gone = engine

@@ -142,7 +142,7 @@ async fn the_end_of_a_pods_init_counts_once_and_only_while_it_is_wanted() {
         .into_iter()
         .map(|event| event.kind)
         .collect();
-    assert_eq!(kinds, ["ready", "init_ended"]);
+    assert_eq!(kinds, ["created", "ready", "init_ended"]);
     let ready = SandboxFilter {
         ready: Some(true),
         ..Default::default()

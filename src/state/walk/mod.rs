@@ -133,14 +133,14 @@ impl World {
 
     fn pod(&self, choice: u8) -> Option<SandboxId> {
         let count = self.model.pods.len().max(1);
-        let ids = self.model.pods.keys();
-        ids.cloned().nth(usize::from(choice) % count)
+        let mut ids = self.model.pods.keys();
+        ids.nth(usize::from(choice) % count).cloned()
     }
 
     fn member(&self, choice: u8) -> Option<ContainerId> {
         let count = self.model.members.len().max(1);
-        let ids = self.model.members.keys();
-        ids.cloned().nth(usize::from(choice) % count)
+        let mut ids = self.model.members.keys();
+        ids.nth(usize::from(choice) % count).cloned()
     }
 
     async fn happens(&mut self, event: Event) {

@@ -83,8 +83,8 @@ pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str
     panic!("no cgroup of {id} has {v1} or {v2}");
 }
 
-/// Freezes a container's processes, and thaws them when it is dropped. In cgroup v1 a frozen process
-/// does not even notice SIGKILL; in v2 it does.
+/// Freezes a container's processes, and thaws them when it is dropped. In cgroup v1 a frozen
+/// process does not even notice SIGKILL; in v2 it does.
 pub(crate) struct Frozen {
     file: PathBuf,
     thawed: &'static str,

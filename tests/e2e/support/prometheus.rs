@@ -1,4 +1,4 @@
-//! Prometheus' text format 0.0.4, read strictly: what a lenient reader would pass over is a failure.
+//! Prometheus' text format 0.0.4, read strictly: what a lenient reader passes over is a failure.
 
 use std::collections::BTreeMap;
 
