@@ -31,6 +31,6 @@ if [[ " $* " == *" --restart "* ]]; then
 fi
 cargo run --quiet --release --example bench -- --endpoint "unix://$NODE_SOCKET" \
     --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@" ${daemon[@]+"${daemon[@]}"}
-# The bench may have put another daemon in the place of ours.
-NODE_PID=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$NODE_DIR/state/engine.json")
+# The bench has killed our daemon, and ended the one that it had put in its place.
+[[ ${#daemon[@]} -eq 0 ]] || node_daemon
 left=$(node_wait_clean) || node_fail "left behind: $left"

@@ -92,10 +92,17 @@ async fn main() -> Result<()> {
             containers: args.containers,
             rounds,
         };
+        let kept = cri.has_image(maker.image()).await?;
         let measured = restart::measure(&mut cri, &maker, &plan).await;
         // The connection ended with the first daemon.
-        let swept = Cri::connect(&socket).await?.sweep(maker.run()).await;
-        measured?;
+        let mut cri = Cri::connect(&socket).await?;
+        let swept = cri.sweep(maker.run()).await;
+        if !kept {
+            cri.remove_image(maker.image()).await?;
+        }
+        if let Some(daemon) = measured? {
+            restart::end(daemon)?;
+        }
         return swept.context("remove what the bench made");
     }
     let plan = Plan {

@@ -32,7 +32,13 @@ pub(crate) struct Plan<'a> {
 
 /// Starts the containers, kills the daemon time after time, and prints what it took, in
 /// milliseconds, as JSON.
-pub(crate) async fn measure(cri: &mut Cri, maker: &Maker, plan: &Plan<'_>) -> Result<()> {
+///
+/// Returns the daemon that runs in the end, if it is one of ours.
+pub(crate) async fn measure(
+    cri: &mut Cri,
+    maker: &Maker,
+    plan: &Plan<'_>,
+) -> Result<Option<Child>> {
     ensure!(
         !plan.command.is_empty(),
         "name the daemon's command line after --"
@@ -71,6 +77,16 @@ pub(crate) async fn measure(cri: &mut Cri, maker: &Maker, plan: &Plan<'_>) -> Re
         "median": { "answers_ms": median(&answers), "all_running_ms": median(&all) },
     });
     println!("{report:#}");
+    Ok(children.pop())
+}
+
+/// Ends a daemon as an operator would.
+pub(crate) fn end(mut daemon: Child) -> Result<()> {
+    let pid = i32::try_from(daemon.id())?;
+    let pid = Pid::from_raw(pid).context("the daemon's process")?;
+    kill_process(pid, Signal::TERM).context("end the daemon")?;
+    let status = daemon.wait()?;
+    ensure!(status.success(), "the daemon ended with {status}");
     Ok(())
 }
 
