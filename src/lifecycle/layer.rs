@@ -9,7 +9,8 @@
 //!     └────────────────────────── removing ◄──────────────────────┘
 //! ```
 //!
-//! What is leaving does not come back: a pull that needs it waits until it is gone.
+//! What is leaving does not come back: a pull that needs it waits until it is gone. A layer whose
+//! directory was lost goes back from `present` to `fetching`, until a pull brings it again.
 
 use super::stored_as_text;
 

@@ -4,8 +4,8 @@
 //! can be removed.
 //!
 //! One life walks many points. Deaths come one after another: each restart arms the next point.
-//! Failures are armed together, each to happen once. A point that a shared life did not come to gets
-//! one of its own, in which it must be reached: a point that nothing reaches proves nothing.
+//! Failures are armed together, each to happen once. A point that a shared life did not come to
+//! gets one of its own, in which it must be reached: a point that nothing reaches proves nothing.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
