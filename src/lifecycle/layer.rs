@@ -9,8 +9,7 @@
 //!     └────────────────────────── removing ◄──────────────────────┘
 //! ```
 //!
-//! What is leaving does not come back: a pull that needs it waits until it is gone. A layer whose
-//! directory was lost goes back from `present` to `fetching`, until a pull brings it again.
+//! What is leaving does not come back: a pull that needs it waits until it is gone.
 
 use super::stored_as_text;
 

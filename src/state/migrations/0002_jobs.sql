@@ -67,7 +67,7 @@ BEGIN SELECT RAISE(ABORT, 'impossible transition of images.desired'); END;
 CREATE TRIGGER layers_transition BEFORE UPDATE OF state ON layers
 WHEN OLD.state <> NEW.state AND NOT (
        (OLD.state = 'fetching' AND NEW.state IN ('present','removing'))
-    OR (OLD.state = 'present' AND NEW.state IN ('fetching','removing')))
+    OR (OLD.state = 'present' AND NEW.state = 'removing'))
 BEGIN SELECT RAISE(ABORT, 'impossible transition of layers.state'); END;
 
 CREATE TRIGGER network_allocations_transition BEFORE UPDATE OF status ON network_allocations
