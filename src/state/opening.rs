@@ -236,8 +236,8 @@ pub(super) async fn integrity(
 }
 
 impl Store {
-    /// Checks what the start had no time for. Damage is reported as any other that a write meets: it
-    /// shows in Status, and the next start sets the file aside.
+    /// Checks what the start had no time for. Damage is reported as any other that a write meets:
+    /// it shows in Status, and the next start sets the file aside.
     pub async fn check_history(&self) {
         for table in HISTORY_TABLES {
             let checked = async {
