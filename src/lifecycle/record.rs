@@ -465,7 +465,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_is_a_panic(
-            name in ".{0,80}", text: Vec<u8>, cut in any::<prop::sample::Index>(),
+            name in ".{0,80}",
+            text: Vec<u8>,
+            cut in any::<prop::sample::Index>(),
         ) {
             prop_assert!(decode::<ContainerRecord>(&name, &text).is_err());
             let (name, record) = image();

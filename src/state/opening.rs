@@ -160,7 +160,8 @@ fn unusable(path: &Path, why: &str) -> Found {
 }
 
 async fn check(path: &Path, size: u64) -> Result<Vec<String>, sqlx::Error> {
-    let mut connection = connect(path, false).await?;
+    // Read-only: a writer that closes a damaged file may throw its log away.
+    let mut connection = connect(path, true).await?;
     let checked = complaints(&mut connection, size).await;
     let closed = connection.close().await;
     let complaints = checked?;
