@@ -464,7 +464,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_is_a_panic(name in ".{0,80}", text: Vec<u8>, cut in any::<prop::sample::Index>()) {
+        fn no_text_is_a_panic(
+            name in ".{0,80}",
+            text: Vec<u8>,
+            cut in any::<prop::sample::Index>(),
+        ) {
             prop_assert!(decode::<ContainerRecord>(&name, &text).is_err());
             let (name, record) = image();
             let whole = encode(&record).expect("JSON");

@@ -1,4 +1,5 @@
-//! After the loss of the database: what records, shim, kernel and disk still know becomes rows again.
+//! After the loss of the database: what records, shim, kernel and disk still know becomes rows
+//! again.
 //!
 //! ```text
 //!  records on disk ── which pods, containers, images ─┐
@@ -44,7 +45,8 @@ pub struct Loss {
 /// Fills an empty database and says loudly what came back and what did not.
 ///
 /// # Errors
-/// When the records cannot be listed or the new database cannot be written; beginning again is safe.
+/// When the records cannot be listed or the new database cannot be written; beginning again is
+/// safe.
 pub async fn rebuild(
     back: &Back,
     executable: &Path,

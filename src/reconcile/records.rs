@@ -1,8 +1,9 @@
 //! Copies of rows on disk for the case that the database is lost: written beside what is made
 //! anyway, and read by `rebuild` alone.
 //!
-//! A sandbox' and a container's lie in their directories, and go with them. Images' lie in `images/`
-//! under the root; they are made to agree with the rows after each change, and once at start.
+//! A sandbox' and a container's lie in their directories, and go with them. Images' lie in
+//! `images/` under the root; they are made to agree with the rows after each change, and once at
+//! start.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};

@@ -17,8 +17,8 @@ use crate::state::sandbox::SandboxFilter;
 /// Containers taken over side by side.
 const HAND_OVERS: usize = 32;
 
-/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`). In a build with fault points a
-/// test can say that it is another (`QUILT_BOOT_ID`).
+/// The name this boot of the node has (`/proc/sys/kernel/random/boot_id`). In a build with fault
+/// points a test can say that it is another (`QUILT_BOOT_ID`).
 ///
 /// # Errors
 /// When the kernel does not tell.

@@ -127,7 +127,10 @@ pub enum StateError {
         why: String,
     },
     /// The file cannot be written now; nothing of the operation was kept.
-    #[error("cannot {operation}: the database {} cannot be written: {trouble} ({why})", path.display())]
+    #[error(
+        "cannot {operation}: the database {} cannot be written: {trouble} ({why})",
+        path.display()
+    )]
     Storage {
         /// What was being done.
         operation: &'static str,

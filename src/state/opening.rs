@@ -160,7 +160,8 @@ fn unusable(path: &Path, why: &str) -> Found {
 }
 
 async fn check(path: &Path, size: u64) -> Result<Vec<String>, sqlx::Error> {
-    let mut connection = connect(path, false).await?;
+    // Read-only: a writer that closes a damaged file may throw its log away.
+    let mut connection = connect(path, true).await?;
     let checked = complaints(&mut connection, size).await;
     let closed = connection.close().await;
     let complaints = checked?;
@@ -236,8 +237,8 @@ pub(super) async fn integrity(
 }
 
 impl Store {
-    /// Checks what the start had no time for. Damage is reported as any other that a write meets: it
-    /// shows in Status, and the next start sets the file aside.
+    /// Checks what the start had no time for. Damage is reported as any other that a write meets:
+    /// it shows in Status, and the next start sets the file aside.
     pub async fn check_history(&self) {
         for table in HISTORY_TABLES {
             let checked = async {

@@ -64,13 +64,15 @@ pub enum Life {
 }
 
 impl Life {
-    fn state(&self) -> container::State {
+    /// The states it has gone through since it was recorded.
+    fn path(&self) -> &'static [container::State] {
+        use container::State::{Created, Exited, Running, Starting};
         match self {
-            Self::Preparing => container::State::Preparing,
-            Self::Created => container::State::Created,
-            Self::Forgotten => container::State::Starting,
-            Self::Running(_) => container::State::Running,
-            Self::Exited(..) => container::State::Exited,
+            Self::Preparing => &[],
+            Self::Created => &[Created],
+            Self::Forgotten => &[Created, Starting],
+            Self::Running(_) => &[Created, Starting, Running],
+            Self::Exited(..) => &[Created, Starting, Exited],
         }
     }
 
@@ -197,13 +199,12 @@ impl Tx {
         self.insert_sandbox(&record.id, spec).await?;
         let stopped = (found.state == sandbox::State::Stopped).then(super::now_ns);
         sqlx::query(
-            "UPDATE sandboxes SET created_at = ?2, desired = ?3, state = ?4, boot_id = ?5,
-             init_pid = ?6, init_start = ?7, ready_at = ?8, stopped_at = ?9 WHERE id = ?1",
+            "UPDATE sandboxes SET created_at = ?2, desired = ?3, boot_id = ?4,
+             init_pid = ?5, init_start = ?6, ready_at = ?7, stopped_at = ?8 WHERE id = ?1",
         )
         .bind(record.id.as_str())
         .bind(record.created_at)
         .bind(found.desired.as_str())
-        .bind(found.state.as_str())
         .bind(&record.boot_id)
         .bind(record.init.map(|(pid, _)| pid))
         .bind(
@@ -216,6 +217,15 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("bring back a sandbox"))?;
+        // Step by step, as it came there: the database refuses every other way.
+        for state in sandbox_path(found.state) {
+            sqlx::query("UPDATE sandboxes SET state = ? WHERE id = ?")
+                .bind(state.as_str())
+                .bind(record.id.as_str())
+                .execute(&mut self.connection)
+                .await
+                .map_err(during("bring back a sandbox"))?;
+        }
         match &record.address {
             // A pod that is down has given its address back.
             Some(address) if stopped.is_none() => self.bring_address(found, address).await,
@@ -302,15 +312,14 @@ impl Tx {
         let runs_as = started.and_then(|started| started.runs_as.as_ref());
         let runs_as = runs_as.map(serde_json::to_string).transpose();
         sqlx::query(
-            "UPDATE containers SET created_at = ?2, desired = ?3, state = ?4, rootfs = ?5,
-             pid = ?6, pid_start = ?7, started_at = ?8, runs_as = ?9, exit_code = ?10,
-             exited_at = ?11, reason = ?12, error = ?13, oom_killed = ?14, released = ?15
+            "UPDATE containers SET created_at = ?2, desired = ?3, rootfs = ?4,
+             pid = ?5, pid_start = ?6, started_at = ?7, runs_as = ?8, exit_code = ?9,
+             exited_at = ?10, reason = ?11, error = ?12, oom_killed = ?13, released = ?14
              WHERE id = ?1",
         )
         .bind(record.id.as_str())
         .bind(record.created_at)
         .bind(life.desired().as_str())
-        .bind(life.state().as_str())
         .bind(rootfs)
         .bind(started.map(|started| started.pid))
         .bind(started.map(|started| i64::try_from(started.start).unwrap_or(i64::MAX)))
@@ -325,7 +334,26 @@ impl Tx {
         .bind(matches!(life, Life::Preparing | Life::Created))
         .execute(&mut self.connection)
         .await
-        .map(drop)
-        .map_err(during("bring back a container"))
+        .map_err(during("bring back a container"))?;
+        for state in life.path() {
+            sqlx::query("UPDATE containers SET state = ? WHERE id = ?")
+                .bind(state.as_str())
+                .bind(record.id.as_str())
+                .execute(&mut self.connection)
+                .await
+                .map_err(during("bring back a container"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The states that a sandbox has gone through since it was recorded.
+fn sandbox_path(state: sandbox::State) -> &'static [sandbox::State] {
+    use sandbox::State::{Failed, Preparing, Ready, Stopped};
+    match state {
+        Preparing => &[],
+        Ready => &[Ready],
+        Stopped => &[Ready, Stopped],
+        Failed => &[Failed],
     }
 }

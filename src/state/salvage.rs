@@ -161,7 +161,8 @@ impl Tx {
     async fn bring_container_facts(&mut self, salvaged: &Container) -> Result<(), StateError> {
         sqlx::query(
             "UPDATE containers SET desired = ?2, stop_at = ?3
-             WHERE id = ?1 AND desired <> 'removed'",
+             WHERE id = ?1 AND instr('created running stopped removed', ?2)
+                 > instr('created running stopped removed', desired)",
         )
         .bind(salvaged.id.as_str())
         .bind(salvaged.desired.as_str())

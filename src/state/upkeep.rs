@@ -281,8 +281,9 @@ pub async fn restore(path: &Path, file: &Path, timeout: Duration) -> Result<Rest
     }
     remove(&beside(path, "-shm"))?;
     sync_directory_of(path)?;
-    // 5. The new one in its place.
+    // 5. The new one in its place; what was wrong with the old one is not wrong with it.
     fs::rename(&copy.0, path).map_err(failed("replace", path))?;
+    remove(&beside(path, ".rebuild"))?;
     sync_directory_of(path)?;
     Ok(Restored {
         version,
@@ -291,8 +292,8 @@ pub async fn restore(path: &Path, file: &Path, timeout: Duration) -> Result<Rest
     })
 }
 
-/// Whether every page can be read. Found out read-only: SQLite throws away a log that it cannot make
-/// sense of when a writer closes a database.
+/// Whether every page can be read. Found out read-only: SQLite throws away a log that it cannot
+/// make sense of when a writer closes a database.
 async fn intact(path: &Path, timeout: Duration) -> Result<bool, StateError> {
     let Ok(mut inspector) = Inspector::open_any(path).await else {
         return Ok(false);
@@ -361,7 +362,7 @@ pub fn reset(path: &Path) -> Result<Vec<PathBuf>, StateError> {
     let mut removed = Vec::new();
     // The database first: SQLite throws away a log that has none, but takes a database whose log
     // is missing for whole.
-    for suffix in ["", "-wal", "-shm", "-journal", ".restoring"] {
+    for suffix in ["", "-wal", "-shm", "-journal", ".restoring", ".rebuild"] {
         let file = beside(path, suffix);
         if remove(&file)? {
             removed.push(file);

@@ -36,6 +36,7 @@ async fn containers_outlive_daemon_and_shim_at_any_moment() {
     let first = process::in_cgroup_of(&node.names, &writer);
     for round in 0..rounds() {
         let stopping = pod.idle(&format!("stopping-{round}")).await;
+        process::catches_sigterm(process::in_cgroup_of(&node.names, &stopping)).await;
         let starting = pod.create(&idle(&format!("starting-{round}"))).await;
         let under_way = {
             let (cri, start, stop) = (node.cri.clone(), starting.clone(), stopping.clone());

@@ -368,7 +368,7 @@ impl Walk {
                 rows = String::from_utf8_lossy(&output.stdout).into_owned();
                 let living = ["sandboxes", "containers", "snapshots", "layers", "jobs"];
                 let zero = |table: &&str| rows.lines().any(|line| line == format!("{table} 0"));
-                let gone = output.status.success() && living.iter().all(|table| zero(&table));
+                let gone = output.status.success() && living.iter().all(zero);
                 async move { gone.then_some(()) }
             });
             let gone = gone.await.is_some();

@@ -62,10 +62,8 @@ async fn a_full_disk_loses_no_exit_and_is_over_when_there_is_room() {
     let mut containers = Vec::new();
     for code in [0, 7, 42] {
         let id = pod.run(&ends_with(&format!("code-{code}"), code)).await;
-        // The trap is set once something can be executed after it.
-        node.cri.output(&id, "true").await;
         let pid = process::in_cgroup_of(&node.names, &id);
-        traps(pid).await;
+        process::catches_sigterm(pid).await;
         containers.push((id, pid, code));
     }
     let filler = fill(&node);
@@ -116,18 +114,6 @@ async fn a_full_disk_loses_no_exit_and_is_over_when_there_is_room() {
     .await;
     let after = node.pod("after").await;
     after.run_to_end(&shell("works", "true")).await;
-}
-
-/// Waits until SIGTERM is caught: proc_pid_status(5), SigCgt, bit 14.
-async fn traps(pid: i32) {
-    eventually("the trap is set", || async {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let caught = status
-            .lines()
-            .find_map(|line| line.strip_prefix("SigCgt:"))?;
-        (u64::from_str_radix(caught.trim(), 16).ok()? >> 14 & 1 == 1).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ async fn a_full_disk_refuses_writes_by_name_reads_go_on_and_room_ends_it() {
     let problem = store.storage_problem().expect("a problem");
     assert!(problem.contains("the disk is full"), "{problem}");
     let everything = store.all_sandbox_ids().await.expect("reads go on");
-    assert_eq!(everything, [kept.clone()]);
+    assert_eq!(everything, std::slice::from_ref(&kept));
     assert!(store.sandboxes(&SandboxFilter::default()).await.is_ok());
 
     limit(&observed, 1_000_000).await;

@@ -80,3 +80,15 @@ pub(crate) fn in_cgroup_of(names: &Names, id: &str) -> i32 {
     });
     found.unwrap_or_else(|| panic!("no process is in a cgroup of {id}"))
 }
+
+/// Waits until SIGTERM is caught: proc_pid_status(5), SigCgt, bit 14.
+pub(crate) async fn catches_sigterm(pid: i32) {
+    super::eventually("the trap is set", || async {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let caught = status
+            .lines()
+            .find_map(|line| line.strip_prefix("SigCgt:"))?;
+        (u64::from_str_radix(caught.trim(), 16).ok()? >> 14 & 1 == 1).then_some(())
+    })
+    .await;
+}
