@@ -183,6 +183,11 @@ async fn without_database_and_shim_the_kernel_still_tells_who_runs() {
     let ended = pod.run_to_end(&shell("ended", "exit 9")).await.id;
     images_are_recorded(&node, 1).await;
     let first = process::in_cgroup_of(&node.names, &running);
+    let journal = node.names.state().join("shim/exits");
+    eventually("the shim has forgotten the exit", || async {
+        (!fs::read_to_string(&journal).ok()?.contains(&ended)).then_some(())
+    })
+    .await;
     node.kill();
     for shim in node.shims() {
         process::signal(shim, Signal::SIGKILL);
