@@ -139,8 +139,8 @@ impl Report {
             self.runtime, self.version, self.kernel, self.cpus
         );
         eprintln!(
-            "{:<28}{:>8}{:>10}{:>10}{:>10}  {}",
-            "ms", "samples", "p50", "p99", "max", "goal"
+            "{:<28}{:>8}{:>10}{:>10}{:>10}  goal",
+            "ms", "samples", "p50", "p99", "max"
         );
         for (what, call) in &self.calls {
             eprintln!(

@@ -2,17 +2,16 @@
 
 mod database;
 mod listen;
+mod servers;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::UnixListenerStream;
-use tonic::transport::Server;
 
 use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
 use crate::cgroup::{CgroupPath, Cgroups};
@@ -22,9 +21,6 @@ use crate::engine::Engine;
 use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network::{self, BridgeSpec, NetworkConfig};
-use crate::proto::admin::admin_server::AdminServer;
-use crate::proto::cri::image_service_server::ImageServiceServer;
-use crate::proto::cri::runtime_service_server::RuntimeServiceServer;
 use crate::reconcile::{
     self, Back, Parts, Paths, Processes, monitor, pruner, records, recovery, sampler, shim_link,
     sweep, worker,
@@ -35,14 +31,8 @@ use crate::state::now_ns;
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
 use listen::{bind, bind_admin};
+use servers::{Servers, Sockets};
 
-/// Largest request, as kubelet has it.
-const REQUEST_MAX: usize = 16 * 1024 * 1024;
-/// Largest answer: two full streams of ExecSync. Whether a client takes it is its own decision.
-const ANSWER_MAX: usize = 64 * 1024 * 1024;
-/// Calls of one connection that may be under way. Calls that wait for something stuck are among
-/// them, so there are more than the 200 of HTTP/2 libraries: a status call must not stand in line.
-const STREAMS: u32 = 4096;
 /// Longest wait for the first shim before calls are answered without one.
 const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for calls and steps under way when the daemon is told to end.
@@ -113,7 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     engine
         .write(&paths.state)
         .context("cannot write engine.json")?;
-    let mut servers = serve(sockets, front, admin, &stopped);
+    let mut servers = Servers::start(sockets, front, admin, &stopped);
     tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -266,41 +256,6 @@ fn spawn_upkeep(
     ));
 }
 
-/// Both gRPC servers, until they end.
-type Servers = JoinSet<Result<(), tonic::transport::Error>>;
-
-struct Sockets {
-    cri: UnixListener,
-    admin: UnixListener,
-}
-
-/// Answers on both sockets until told to stop.
-fn serve(
-    sockets: Sockets,
-    front: Front,
-    admin: AdminService,
-    stopped: &watch::Receiver<bool>,
-) -> Servers {
-    let runtime = RuntimeServiceServer::new(front.clone())
-        .max_decoding_message_size(REQUEST_MAX)
-        .max_encoding_message_size(ANSWER_MAX);
-    let image = ImageServiceServer::new(front)
-        .max_decoding_message_size(REQUEST_MAX)
-        .max_encoding_message_size(ANSWER_MAX);
-    let cri = Server::builder()
-        .max_concurrent_streams(STREAMS)
-        .add_service(runtime)
-        .add_service(image);
-    let admin = Server::builder().add_service(AdminServer::new(admin));
-    let mut servers = JoinSet::new();
-    for (router, socket) in [(cri, sockets.cri), (admin, sockets.admin)] {
-        let end = wait_for_stop(stopped.clone());
-        let incoming = UnixListenerStream::new(socket);
-        servers.spawn(router.serve_with_incoming_shutdown(incoming, end));
-    }
-    servers
-}
-
 async fn bind_metrics(config: &MetricsConfig) -> anyhow::Result<Option<TcpListener>> {
     let Some(address) = config.address().map_err(anyhow::Error::msg)? else {
         return Ok(None);
@@ -416,17 +371,12 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
 /// Waits until calls and steps under way have ended, for a while.
 async fn wait_for_end(servers: &mut Servers, tasks: &mut JoinSet<()>) {
     let ended = async {
-        while servers.join_next().await.is_some() {}
+        servers.end().await;
         while tasks.join_next().await.is_some() {}
     };
     if tokio::time::timeout(END_PATIENCE, ended).await.is_err() {
         tracing::warn!("not everything ended in time; the next start goes on with it");
     }
-}
-
-async fn wait_for_stop(mut stopped: watch::Receiver<bool>) {
-    // An error means that the sender is gone, which is an end as well.
-    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 async fn wait_for_signal(servers: &mut Servers) -> anyhow::Result<()> {
@@ -435,9 +385,7 @@ async fn wait_for_signal(servers: &mut Servers) -> anyhow::Result<()> {
     tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
-        Some(ended) = servers.join_next() => {
-            ended.context("a server died")?.context("a server ended")
-        }
+        ended = servers.fail() => ended,
     }
 }
 

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An image has one wish and no state of its own: its row is there when it is whole, and its layers
-//! (`layer`) have theirs. A removal is not taken back. Who pulls again what is leaving gets a new row
-//! for it, and the old one has left.
+//! (`layer`) have theirs. A removal is not taken back. Who pulls again what is leaving gets a new
+//! row for it, and the old one has left.
 
 use super::stored_as_text;
 

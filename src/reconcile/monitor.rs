@@ -16,7 +16,7 @@ use super::{Back, ReconcileError, container, processes, sandbox_repair};
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::container::may_live;
-use crate::shim::client::ShimClient;
+use crate::shim::client::{Seen, ShimClient};
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind};
 use crate::state::container_facts::Exit;
 use crate::state::{StateError, now_ns};
@@ -75,7 +75,12 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
         if patience.await.is_ok() {
             return;
         }
-        if !troubled && back.store.storage_problem().is_none() {
+        if troubled || back.store.storage_problem().is_some() {
+            continue;
+        }
+        // A shim that has the process has its exit too, with the exact time, however long the queue
+        // is in which it stands.
+        if !shim_has(&back, &id).await {
             break;
         }
     }
@@ -103,6 +108,14 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
             return;
         }
     }
+}
+
+async fn shim_has(back: &Back, id: &ContainerId) -> bool {
+    let Ok(shim) = back.shim() else { return false };
+    matches!(
+        shim.look(id.as_str()).await,
+        Ok(Seen::Held(..) | Seen::UnderWay)
+    )
 }
 
 /// The pauses between the tries of recording an exit, which is never given up while the daemon

@@ -1,6 +1,6 @@
 //! Takes keys off the queue and has each looked at: several at a time, never one key twice. Each
-//! lane (`lifecycle::job`) has slots of its own, so that pulls and cleanup, which may be slow, never
-//! keep a pod waiting.
+//! lane (`lifecycle::job`) has slots of its own, so that pulls and cleanup, which may be slow,
+//! never keep a pod waiting.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

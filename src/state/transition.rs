@@ -1,5 +1,5 @@
-//! Changes of state that a state machine does not have: refused by the triggers of the database, and
-//! told as what they are.
+//! Changes of state that a state machine does not have: refused by the triggers of the database,
+//! and told as what they are.
 //!
 //! Two writes are silent instead, because their silence is their meaning. An exit that was recorded
 //! first is not undone (`ObservedWriter::container_running`) and not recorded again

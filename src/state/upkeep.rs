@@ -292,8 +292,8 @@ pub async fn restore(path: &Path, file: &Path, timeout: Duration) -> Result<Rest
     })
 }
 
-/// Whether every page can be read. Found out read-only: SQLite throws away a log that it cannot make
-/// sense of when a writer closes a database.
+/// Whether every page can be read. Found out read-only: SQLite throws away a log that it cannot
+/// make sense of when a writer closes a database.
 async fn intact(path: &Path, timeout: Duration) -> Result<bool, StateError> {
     let Ok(mut inspector) = Inspector::open_any(path).await else {
         return Ok(false);

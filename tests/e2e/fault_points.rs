@@ -4,8 +4,8 @@
 //! can be removed.
 //!
 //! One life walks many points. Deaths come one after another: each restart arms the next point.
-//! Failures are armed together, each to happen once. A point that a shared life did not come to gets
-//! one of its own, in which it must be reached: a point that nothing reaches proves nothing.
+//! Failures are armed together, each to happen once. A point that a shared life did not come to
+//! gets one of its own, in which it must be reached: a point that nothing reaches proves nothing.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
@@ -368,7 +368,7 @@ impl Walk {
                 rows = String::from_utf8_lossy(&output.stdout).into_owned();
                 let living = ["sandboxes", "containers", "snapshots", "layers", "jobs"];
                 let zero = |table: &&str| rows.lines().any(|line| line == format!("{table} 0"));
-                let gone = output.status.success() && living.iter().all(|table| zero(&table));
+                let gone = output.status.success() && living.iter().all(zero);
                 async move { gone.then_some(()) }
             });
             let gone = gone.await.is_some();

@@ -30,9 +30,9 @@ pub(super) fn run(reset: &Reset) -> anyhow::Result<()> {
             bail!("there is no terminal to ask on; --force removes the database without asking");
         }
         eprint!(
-            "This removes {} and forgets every pod, container and image of this node.\n\
-             What still runs goes on until the daemon starts again, and is then taken over as far \
-             as kernel, shim and disk know it, or ended.\n\
+            "This removes {} with all history, wishes and queues.\n\
+             What runs goes on; at its next start the daemon makes a new database of what kernel, \
+             shim and disk still know: pods, containers and images.\n\
              `quiltd db backup FILE` keeps a copy. Remove it? (yes/no) ",
             database.display()
         );
