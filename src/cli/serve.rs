@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use crate::config::{Config, DEFAULT_PATH};
 use crate::daemon;
+use crate::sys::scheduling;
 
 /// Threads that run tasks, at least.
 const THREADS_MIN: usize = 4;
@@ -40,6 +41,11 @@ pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
         state: serve.state,
         listen: serve.listen.parse()?,
     };
+    // A status call must not wait for a CPU until a container's slice is over. The shim, which starts
+    // containers, goes back to the kernel's choice.
+    if let Err(error) = scheduling::set_slice(Some(scheduling::SHORTEST_SLICE)) {
+        tracing::warn!(%error, "calls may wait for a CPU longer than they need");
+    }
     // Few calls make a thread busy, but on a small node one that does must not hold up the rest.
     let threads = std::thread::available_parallelism().map_or(THREADS_MIN, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -12,6 +12,7 @@ pub mod nsfd;
 pub mod pidfd_info;
 pub mod process;
 pub mod reaper;
+pub mod scheduling;
 pub mod seqpacket;
 pub mod tree;
 pub mod wait;

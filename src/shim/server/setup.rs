@@ -82,6 +82,8 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     protect_self().map_err(|errno| call("make undumpable", &own_dir)(errno.into()))?;
     // Refused where CAP_SYS_RESOURCE is missing, as in nested containers; then it stays as it is.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
+    // The daemon's is not for containers, which inherit ours.
+    let _ = crate::sys::scheduling::set_slice(None);
 
     // Executed by descriptor, a process may be named after its number.
     let _ = rustix::thread::set_name(c"quilt-shim");
