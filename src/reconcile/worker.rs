@@ -19,6 +19,8 @@ use crate::state::{StateError, now_ns};
 
 /// Longest pause without a look at the queue, should a wake-up ever be missed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before jobs are claimed again, when the database would not have it.
+const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before a job is put down again, when the database would not have it; doubled up to
 /// the longest one.
 const PUT_DOWN_PAUSE: Duration = Duration::from_millis(10);
@@ -85,14 +87,12 @@ pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         while running.try_join_next().is_some() {}
-        let (claims, next) = match back.observed.claim_jobs(slots.free()).await {
-            Ok(claimed) => claimed,
-            Err(error) => {
-                tracing::error!(%error, "cannot claim jobs");
-                (Vec::new(), None)
-            }
-        };
-        let idle = claims.is_empty();
+        let claimed = back.observed.claim_jobs(slots.free()).await;
+        let failed = claimed.is_err();
+        let (claims, next) = claimed.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot claim jobs");
+            (Vec::new(), None)
+        });
         for claim in claims {
             let Some(slot) = slots.take(&claim.key).await else {
                 return;
@@ -103,15 +103,20 @@ pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
                 drop(slot);
             });
         }
-        if idle {
-            let pause = next.map_or(LONGEST_PAUSE, until);
-            tokio::select! {
-                () = back.store.wakes().work() => {}
-                // A slot is free, perhaps of a lane that was full.
-                Some(_) = running.join_next() => {}
-                () = tokio::time::sleep(pause) => {}
-                _ = stop.changed() => {}
-            }
+        // All that was due and had room has been claimed: each claim is a transaction, and one that
+        // finds nothing is paid for by whoever writes next.
+        let pause = if failed {
+            CLAIM_PAUSE
+        } else {
+            next.map_or(LONGEST_PAUSE, until)
+        };
+        let full = slots.free().has_none();
+        tokio::select! {
+            () = back.store.wakes().work() => {}
+            // In a lane that was full something may be due.
+            Some(_) = running.join_next(), if full => {}
+            () = tokio::time::sleep(pause) => {}
+            _ = stop.changed() => {}
         }
     }
     while running.join_next().await.is_some() {}

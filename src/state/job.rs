@@ -236,6 +236,12 @@ impl Tx {
 }
 
 impl Free {
+    /// Whether some lane has no room at all.
+    #[must_use]
+    pub fn has_none(self) -> bool {
+        self.pods == 0 || self.pulls == 0 || self.cleanup == 0
+    }
+
     /// What is left when these are taken.
     fn without(self, claims: &[Claim]) -> Self {
         use crate::lifecycle::job::Lane;
