@@ -156,6 +156,24 @@ async fn explain_tells_who_ended_a_container_and_how_long_each_stage_took() {
 }
 
 #[tokio::test]
+async fn explain_tells_each_failed_try_and_why() {
+    let mut node = Node::prepare("");
+    let faults = "container.cgroup=error*2".to_owned();
+    node.env.push(("QUILT_FAULTS".into(), faults));
+    node.spawn();
+    node.answers().await;
+    let pod = node.pod("retried").await;
+    let id = pod.idle("main").await;
+    let story = node.ask(&["explain", &id]);
+    let failures = story["failures"].as_array().expect("a list");
+    let tries: Vec<_> = failures.iter().map(|one| &one["attempts"]).collect();
+    assert_eq!(tries, [1, 2], "{story}");
+    let text = said(&node.operate(&["explain", &id]));
+    assert!(text.contains("what failed and was tried again"), "{text}");
+    assert!(text.contains("container.cgroup"), "{text}");
+}
+
+#[tokio::test]
 async fn explain_wants_one_object_and_says_which_there_are() {
     let node = Node::start().await;
     let one = node.pod("one").await;

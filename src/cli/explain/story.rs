@@ -18,6 +18,7 @@ pub(super) struct Story {
     row: Option<Record>,
     operations: Vec<Record>,
     events: Vec<Record>,
+    failures: Vec<Record>,
     jobs: Vec<Record>,
     containers: Vec<Story>,
 }
@@ -39,6 +40,13 @@ impl Story {
                 inspector,
                 "SELECT * FROM (SELECT * FROM v_events ORDER BY sequence DESC LIMIT ?1)
                  ORDER BY sequence",
+                &newest,
+            )
+            .await?,
+            failures: records(
+                inspector,
+                "SELECT * FROM (SELECT * FROM v_job_history WHERE status = 'failed'
+                     ORDER BY id DESC LIMIT ?1) ORDER BY id",
                 &newest,
             )
             .await?,
@@ -77,11 +85,14 @@ impl Story {
         };
         let operations = "SELECT * FROM v_operations WHERE object_id = ?1 ORDER BY id";
         let events = "SELECT * FROM v_events WHERE object_id = ?1 ORDER BY sequence";
+        let failures = "SELECT * FROM v_job_history WHERE object_id = ?1 AND status = 'failed'
+             ORDER BY id";
         let jobs = "SELECT * FROM v_jobs WHERE object_id = ?1";
         Ok(Self {
             row: records(inspector, row, &id).await?.into_iter().next(),
             operations: records(inspector, operations, &id).await?,
             events: records(inspector, events, &id).await?,
+            failures: records(inspector, failures, &id).await?,
             jobs: records(inspector, jobs, &id).await?,
             containers: Vec::new(),
             about: Some(about),
@@ -102,6 +113,7 @@ impl Story {
         }
         members.push(("operations", list(&self.operations)));
         members.push(("events", list(&self.events)));
+        members.push(("failures", list(&self.failures)));
         members.push(("jobs", list(&self.jobs)));
         if self.about.as_ref().is_some_and(|a| a.kind == "sandbox") {
             let containers = array(self.containers.iter().map(Self::json));
@@ -150,6 +162,7 @@ impl Story {
         }
         self.tell_operations(to)?;
         self.tell_events(to)?;
+        self.tell_failures(to)?;
         self.tell_jobs(to, now)?;
         for container in &self.containers {
             writeln!(to)?;
@@ -229,6 +242,26 @@ impl Story {
                 format!("    {}", utc(event.integer("at").unwrap_or(0))),
                 event.text("kind").to_owned(),
                 event.text("message").to_owned(),
+            ]);
+        }
+        table.print(to)
+    }
+
+    fn tell_failures(&self, to: &mut impl Write) -> io::Result<()> {
+        if self.failures.is_empty() {
+            return Ok(());
+        }
+        writeln!(to, "  what failed and was tried again:")?;
+        let mut table = Table::new(["    WHEN", "JOB", "TRY", "ERROR"]);
+        for failure in &self.failures {
+            table.row([
+                format!("    {}", utc(failure.integer("completed_at").unwrap_or(0))),
+                match &self.about {
+                    Some(_) => format!("look at the {}", failure.text("object_kind")),
+                    None => failure.text("key").to_owned(),
+                },
+                failure.integer("attempts").unwrap_or(0).to_string(),
+                failure.text("last_error").to_owned(),
             ]);
         }
         table.print(to)

@@ -47,8 +47,14 @@ CREATE VIEW v_jobs AS
     SELECT j.key, substr(j.key, 1, instr(j.key, '/') - 1) AS object_kind,
            substr(j.key, instr(j.key, '/') + 1) AS object_id,
            j.status, j.priority, j.attempts, j.created_at, j.claimed_at, j.next_attempt_at,
-           j.last_error
+           j.last_error, j.overdue_at
     FROM jobs j;
+
+CREATE VIEW v_job_history AS
+    SELECT h.id, h.key, h.kind AS object_kind, substr(h.key, instr(h.key, '/') + 1) AS object_id,
+           h.status, h.priority, h.attempts, h.created_at, h.started_at, h.completed_at,
+           h.queue_ns / 1e6 AS queue_ms, h.run_ns / 1e6 AS run_ms, h.last_error
+    FROM job_history h;
 
 DROP VIEW IF EXISTS v_operations;
 CREATE VIEW v_operations AS
