@@ -81,6 +81,8 @@ const READER_PATIENCE: Duration = Duration::from_secs(10);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 /// How long SQLite itself waits for another process that holds the write lock.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Compiled statements that a connection keeps.
+const STATEMENTS: usize = 512;
 /// Bytes of the database mapped into memory.
 const MMAP_BYTES: &str = "268435456";
 
@@ -299,6 +301,8 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
         .pragma("mmap_size", MMAP_BYTES)
         // The checkpointer's work, not that of whoever happens to commit.
         .pragma("wal_autocheckpoint", "0")
+        // Room for every statement there is: to compile one again costs more than to run it.
+        .statement_cache_capacity(STATEMENTS)
         // Each is measured by operation instead.
         .disable_statement_logging();
     Ok(options)
