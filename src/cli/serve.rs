@@ -41,8 +41,8 @@ pub(super) fn run(serve: Serve) -> anyhow::Result<()> {
         state: serve.state,
         listen: serve.listen.parse()?,
     };
-    // A status call must not wait for a CPU until a container's slice is over. The shim, which starts
-    // containers, goes back to the kernel's choice.
+    // A status call must not wait for a CPU until a container's slice is over. The shim, which
+    // starts containers, goes back to the kernel's choice.
     if let Err(error) = scheduling::set_slice(Some(scheduling::SHORTEST_SLICE)) {
         tracing::warn!(%error, "calls may wait for a CPU longer than they need");
     }

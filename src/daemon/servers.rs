@@ -1,6 +1,6 @@
-//! The gRPC servers on both sockets, and their end: calls under way are waited for, connections that
-//! are merely open are not. A client that keeps one open and does not answer HTTP/2's last ping
-//! would otherwise hold up every restart.
+//! The gRPC servers on both sockets, and their end: calls under way are waited for, connections
+//! that are merely open are not. A client that keeps one open and does not answer HTTP/2's last
+//! ping would otherwise hold up every restart.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
