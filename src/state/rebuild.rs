@@ -106,6 +106,7 @@ impl Tx {
             mut containers,
             salvage,
         } = found;
+        self.go_on_counting_events().await?;
         images.sort_by_key(|image| image.created_at);
         for image in &images {
             self.bring_image(image).await?;
@@ -122,6 +123,27 @@ impl Tx {
         self.bring_salvage(&salvage).await?;
         self.set_fact(node::LAST_REBUILD, summary).await?;
         self.event(Subject::Node, "rebuilt", summary).await
+    }
+
+    /// Who remembers the sequence of an event must not meet it again with another one: the sequences
+    /// go on at the milliseconds since 1970, which no node has had events enough to reach.
+    async fn go_on_counting_events(&mut self) -> Result<(), StateError> {
+        let from = super::now_ns() / 1_000_000;
+        // SQLite's own table, which has no key: one row for each table that has ever had a row.
+        sqlx::query("DELETE FROM sqlite_sequence WHERE name = 'events' AND seq < ?")
+            .bind(from)
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("go on counting events"))?;
+        sqlx::query(
+            "INSERT INTO sqlite_sequence (name, seq) SELECT 'events', ?
+             WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'events')",
+        )
+        .bind(from)
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("go on counting events"))
     }
 
     async fn bring_layers(&mut self, layers: &[LayerRecord]) -> Result<(), StateError> {

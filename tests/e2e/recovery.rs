@@ -129,6 +129,12 @@ async fn images_are_recorded(node: &Node, count: usize) {
     .await;
 }
 
+/// Sequence of the newest event.
+fn newest_event(node: &Node) -> i64 {
+    let events = node.ask(&["events", "--limit", "1"]);
+    events[0]["sequence"].as_i64().expect("a number")
+}
+
 #[tokio::test]
 async fn whatever_happens_to_the_database_pods_containers_images_and_addresses_come_back() {
     let mut node = Node::start().await;
@@ -143,10 +149,14 @@ async fn whatever_happens_to_the_database_pods_containers_images_and_addresses_c
     let first = process::in_cgroup_of(&node.names, &running);
 
     let mut kept = 0;
+    let mut told = newest_event(&node);
     for (what, lose, leaves_a_file) in LOSSES {
         node.kill();
         lose(&database(&node));
         node.restart().await;
+        let now = newest_event(&node);
+        assert!(now > told, "{what}: a sequence is given out twice: {now}");
+        told = now;
         assert_eq!(seen(&node).await, before, "after the loss: {what}");
         kept += usize::from(leaves_a_file);
         let aside = set_aside(&node);
