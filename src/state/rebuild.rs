@@ -125,8 +125,9 @@ impl Tx {
         self.event(Subject::Node, "rebuilt", summary).await
     }
 
-    /// Who remembers the sequence of an event must not meet it again with another one: the sequences
-    /// go on at the milliseconds since 1970, which no node has had events enough to reach.
+    /// Who remembers the sequence of an event must not meet it again with another one: the
+    /// sequences go on at the milliseconds since 1970, which no node has had events enough to
+    /// reach.
     async fn go_on_counting_events(&mut self) -> Result<(), StateError> {
         let from = super::now_ns() / 1_000_000;
         // SQLite's own table, which has no key: one row for each table that has ever had a row.
