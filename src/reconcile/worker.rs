@@ -87,12 +87,15 @@ pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
     let mut running = JoinSet::new();
     while !*stop.borrow() {
         while running.try_join_next().is_some() {}
-        let claimed = back.observed.claim_jobs(slots.free()).await;
+        let free = slots.free();
+        let claimed = back.observed.claim_jobs(free).await;
         let failed = claimed.is_err();
         let (claims, next) = claimed.unwrap_or_else(|error| {
             tracing::error!(%error, "cannot claim jobs");
             (Vec::new(), None)
         });
+        // As it was for the claim, whatever has ended since: what did not fit then is still due.
+        let full = free.without(&claims).has_none();
         for claim in claims {
             let Some(slot) = slots.take(&claim.key).await else {
                 return;
@@ -110,7 +113,6 @@ pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
         } else {
             next.map_or(LONGEST_PAUSE, until)
         };
-        let full = slots.free().has_none();
         tokio::select! {
             () = back.store.wakes().work() => {}
             // In a lane that was full something may be due.

@@ -243,7 +243,8 @@ impl Free {
     }
 
     /// What is left when these are taken.
-    fn without(self, claims: &[Claim]) -> Self {
+    #[must_use]
+    pub fn without(self, claims: &[Claim]) -> Self {
         use crate::lifecycle::job::Lane;
         let mut left = self;
         for claim in claims {
