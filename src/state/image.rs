@@ -495,7 +495,8 @@ impl Tx {
         let gone = sqlx::query(
             "DELETE FROM images WHERE pinned = 0
              AND NOT EXISTS (SELECT 1 FROM image_references r WHERE r.image_id = images.id)
-             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)",
+             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)
+             AND NOT EXISTS (SELECT 1 FROM image_volumes v WHERE v.image_id = images.id)",
         )
         .execute(&mut self.connection)
         .await
@@ -514,6 +515,7 @@ impl Tx {
             "WITH RECURSIVE used (chain_id) AS (
                  SELECT top_chain_id FROM images WHERE top_chain_id IS NOT NULL
                  UNION SELECT top_chain_id FROM snapshots WHERE top_chain_id IS NOT NULL
+                 UNION SELECT top_chain_id FROM image_volumes WHERE top_chain_id IS NOT NULL
                  UNION SELECT l.parent_chain_id FROM layers l JOIN used USING (chain_id)
                      WHERE l.parent_chain_id IS NOT NULL
              )

@@ -18,6 +18,7 @@ mod event_tests;
 pub mod figures;
 pub mod health;
 pub mod image;
+pub mod image_volume;
 pub mod inspect;
 pub mod job;
 pub mod job_history;

@@ -26,7 +26,7 @@ use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
-const STATE_TABLES: [&str; 12] = [
+const STATE_TABLES: [&str; 13] = [
     "sandboxes",
     "containers",
     "process_monitors",
@@ -37,6 +37,7 @@ const STATE_TABLES: [&str; 12] = [
     "image_references",
     "pulls",
     "snapshots",
+    "image_volumes",
     "jobs",
     "cleanup_tasks",
 ];
