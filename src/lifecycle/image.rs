@@ -16,6 +16,10 @@ use std::str::FromStr;
 use super::reference::Reference;
 use super::stored_as_text;
 
+/// The word at the beginning of an error by which kubelet knows that an image could not be mounted
+/// (`k8s.io/cri-api/pkg/errors`).
+pub const VOLUME_FAILED: &str = "ImageVolumeMountFailed";
+
 stored_as_text! {
     /// What the client wants. Written by the front alone.
     Desired {

@@ -194,6 +194,18 @@ pub struct ContainerRecord {
     pub created_at: i64,
     /// The image layers it stands on, from the base up.
     pub layers: Vec<LayerRecord>,
+    /// The images it mounts, each once.
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecord>,
+}
+
+/// An image that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Id of the image.
+    pub image_id: String,
+    /// Its layers, from the base up.
+    pub layers: Vec<LayerRecord>,
 }
 
 impl Record for ContainerRecord {
@@ -207,6 +219,17 @@ impl Record for ContainerRecord {
         }
         time("created_at", self.created_at)?;
         sha256("image_id", &self.image_id)?;
+        for volume in &self.volumes {
+            sha256("volumes", &volume.image_id)?;
+            check_layers(&volume.layers)?;
+        }
+        let mut images: Vec<_> = self.volumes.iter().map(|volume| &volume.image_id).collect();
+        let all = images.len();
+        images.sort_unstable();
+        images.dedup();
+        if images.len() < all {
+            return Err(bad("volumes", all, "an image is named twice"));
+        }
         check_layers(&self.layers)
     }
 }

@@ -12,6 +12,7 @@ mod container_launch;
 mod container_plan;
 mod error;
 mod image;
+mod image_volume;
 mod inspect;
 pub mod monitor;
 mod mounts;

@@ -378,7 +378,8 @@ impl Tx {
         let gone = sqlx::query(
             "DELETE FROM images WHERE pinned = 0
              AND NOT EXISTS (SELECT 1 FROM image_references r WHERE r.image_id = images.id)
-             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)",
+             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)
+             AND NOT EXISTS (SELECT 1 FROM image_volumes v WHERE v.image_id = images.id)",
         )
         .execute(&mut self.connection)
         .await

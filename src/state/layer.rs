@@ -193,7 +193,10 @@ impl Store {
                          UNION SELECT l.chain_id FROM layers l JOIN above
                              ON l.parent_chain_id = above.chain_id
                      )
-                     SELECT 1 FROM snapshots s JOIN containers c ON c.id = s.container_id
+                     SELECT 1 FROM (
+                         SELECT container_id, top_chain_id FROM snapshots
+                         UNION ALL SELECT container_id, top_chain_id FROM image_volumes
+                     ) s JOIN containers c ON c.id = s.container_id
                      WHERE s.top_chain_id IN (SELECT chain_id FROM above)
                          AND (c.state = 'starting' OR c.state = 'running'
                               AND coalesce(c.started_at, 0) < ?2)
@@ -409,6 +412,7 @@ impl Tx {
             "WITH RECURSIVE used (chain_id) AS (
                  SELECT top_chain_id FROM images WHERE top_chain_id IS NOT NULL
                  UNION SELECT top_chain_id FROM snapshots WHERE top_chain_id IS NOT NULL
+                 UNION SELECT top_chain_id FROM image_volumes WHERE top_chain_id IS NOT NULL
                  UNION SELECT h.chain_id FROM pull_layers h JOIN pulls p USING (reference)
                      WHERE p.finished < p.requested
                  UNION SELECT chain_id FROM layers WHERE kept_until > ?

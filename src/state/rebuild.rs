@@ -323,6 +323,11 @@ impl Tx {
         self.insert_container(&new).await?;
         let top = record.layers.last().map(|layer| layer.chain_id.as_str());
         self.add_snapshot(id, top).await?;
+        for volume in &record.volumes {
+            self.bring_layers(&volume.layers).await?;
+            let top = volume.layers.last().map(|layer| layer.chain_id.as_str());
+            self.add_image_volume(id, &volume.image_id, top).await?;
+        }
         self.set_life(record, rootfs, life).await?;
         match life {
             Life::Running(started) => self.monitor(id, started.pid, started.at).await,
