@@ -5,8 +5,8 @@ use super::processes::{self, Handle};
 use super::{Back, ReconcileError, blocking, container, container_plan, image_volume, sampler};
 use crate::fault;
 use crate::id::ObjectKey;
-use crate::lifecycle;
 use crate::lifecycle::container::{Desired, State};
+use crate::lifecycle::image::VOLUME_FAILED;
 use crate::lifecycle::spec::UserIds;
 use crate::runtime::plan::LaunchPlan;
 use crate::shim::client::{Seen, ShimClient, ShimClientError};
@@ -75,16 +75,7 @@ pub(super) async fn launch(
         // The launch of a former daemon came to its end while we joined it: the next look finds it.
         Err(ReconcileError::Shim(ShimClientError::Refused(Refusal::Exited(_)))) => Ok(()),
         Err(error) => {
-            let mut text = error.full_text();
-            if let ReconcileError::Shim(ShimClientError::Launch(launch)) = &error
-                && launch.is_image_volume_error()
-            {
-                text = format!(
-                    "{}: {}: {text}",
-                    lifecycle::image::VOLUME_FAILED,
-                    launch.stage
-                );
-            }
+            let text = why_not_started(&error);
             tracing::warn!(container = %id, error = text, "cannot start the container");
             let exit = Exit {
                 code: START_ERROR_CODE,
@@ -99,6 +90,17 @@ pub(super) async fn launch(
                 .await?;
             Ok(fault::point("container.start_failed").await?)
         }
+    }
+}
+
+/// The text of a failed start; kubelet looks for its own word when an image volume is to blame.
+fn why_not_started(error: &ReconcileError) -> String {
+    let text = error.full_text();
+    match error {
+        ReconcileError::Shim(ShimClientError::Launch(launch)) if launch.is_image_volume_error() => {
+            format!("{VOLUME_FAILED}: {}: {text}", launch.stage)
+        }
+        _ => text,
     }
 }
 
