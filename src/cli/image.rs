@@ -1,17 +1,22 @@
 //! `quiltd image …`
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Context;
 
+use super::image_check::Check;
 use super::output::Format;
-use super::{Asking, link};
+use super::{Asking, image_check, link};
 use crate::proto::admin::ImportImageRequest;
 
 #[derive(clap::Subcommand)]
 pub(super) enum Image {
     /// Load an image from a file: an OCI layout (directory or tar) or a docker archive.
     Import(Import),
+    /// Compare images on the disk with what they were: 0 all whole or repaired, 1 something is
+    /// damaged, 2 it could not be checked.
+    Check(Check),
 }
 
 #[derive(clap::Args)]
@@ -25,8 +30,15 @@ pub(super) struct Import {
     asking: Asking,
 }
 
-pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
-    let Image::Import(import) = image;
+/// Ends as the command that it is says.
+pub(super) fn run(image: &Image) -> anyhow::Result<ExitCode> {
+    match image {
+        Image::Import(import) => link::block_on(load(import)).map(|()| ExitCode::SUCCESS),
+        Image::Check(check) => Ok(image_check::run(check)),
+    }
+}
+
+async fn load(import: &Import) -> anyhow::Result<()> {
     // The daemon has another working directory.
     let path = std::fs::canonicalize(&import.file)
         .with_context(|| format!("cannot open {}", import.file.display()))?;

@@ -16,7 +16,8 @@ use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{
-    CommittedLayer, Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer,
+    CommittedLayer, Credentials, Digest, ImageConfigSummary, ImageError, Reference, ResolvedImage,
+    StagedLayer,
 };
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
@@ -270,15 +271,7 @@ pub(super) fn record(
         id: image.image_id.to_string(),
         manifest_digest: image.manifest_digest.to_string(),
         top_chain_id: image.layers.last().map(|layer| layer.chain_id.to_string()),
-        spec: ImageSpec {
-            env: config.env.clone(),
-            entrypoint: config.entrypoint.clone(),
-            cmd: config.cmd.clone(),
-            user: config.user.clone(),
-            working_dir: config.working_dir.clone(),
-            stop_signal: config.stop_signal.clone(),
-            labels: config.labels.clone(),
-        },
+        spec: spec_of(config),
         tags,
         digests,
         annotations: image.annotations(),
@@ -286,6 +279,19 @@ pub(super) fn record(
         manifest: image.manifest.clone(),
         config: config.json.clone(),
         pins: back.image_rules.pins.clone(),
+    }
+}
+
+/// What an image says of its containers.
+pub(super) fn spec_of(config: &ImageConfigSummary) -> ImageSpec {
+    ImageSpec {
+        env: config.env.clone(),
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        user: config.user.clone(),
+        working_dir: config.working_dir.clone(),
+        stop_signal: config.stop_signal.clone(),
+        labels: config.labels.clone(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The state engine on a real database file.
 
+mod layer;
 mod sweep;
 
 use std::collections::HashSet;
