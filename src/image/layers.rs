@@ -15,12 +15,14 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::digest::{Algorithm, Digest};
+use super::download::Download;
 use super::settle::{SettleError, settle};
 use super::unpack::Unsettled;
 use crate::fault::{self, Fault};
@@ -86,6 +88,8 @@ pub struct StagedLayer {
     pub(super) parents: Vec<Digest>,
     pub(super) staging: Staging,
     pub(super) unsettled: Unsettled,
+    /// What it was made of, if that is kept until the layer counts.
+    pub(super) download: Option<Arc<Download>>,
 }
 
 impl StagedLayer {
@@ -156,6 +160,7 @@ impl LayerStore {
             parents,
             mut staging,
             unsettled,
+            download,
         } = staged;
         let home = self.layers.join(chain_id.hex());
         if !self.has(&chain_id) {
@@ -172,6 +177,9 @@ impl LayerStore {
                 source,
             })?;
             fault::blocking_point("image.layer_settled")?;
+            // Before everything is written out, or that would be, too.
+            discard(download.as_deref())?;
+            fault::blocking_point("image.download_removed")?;
             sync_file_system(&staging.path)?;
             fault::blocking_point("image.layer_synced")?;
             match rename_new(&staging.path, &home) {
@@ -182,6 +190,8 @@ impl LayerStore {
             }
             fault::blocking_point("image.layer_in_place")?;
             sync_directory(&self.layers)?;
+        } else {
+            discard(download.as_deref())?;
         }
         let fs = self.path(&chain_id);
         let usage = tree::usage(&fs).map_err(failed("measuring", &fs))?;
@@ -262,12 +272,19 @@ impl Drop for Staging {
     }
 }
 
-fn failed<'p>(action: &'static str, path: &'p Path) -> impl Fn(io::Error) -> LayerError + 'p {
+pub(super) fn failed<'p>(
+    action: &'static str,
+    path: &'p Path,
+) -> impl Fn(io::Error) -> LayerError + 'p {
     move |source| LayerError::Storage {
         action,
         path: path.to_owned(),
         source,
     }
+}
+
+fn discard(download: Option<&Download>) -> Result<(), LayerError> {
+    download.map_or(Ok(()), Download::discard)
 }
 
 fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
