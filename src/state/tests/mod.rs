@@ -6,8 +6,9 @@ use std::collections::HashSet;
 
 use super::container::NewContainer;
 use super::container_facts::{Exit, Started};
-use super::image::{NewImage, NewLayer};
+use super::image::NewImage;
 use super::job::{Free, Outcome};
+use super::layer::{NewLayer, PresentLayer};
 use super::operation::Finished;
 use super::*;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
@@ -111,10 +112,16 @@ impl Engine {
                 digest: "b".into(),
             });
         }
-        assert!(self.observed.expect_layers(layers).await.expect("rows"));
+        let expected = self.observed.expect_layers("test".into(), layers).await;
+        assert!(expected.expect("rows"));
         for chain_id in chain {
-            let present = self.observed.layer_present((*chain_id).into(), 10, 2).await;
-            present.expect("a row");
+            let layer = PresentLayer {
+                chain_id: (*chain_id).into(),
+                size_bytes: 10,
+                inodes: 2,
+                ..Default::default()
+            };
+            self.observed.layer_present(layer).await.expect("a row");
         }
         let image = NewImage {
             id: id.into(),
@@ -122,7 +129,7 @@ impl Engine {
             top_chain_id: chain.last().map(|top| (*top).to_owned()),
             spec: ImageSpec::default(),
             tags: vec![tag.into()],
-            digests: vec![],
+            ..Default::default()
         };
         self.observed
             .image_present(image, None, done(id))
