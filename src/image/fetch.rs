@@ -1,13 +1,13 @@
 //! One layer: from a blob to an unpacked directory in staging.
 //!
 //! ```text
-//!   small, or of an archive:  source ─► digest ─► bounded channel ─┐
-//!                                                                  ├─► decompress ─► digest ─► files
-//!   large, of a registry:     connections ─► download ─► digest ───┘
+//!   small, or an archive's: source ─► digest ─► bounded channel ─┐
+//!                                                                ├─► decompress, digest ─► files
+//!   large, a registry's:    connections ─► download ─► digest ───┘
 //! ```
-//! One pipeline either way: nothing waits for the whole blob. Nothing counts before both digests are
-//! right. A large blob stays on disk, compressed, until its layer is committed, and for a while when
-//! that does not come to be: whoever tries again goes on from there.
+//! One pipeline either way: nothing waits for the whole blob. Nothing counts before both digests
+//! are right. A large blob stays on disk, compressed, until its layer is committed, and for a while
+//! when that does not come to be: whoever tries again goes on from there.
 
 use std::io::BufRead;
 use std::sync::Arc;

@@ -8,10 +8,12 @@
 //! A driver: it knows no database, no CRI and no other driver. Everything that comes from outside
 //! (names, registries, archives, layers) is hostile until its digest or its shape has been checked.
 
+mod annotations;
 mod archive;
 mod auth;
 mod blob;
 mod channel;
+mod check;
 mod clients;
 mod download;
 mod error;
@@ -25,6 +27,7 @@ mod platform;
 mod progress;
 mod pull;
 mod registry;
+mod seal;
 mod session;
 mod settle;
 #[cfg(test)]
@@ -36,6 +39,7 @@ pub mod unpack;
 use crate::lifecycle::{digest, reference};
 
 pub use auth::{Credentials, Given};
+pub use check::{LayerCheck, RetiredLayer};
 pub use clients::Proxies;
 pub use digest::Digest;
 pub use error::ImageError;
@@ -45,5 +49,6 @@ pub use manifest::{ImageConfigSummary, LayerDescriptor};
 pub use progress::LayerProgress;
 pub use pull::{ImageConfig, ImageDriver, Lookup, ResolvedImage};
 pub use reference::{Reference, ReferenceError};
+pub use seal::{Compared, Depth, Seal};
 pub use settle::SettleError;
 pub use unpack::Limits;

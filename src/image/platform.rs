@@ -1,8 +1,8 @@
 //! Which of the platforms that an index offers runs here (image-spec, index, "platform").
 //!
-//! The plainest variant wins, since it certainly runs; a variant that needs more of the processor is
-//! taken where nothing plainer is offered and this processor has it. `os.version` and `os.features`
-//! mean nothing on Linux.
+//! The plainest variant wins, since it certainly runs; a variant that needs more of the processor
+//! is taken where nothing plainer is offered and this processor has it. `os.version` and
+//! `os.features` mean nothing on Linux.
 
 use std::fmt;
 

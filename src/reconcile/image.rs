@@ -16,12 +16,14 @@ use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{
-    Credentials, Digest, Given, ImageError, Lookup, Reference, ResolvedImage, StagedLayer,
+    CommittedLayer, Credentials, Digest, Given, ImageError, Lookup, Reference, ResolvedImage,
+    StagedLayer,
 };
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
-use crate::state::image::{NewImage, NewLayer};
+use crate::state::image::NewImage;
 use crate::state::job::Outcome;
+use crate::state::layer::{NewLayer, PresentLayer};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
@@ -92,7 +94,8 @@ async fn fetch_and_answer(
         }
         Ok(Pulled::New(image)) => {
             stages.enter("record");
-            let new = record(&image, std::slice::from_ref(&image.reference));
+            let names = std::slice::from_ref(&image.reference);
+            let new = record(back, &image, names, reference);
             let done = done(stages, new.id.clone(), None);
             back.observed
                 .image_present(new, Some(key.to_owned()), done)
@@ -107,10 +110,12 @@ async fn fetch_and_answer(
             tracing::warn!(reference, error = text, "cannot pull");
             let done = done(stages, reference.to_owned(), Some(text.clone()));
             let kind = kind_of(&error);
+            let kept_until = now_ns().saturating_add(back.image_rules.failed_pull_kept_ns);
             back.observed
-                .pull_failed(key.to_owned(), kind, text, done)
+                .pull_failed(key.to_owned(), (kind, text), kept_until, done)
                 .await?;
             pulls.get([kind]).increment();
+            back.unused_layers.notify_one();
             fault::point("image.failed").await?;
         }
     }
@@ -180,7 +185,7 @@ async fn known(
     }
     if let Some(top) = &image.top_chain_id {
         for layer in back.store.layer_chain(top).await? {
-            if !back.images.has_layer(&chain_id(&layer)?) {
+            if !is_there(back, &chain_id(&layer)?).await? {
                 return Ok(None);
             }
         }
@@ -217,11 +222,11 @@ fn credentials(secret: Secret) -> Credentials {
     Credentials::Password { username, password }
 }
 
-/// Brings every layer of an image to its place; `false` when one is being removed just now. `key`
-/// is that of the pull whose progress it is.
+/// Brings every layer of an image to its place, held by `holder`, a row of `pulls` whose progress
+/// it is; `false` when one is being removed just now.
 async fn store_layers(
     back: &Back,
-    key: &str,
+    holder: &str,
     image: &ResolvedImage,
     stages: &mut Stages<'_>,
 ) -> Result<bool, ReconcileError> {
@@ -236,23 +241,30 @@ async fn store_layers(
             digest: layer.digest.to_string(),
         });
     }
-    if !back.observed.expect_layers(rows).await? {
+    if !back.observed.expect_layers(holder.to_owned(), rows).await? {
         return Ok(false);
     }
     fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
-    let staged = fetch_layers(back, key, image, stages).await?;
+    let staged = fetch_layers(back, holder, image, stages).await?;
     fault::point("image.fetched").await?;
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
     for layer in staged {
-        let back_too = back.clone();
-        let committed = blocking(move || Ok(back_too.images.commit_layer(layer)?)).await?;
-        fault::point("image.layer_committed").await?;
-        let chain_id = committed.chain_id.to_string();
-        back.observed
-            .layer_present(chain_id, committed.size_bytes, committed.inodes)
+        let damaged = back
+            .store
+            .is_layer_damaged(&layer.chain_id().to_string())
             .await?;
+        let back_too = back.clone();
+        let committed = blocking(move || {
+            Ok(match damaged {
+                true => back_too.images.replace_layer(layer)?,
+                false => back_too.images.commit_layer(layer)?,
+            })
+        });
+        let committed = committed.await?;
+        fault::point("image.layer_committed").await?;
+        back.observed.layer_present(present(&committed)).await?;
         fault::point("image.layer_recorded").await?;
     }
     Ok(true)
@@ -261,18 +273,17 @@ async fn store_layers(
 /// Fetches the layers that are not here, side by side; returns them bottom first.
 async fn fetch_layers(
     back: &Back,
-    key: &str,
+    holder: &str,
     image: &ResolvedImage,
     stages: &mut Stages<'_>,
 ) -> Result<Vec<StagedLayer>, ReconcileError> {
     let image = Arc::new(image.clone());
     let of = image.layers.len();
-    let (back_too, key, image_too) = (back.clone(), key.to_owned(), Arc::clone(&image));
+    let (back_too, key, image_too) = (back.clone(), holder.to_owned(), Arc::clone(&image));
     let mut watch = blocking(move || Ok(Watch::new(&key, &back_too, &image_too))).await?;
     let mut missing = Vec::new();
     for (index, layer) in image.layers.iter().enumerate() {
-        let known = back.store.has_layer(&layer.chain_id.to_string()).await?;
-        match known && back.images.has_layer(&layer.chain_id) {
+        match is_there(back, &layer.chain_id).await? {
             true => watch.reached(index, LayerStage::Present),
             false => missing.push(index),
         }
@@ -322,8 +333,41 @@ async fn fetch_layers(
     }
 }
 
-/// The rows of a complete image under these names.
-fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
+/// Whether a layer need not be fetched. One that came into its place just before its daemon died is
+/// whole and only lacks its row's word.
+async fn is_there(back: &Back, chain_id: &Digest) -> Result<bool, ReconcileError> {
+    let name = chain_id.to_string();
+    if !back.images.has_layer(chain_id) || back.store.is_layer_damaged(&name).await? {
+        return Ok(false);
+    }
+    if back.store.has_layer(&name).await? {
+        return Ok(true);
+    }
+    let (back_too, chain_id) = (back.clone(), chain_id.clone());
+    let found = blocking(move || Ok(back_too.images.measure_layer(&chain_id)?)).await?;
+    back.observed.layer_present(present(&found)).await?;
+    Ok(true)
+}
+
+/// What a driver measured, as a row has it.
+pub(super) fn present(layer: &CommittedLayer) -> PresentLayer {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    PresentLayer {
+        chain_id: layer.chain_id.to_string(),
+        size_bytes: number(layer.size_bytes),
+        inodes: number(layer.inodes),
+        entries: number(layer.seal.entries),
+        seal: layer.seal.digest.to_string(),
+    }
+}
+
+/// The rows of a complete image under these names, which came from `source`.
+pub(super) fn record(
+    back: &Back,
+    image: &ResolvedImage,
+    names: &[Reference],
+    source: &str,
+) -> NewImage {
     let config = &image.config;
     let mut tags = Vec::new();
     let mut digests = Vec::new();
@@ -350,6 +394,11 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
         },
         tags,
         digests,
+        annotations: image.annotations(),
+        pulled_as: source.to_owned(),
+        manifest: image.manifest.clone(),
+        config: config.json.clone(),
+        pins: back.image_rules.pins.clone(),
     }
 }
 
@@ -409,7 +458,7 @@ async fn import_archive(
         while !store_layers(back, pull::IMPORT, &found.image, &mut stages).await? {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        let new = record(&found.image, &names);
+        let new = record(back, &found.image, &names, &path.display().to_string());
         let id = new.id.clone();
         let done = Finished {
             kind: "import_image",

@@ -55,7 +55,9 @@ async fn forget_downloads(back: &Back) -> Result<(), ReconcileError> {
     let wanted: HashSet<String> = back.store.pulled_blobs().await?.into_iter().collect();
     let back = back.clone();
     blocking(move || {
-        let unwanted = kept.iter().filter(|digest| !wanted.contains(&digest.to_string()));
+        let unwanted = kept
+            .iter()
+            .filter(|digest| !wanted.contains(&digest.to_string()));
         for digest in unwanted {
             back.images.remove_download(digest)?;
         }

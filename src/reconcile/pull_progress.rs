@@ -1,5 +1,5 @@
-//! Writing down how far a pull has come: what has changed, about once a second, for those who watch.
-//! The pull itself never waits for it.
+//! Writing down how far a pull has come, for those who watch: what has changed, about once a
+//! second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

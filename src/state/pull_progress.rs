@@ -1,4 +1,4 @@
-//! The table `pull_layers`: how far the layers of a pull have come, for whoever watches.
+//! The table `pull_progress`: how far the layers of a pull have come, for whoever watches.
 //!
 //! Also what justifies the blobs that are kept on disk while they come (invariant I5).
 
@@ -49,7 +49,7 @@ impl Store {
     /// When the database cannot be read.
     pub async fn pulled_blobs(&self) -> Result<Vec<String>, StateError> {
         self.read("list blobs of pulls", || {
-            sqlx::query_scalar("SELECT DISTINCT digest FROM pull_layers").fetch_all(&self.readers)
+            sqlx::query_scalar("SELECT DISTINCT digest FROM pull_progress").fetch_all(&self.readers)
         })
         .await
     }
@@ -64,7 +64,7 @@ impl ObservedWriter {
         self.0
             .write("begin a pull", move |tx| {
                 Box::pin(async move {
-                    sqlx::query("DELETE FROM pull_layers WHERE reference = ?")
+                    sqlx::query("DELETE FROM pull_progress WHERE reference = ?")
                         .bind(&key)
                         .execute(&mut tx.connection)
                         .await
@@ -107,7 +107,7 @@ impl ObservedWriter {
 impl Tx {
     async fn layer_at(&mut self, key: &str, layer: &LayerAt) -> Result<(), StateError> {
         sqlx::query(
-            "INSERT INTO pull_layers (reference, position, digest, size_bytes, received_bytes,
+            "INSERT INTO pull_progress (reference, position, digest, size_bytes, received_bytes,
                  kept_bytes, bytes_per_second, state, updated_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)
              ON CONFLICT (reference, position) DO UPDATE SET received_bytes = ?5,
@@ -131,7 +131,7 @@ impl Tx {
     /// A pull is over: nothing moves any more, and if it went well all of it is here.
     pub(super) async fn pull_rests(&mut self, key: &str, well: bool) -> Result<(), StateError> {
         sqlx::query(
-            "UPDATE pull_layers SET bytes_per_second = 0, updated_at = ?3,
+            "UPDATE pull_progress SET bytes_per_second = 0, updated_at = ?3,
                  state = CASE WHEN ?2 THEN 'present' ELSE state END,
                  received_bytes = CASE WHEN ?2 THEN size_bytes ELSE received_bytes END
              WHERE reference = ?1",

@@ -1,6 +1,6 @@
 -- How far each layer of a pull has come, written about once a second while it runs. What is kept on
 -- disk of a blob that is on its way belongs to its row here, and goes when the last one goes.
-CREATE TABLE pull_layers (
+CREATE TABLE pull_progress (
     reference        TEXT NOT NULL REFERENCES pulls (reference) ON DELETE CASCADE,
     position         INTEGER NOT NULL,             -- 0 is the bottom layer
     digest           TEXT NOT NULL,                -- of the blob
@@ -12,7 +12,7 @@ CREATE TABLE pull_layers (
     updated_at       INTEGER NOT NULL,
     PRIMARY KEY (reference, position)
 ) STRICT;
-CREATE INDEX pull_layers_digest ON pull_layers (digest);
+CREATE INDEX pull_progress_digest ON pull_progress (digest);
 
 CREATE VIEW v_pulls AS
     SELECT substr(p.reference, 1, instr(p.reference || '#', '#') - 1) AS reference,
@@ -30,11 +30,11 @@ CREATE VIEW v_pulls AS
         SELECT reference, count(*) AS layers, sum(state IN ('fetched','present')) AS fetched,
                sum(received_bytes) AS received, sum(kept_bytes) AS kept, sum(size_bytes) AS size,
                sum(bytes_per_second) AS speed, max(updated_at) AS updated_at
-        FROM pull_layers GROUP BY reference
+        FROM pull_progress GROUP BY reference
     ) l ON l.reference = p.reference;
 
 CREATE VIEW v_pull_layers AS
     SELECT substr(reference, 1, instr(reference || '#', '#') - 1) AS reference, position, digest,
            state, received_bytes, kept_bytes, size_bytes, bytes_per_second, updated_at,
            reference AS key
-    FROM pull_layers;
+    FROM pull_progress;
