@@ -509,7 +509,7 @@ mod tests {
         drop(download);
 
         let downloads = Downloads::open(root.path()).unwrap();
-        assert_eq!(downloads.list().unwrap(), [digest.clone()]);
+        assert_eq!(downloads.list().unwrap(), std::slice::from_ref(&digest));
         let download = downloads.take(&digest, size).unwrap().unwrap();
         assert_eq!(download.received(), PIECE_BYTES + half as u64);
         let missing = download.missing();
