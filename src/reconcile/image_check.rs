@@ -10,6 +10,7 @@
 //! (no registry, no credentials) is fetched by the next pull that needs it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
@@ -204,7 +205,7 @@ impl Looking<'_> {
         let staged = self
             .back
             .images
-            .fetch_layer(&source, index, &|_| {})
+            .fetch_layer(&source, index, &Arc::default())
             .await?;
         let back = self.back.clone();
         let placed = blocking(move || Ok(back.images.replace_layer(staged)?)).await?;

@@ -14,6 +14,8 @@ use serde_json::Value;
 use crate::image::from_image;
 use crate::import::oci_layout;
 use crate::support::client::request;
+use crate::support::image::{Dialect, Image};
+use crate::support::layer::{Contents, Packing, digest};
 use crate::support::log::contents;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::exited;
@@ -260,12 +262,7 @@ async fn what_the_disk_holds_is_counted_to_the_block() {
         let image = registry().image(name);
         node.cri.remove_image(&image).await.expect("RemoveImage");
     }
-    eventually("the layers are gone", || async {
-        let layers = fs::read_dir(node.layers()).expect("layers");
-        let rows = node.ask(&["db", "query", "SELECT count(*) AS n FROM layers"]);
-        (layers.count() == 0 && rows[0]["n"] == 0).then_some(())
-    })
-    .await;
+    nothing_is_left(&node).await;
     assert_counted_to_the_block(&node).await;
 }
 
@@ -372,4 +369,124 @@ async fn a_container_whose_layer_has_gone_says_so_and_a_pull_helps() {
     node.cri.pull(&name).await.expect("PullImage");
     let ran = pod.run_to_end(&config).await;
     assert_eq!(ran.exit_code, 0);
+}
+
+/// Pushes an image whose second layer is not what its configuration says, and its name.
+fn half_good(name: &str) -> String {
+    let base = registry().pushed("schema2:latest").layers[0].clone();
+    let mut other = Contents::new()
+        .file("etc/mark", 0o644, b"never seen")
+        .pack(Packing::Gzip);
+    other.diff_id = digest(b"something else");
+    let image = Image::new(Dialect::Oci, &[base, other], &serde_json::json!({}));
+    registry().upload(name, "latest", &image);
+    registry().image(&format!("{name}:latest"))
+}
+
+#[tokio::test]
+async fn what_a_failed_pull_has_got_waits_for_the_next_one() {
+    let node = Node::start().await;
+    let bad = half_good("half-good");
+    node.cri.pull(&bad).await.expect_err("a wrong layer");
+    assert!(node.cri.list_images().await.expect("ListImages").is_empty());
+    let base = node.layer_with("etc/passwd");
+    let before = inode(&base);
+    let rows = "SELECT state, kept_until > 0 AS kept FROM v_layers WHERE state <> 'removing'";
+    let rows = node.ask(&["db", "query", rows]);
+    assert_eq!(rows, serde_json::json!([{"state": "present", "kept": 1}]));
+    let leaks = node.ask(&[
+        "db",
+        "query",
+        "SELECT * FROM v_leaks WHERE why LIKE 'no image%'",
+    ]);
+    assert_eq!(
+        leaks,
+        serde_json::json!([]),
+        "it waits, and is not forgotten"
+    );
+    let good = registry().image("schema2:latest");
+    node.cri.pull(&good).await.expect("PullImage");
+    assert_eq!(inode(&base), before, "it was not fetched again");
+    node.cri.remove_image(&good).await.expect("RemoveImage");
+    nothing_is_left(&node).await;
+}
+
+#[tokio::test]
+async fn what_a_failed_pull_has_got_goes_when_nobody_comes_for_it() {
+    let mut node = Node::prepare("[image]\nfailed_pull_kept_s = 1\n");
+    node.restart().await;
+    let bad = half_good("half-good-too");
+    node.cri.pull(&bad).await.expect_err("a wrong layer");
+    nothing_is_left(&node).await;
+}
+
+async fn nothing_is_left(node: &Node) {
+    eventually("no layer is left", || async {
+        let layers = fs::read_dir(node.layers()).expect("layers");
+        let rows = node.ask(&["db", "query", "SELECT count(*) AS n FROM layers"]);
+        (layers.count() == 0 && rows[0]["n"] == 0).then_some(())
+    })
+    .await;
+}
+
+/// Images that share layers come and go at once, some of them broken, and containers run on them.
+#[tokio::test]
+async fn images_that_share_layers_come_and_go_at_once_and_none_loses_one() {
+    let node = Node::start().await;
+    let pod = node.pod("churn").await;
+    let bad = half_good("half-good-churn");
+    let names = [
+        "busybox:latest",
+        "schema2:latest",
+        "configured:latest",
+        "layered:latest",
+    ];
+    let rounds = if std::env::var_os("QUILT_SOAK").is_some() {
+        100
+    } else {
+        4
+    };
+    let churn = |name: String| {
+        let cri = node.cri.clone();
+        async move {
+            for _ in 0..rounds {
+                cri.pull(&name).await.expect("PullImage");
+                cri.remove_image(&name).await.expect("RemoveImage");
+            }
+        }
+    };
+    let fails = async {
+        for _ in 0..rounds {
+            node.cri.pull(&bad).await.expect_err("a wrong layer");
+        }
+    };
+    let runs = async {
+        for round in 0..rounds {
+            let name = registry().image("zstd:latest");
+            node.cri.pull(&name).await.expect("PullImage");
+            let config = from_image(&format!("run-{round}"), &name, "cat /etc/mark");
+            let created = pod.create(&config).await;
+            // Its image goes; what it stands on stays.
+            node.cri.remove_image(&name).await.expect("RemoveImage");
+            node.cri.start(&created).await.expect("StartContainer");
+            assert_eq!(exited(&node.cri, &created).await.exit_code, 0);
+            node.cri.remove(&created).await.expect("RemoveContainer");
+        }
+    };
+    let churns = names.map(|name| churn(registry().image(name)));
+    let churns = futures_util::future::join_all(churns);
+    futures_util::join!(churns, fails, runs);
+    let name = registry().image("layered:latest");
+    node.cri.pull(&name).await.expect("PullImage");
+    let told = node.check_images(&[]);
+    assert_eq!(told.status, 0, "{:?}", told.verdicts());
+    eventually(
+        "nothing but the image and what waits is counted",
+        || async {
+            let rows = "SELECT count(*) AS n FROM v_layers WHERE state <> 'present'";
+            (node.ask(&["db", "query", rows])[0]["n"] == 0).then_some(())
+        },
+    )
+    .await;
+    assert_counted_to_the_block(&node).await;
 }
