@@ -15,7 +15,7 @@ use crate::image::from_image;
 use crate::import::oci_layout;
 use crate::support::client::request;
 use crate::support::image::{Dialect, Image};
-use crate::support::layer::{Contents, Packing, digest};
+use crate::support::layer::{Contents, Packing, digest, noise};
 use crate::support::log::contents;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::exited;
@@ -376,6 +376,7 @@ fn half_good(name: &str) -> String {
     let base = registry().pushed("schema2:latest").layers[0].clone();
     let mut other = Contents::new()
         .file("etc/mark", 0o644, b"never seen")
+        .file("large", 0o644, &noise(4 << 20, 9))
         .pack(Packing::Gzip);
     other.diff_id = digest(b"something else");
     let image = Image::new(Dialect::Oci, &[base, other], &serde_json::json!({}));
@@ -387,7 +388,14 @@ fn half_good(name: &str) -> String {
 async fn what_a_failed_pull_has_got_waits_for_the_next_one() {
     let node = Node::start().await;
     let bad = half_good("half-good");
-    node.cri.pull(&bad).await.expect_err("a wrong layer");
+    // The wrong layer is the larger one, but it may come first all the same: then there is nothing
+    // to keep, and the next try has another chance.
+    eventually("a failed pull has got its first layer", || async {
+        node.cri.pull(&bad).await.expect_err("a wrong layer");
+        let rows = "SELECT count(*) AS n FROM v_layers WHERE state = 'present'";
+        (node.ask(&["db", "query", rows])[0]["n"] == 1).then_some(())
+    })
+    .await;
     assert!(node.cri.list_images().await.expect("ListImages").is_empty());
     let base = node.layer_with("etc/passwd");
     let before = inode(&base);
