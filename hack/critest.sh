@@ -20,6 +20,8 @@ readonly GROUPS_BASIC=(
     'Container runtime should support basic operations on container=14'
     'Idempotence=7'
     'Image Manager=9'
+    'Image Consistency=3'
+    'Image Identifier Consistency=2'
     'Image Volume=5'
 )
 # It wants an image by the digest it has upstream, whose bytes cannot be made here; our own end-to-end
