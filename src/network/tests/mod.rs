@@ -21,6 +21,7 @@ use super::*;
 mod bridge;
 mod namespace;
 mod pod;
+mod rules;
 mod timing;
 
 const ALIAS: &str = "quilt:test:pod";
