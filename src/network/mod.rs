@@ -8,8 +8,7 @@
 //! ([`ensure_rules`]), and of its settings only forwarding; other interfaces never are.
 //!
 //! Every interface is marked by its alias, so that what exists without a row can be found
-//! ([`list_links`]), and what is not ours is left alone. Addresses are IPv4; the second family
-//! joins in `address` and the specification structs.
+//! ([`list_links`]), and what is not ours is left alone.
 
 mod address;
 mod bridge;

@@ -11,11 +11,11 @@
 //! that has none yet.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
 };
@@ -27,7 +27,7 @@ use super::error::NetworkError;
 use super::link::{self, Link};
 use super::namespace::is_pinned;
 use super::netlink::Socket;
-use super::sysctl::{Sysctl, SysctlScope, refuse_router_advertisements};
+use super::sysctl::{Sysctl, SysctlScope, prepare_for_ipv6, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +44,24 @@ pub struct PodLinkSpec<'a> {
     pub address: Ipv4Net,
     /// Where the pod's default route leads; in the subnet.
     pub gateway: Ipv4Addr,
+    /// The IPv6 address with the prefix length of its subnet, and where the default route leads.
+    pub ipv6: Option<(Ipv6Net, Ipv6Addr)>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// What marks the link as ours.
     pub alias: &'a str,
     /// The pod's sysctls; those of the interface `pod_name` are set, the others left out.
     pub sysctls: &'a [(String, String)],
+}
+
+impl PodLinkSpec<'_> {
+    /// Each address with its gateway.
+    pub(super) fn addresses(&self) -> Vec<(IpNet, IpAddr)> {
+        let mut all = vec![(IpNet::V4(self.address), IpAddr::V4(self.gateway))];
+        let ipv6 = self.ipv6.iter();
+        all.extend(ipv6.map(|(net, gateway)| (IpNet::V6(*net), IpAddr::V6(*gateway))));
+        all
+    }
 }
 
 /// The hardware address that belongs to an IPv4 address, as CNI's bridge derives it: the same pod
@@ -147,9 +159,10 @@ fn validate(spec: &PodLinkSpec<'_>) -> Result<Vec<Sysctl>, NetworkError> {
     link::validate_name("bridge", spec.bridge)?;
     link::validate_alias(spec.alias)?;
     validate_mtu("mtu", spec.mtu)?;
-    if !spec.address.contains(&spec.gateway) {
-        let (gateway, address) = (spec.gateway, spec.address);
-        return Err(NetworkError::GatewayOutside { gateway, address });
+    for (address, gateway) in spec.addresses() {
+        if !address.contains(&gateway) {
+            return Err(NetworkError::GatewayOutside { gateway, address });
+        }
     }
     let mut sysctls = Vec::new();
     for (name, value) in spec.sysctls {
@@ -282,6 +295,9 @@ fn configure(
         place: "in the pod",
     })?;
     refuse_router_advertisements(spec.pod_name)?;
+    if spec.ipv6.is_some() {
+        prepare_for_ipv6(spec.pod_name)?;
+    }
     let mut message = link::indexed(pod_end.index);
     let mac = mac_address(spec.address.addr());
     if pod_end.address != mac {
@@ -293,15 +309,16 @@ fn configure(
         message.attributes.push(LinkAttribute::Mtu(spec.mtu));
     }
     link::set_up(&mut message);
-    let requests = vec![
-        link::change(message),
-        address::assign(pod_end.index, spec.address),
-        address::default_route(pod_end.index, spec.gateway),
-    ];
+    let mut requests = vec![link::change(message)];
+    for (address, gateway) in spec.addresses() {
+        requests.push(address::assign(pod_end.index, address));
+        requests.push(address::default_route(pod_end.index, gateway));
+    }
     let outcomes = pod
         .batch(requests)
         .map_err(NetworkError::netlink("configure", spec.pod_name))?;
-    let actions = ["set up", "give an address to", "route by way of"];
+    let each = ["give an address to", "route by way of"];
+    let actions = ["set up"].into_iter().chain(each.into_iter().cycle());
     for (outcome, action) in outcomes.into_iter().zip(actions) {
         outcome.map_err(NetworkError::netlink(action, spec.pod_name))?;
     }
@@ -318,7 +335,9 @@ fn remove_other_addresses(pod: &mut Socket, spec: &PodLinkSpec<'_>) -> Result<()
         return Ok(());
     };
     for found in address::list(pod)? {
-        if found.index == pod_end.index && found.address != spec.address {
+        let wanted = spec.addresses();
+        let is_wanted = wanted.iter().any(|(address, _)| *address == found.address);
+        if found.index == pod_end.index && !is_wanted {
             match pod.one(address::withdraw(found.index, found.address)) {
                 Err(error) if !address::already_gone(&error) => {
                     return Err(NetworkError::netlink("withdraw", spec.pod_name)(error));

@@ -103,6 +103,21 @@ pub(super) fn refuse_router_advertisements(interface: &str) -> Result<(), Networ
     })
 }
 
+/// Makes an interface of the calling thread's network namespace take IPv6 addresses, its own too,
+/// without asking around for duplicates first (ip-sysctl, `accept_dad`).
+pub(super) fn prepare_for_ipv6(interface: &str) -> Result<(), NetworkError> {
+    for name in ["disable_ipv6", "accept_dad"] {
+        let name = format!("net/ipv6/conf/{interface}/{name}");
+        let written = std::fs::write(Path::new("/proc/sys").join(&name), "0");
+        written.map_err(|source| NetworkError::Sysctl {
+            name,
+            value: "0".to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
 /// Where the node's own settings are that pods' networks need.
 const FORWARD_IPV4: &str = "net/ipv4/ip_forward";
 const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";

@@ -82,7 +82,7 @@ pub fn forget_before(forwards: &[PortForward]) -> Result<(), NetworkError> {
     let mut route = Socket::open().map_err(failed("open a socket for"))?;
     let own: HashSet<IpAddr> = address::list(&mut route)?
         .into_iter()
-        .map(|assigned| assigned.address.addr().into())
+        .map(|assigned| assigned.address.addr())
         .collect();
     forget(forwards, |forward, original, reply| {
         original.destination_port == forward.port

@@ -27,10 +27,14 @@ fn attributes(reply: &Reply) -> &[u8] {
     reply.payload.get(GENERIC_HEADER_BYTES..).unwrap_or_default()
 }
 
-/// All tables of our family, with their comments.
+/// All tables of our family, with their comments. A kernel without nf_tables (which knows no such
+/// subsystem, and says `EINVAL`) has none.
 pub(super) fn tables(socket: &mut Socket) -> Result<Vec<(String, Option<String>)>, NetworkError> {
     let message = Message::new(kind(GET_TABLE), 0, INET, &Attributes::new());
-    let replies = dump(socket, &message).map_err(failed("list"))?;
+    let replies = match dump(socket, &message) {
+        Err(error) if error.is(libc::EINVAL) => Vec::new(),
+        other => other.map_err(failed("list"))?,
+    };
     let named = replies.iter().filter_map(|reply| {
         let name = text(find(attributes(reply), 1)?);
         Some((name, find(attributes(reply), 6).and_then(read_comment)))

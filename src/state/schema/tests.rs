@@ -16,6 +16,7 @@ use crate::state::inspect::{Bounds, Inspector, Rows, Value};
 const ROWS: &[(i64, &str)] = &[
     (1, include_str!("rows/0001.sql")),
     (2, include_str!("rows/0002.sql")),
+    (12, include_str!("rows/0012.sql")),
 ];
 
 const BOUNDS: Bounds = Bounds {
