@@ -17,7 +17,8 @@ use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkInfo, LinkMessage,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -26,7 +27,7 @@ use super::config::validate_mtu;
 use super::error::NetworkError;
 use super::link::{self, Link};
 use super::namespace::is_pinned;
-use super::netlink::Socket;
+use super::netlink::{Request, Socket};
 use super::sysctl::{Sysctl, SysctlScope, prepare_for_ipv6, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
@@ -223,8 +224,12 @@ fn prepare(
     let mut message = link::indexed(found.index);
     describe_host_end(&mut message, &bridge, spec);
     message.attributes.push(LinkAttribute::Mtu(spec.mtu));
-    let outcome = host.one(link::change(message));
-    outcome.map_err(NetworkError::netlink("mark and attach", spec.host_name))?;
+    let outcomes = host
+        .batch(vec![link::change(message), hairpin(spec.host_name)])
+        .map_err(NetworkError::netlink("mark and attach", spec.host_name))?;
+    for (outcome, action) in outcomes.into_iter().zip(ATTACHING) {
+        outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
+    }
     remove_other_addresses(pod, spec)
 }
 
@@ -262,12 +267,32 @@ fn create(
     let mut described = link::named(spec.host_name);
     describe_host_end(&mut described, bridge, spec);
     let outcomes = host
-        .batch(vec![link::create(new), link::change(described)])
+        .batch(vec![
+            link::create(new),
+            link::change(described),
+            hairpin(spec.host_name),
+        ])
         .map_err(NetworkError::netlink("create", spec.host_name))?;
-    for (outcome, action) in outcomes.into_iter().zip(["create", "mark and attach"]) {
+    for (outcome, action) in outcomes.into_iter().zip(["create"].into_iter().chain(ATTACHING)) {
         outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
     }
     Ok(())
+}
+
+/// What is done to the node's end, for errors.
+const ATTACHING: [&str; 2] = ["mark and attach", "send its own back to"];
+
+/// Lets the bridge send a frame out by the port that it came in by. Where `br_netfilter` is on, the
+/// node's rules see bridged frames, and a pod that calls itself by a port of the node would never
+/// be heard.
+fn hairpin(host_name: &str) -> Request {
+    let mut message = link::named(host_name);
+    let mode = InfoBridgePort::HairpinMode(true);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![mode])),
+    ]));
+    link::change_port(message)
 }
 
 fn describe_host_end(message: &mut LinkMessage, bridge: &Link, spec: &PodLinkSpec<'_>) {
