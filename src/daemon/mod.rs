@@ -23,8 +23,8 @@ use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, node_network, pruner, records, recovery, sampler, shim_link,
-    sweep, worker,
+    self, Back, Parts, Paths, Processes, monitor, node_network, pruner, records, recovery, sampler,
+    shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;

@@ -62,10 +62,12 @@ pub fn parse_range(text: &str) -> Result<Vec<IpNet>, String> {
         if let Some(why) = unfit(net) {
             return Err(format!("{part:?}: {why}"));
         }
-        if nets
-            .iter()
-            .any(|other| matches!((other, net), (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))))
-        {
+        if nets.iter().any(|other| {
+            matches!(
+                (other, net),
+                (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
+            )
+        }) {
             return Err(format!("{text:?} has two networks of one family"));
         }
         nets.push(net.trunc());
@@ -102,11 +104,16 @@ pub fn unfit(net: IpNet) -> Option<&'static str> {
 /// room. One that is taken, because ranges have changed, leaves it the next free one.
 #[must_use]
 pub fn beside(subnet: Ipv6Net, address: Ipv4Addr, used: &[Ipv6Addr]) -> Option<Ipv6Addr> {
-    let hosts = u128::MAX.checked_shr(u32::from(subnet.prefix_len())).unwrap_or(0);
+    let hosts = u128::MAX
+        .checked_shr(u32::from(subnet.prefix_len()))
+        .unwrap_or(0);
     let network = u128::from(subnet.network());
     let wanted = u128::from(u32::from(address)) & hosts;
     // With each address in use at most one candidate falls out, and two are never given.
-    let tries = u128::try_from(used.len()).unwrap_or(hosts).saturating_add(3).min(hosts.saturating_add(1));
+    let tries = u128::try_from(used.len())
+        .unwrap_or(hosts)
+        .saturating_add(3)
+        .min(hosts.saturating_add(1));
     (0..tries)
         .map(|step| wanted.wrapping_add(step) & hosts)
         .filter(|host| *host > 1)
@@ -176,9 +183,15 @@ mod tests {
         let wide: Ipv6Net = "fd00:1::/64".parse().expect("a network");
         let address = Ipv4Addr::new(10, 9, 8, 7);
         let given = beside(wide, address, &[]).expect("an address");
-        assert_eq!(given, "fd00:1::a09:807".parse::<Ipv6Addr>().expect("an address"));
+        assert_eq!(
+            given,
+            "fd00:1::a09:807".parse::<Ipv6Addr>().expect("an address")
+        );
         let next = beside(wide, address, &[given]).expect("an address");
-        assert_eq!(next, "fd00:1::a09:808".parse::<Ipv6Addr>().expect("an address"));
+        assert_eq!(
+            next,
+            "fd00:1::a09:808".parse::<Ipv6Addr>().expect("an address")
+        );
         let narrow: Ipv6Net = "fd00:1::/120".parse().expect("a network");
         let mut used = Vec::new();
         while let Some(given) = beside(narrow, address, &used) {
@@ -194,10 +207,22 @@ mod tests {
         let range = parse_range("10.5.0.0/24, fd00:5::/64").expect("a range");
         let wider = pool(28).within(&range);
         assert_eq!(wider.gateway, Ipv4Addr::new(10, 5, 0, 1));
-        assert_eq!(wider.subnet6.map(|net| net.to_string()), Some("fd00:5::/64".into()));
+        assert_eq!(
+            wider.subnet6.map(|net| net.to_string()),
+            Some("fd00:5::/64".into())
+        );
         for bad in [
-            "", "10.5.0.0", "10.5.0.0/30", "127.0.0.0/8", "fe80::/64", "::/64", "fd00::/121",
-            "10.5.0.0/24,10.6.0.0/24", "10.5.0.0/24,", "224.0.0.0/24", "ff02::/64",
+            "",
+            "10.5.0.0",
+            "10.5.0.0/30",
+            "127.0.0.0/8",
+            "fe80::/64",
+            "::/64",
+            "fd00::/121",
+            "10.5.0.0/24,10.6.0.0/24",
+            "10.5.0.0/24,",
+            "224.0.0.0/24",
+            "ff02::/64",
         ] {
             assert!(parse_range(bad).is_err(), "{bad:?}");
         }

@@ -1,4 +1,4 @@
-//! Ports of the node that lead to pods: which ones a pod asks for, and which cannot be side by side.
+//! Ports of the node that lead to pods: which a pod asks for, and which cannot be side by side.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -139,7 +139,11 @@ mod tests {
             ("192.0.2.1", "192.0.2.2", false),
         ] {
             let (one, two) = (port(one, 80, 1), port(two, 80, 2));
-            assert_eq!((one.meets(&two), two.meets(&one)), (meet, meet), "{one} {two}");
+            assert_eq!(
+                (one.meets(&two), two.meets(&one)),
+                (meet, meet),
+                "{one} {two}"
+            );
         }
         let udp = HostPort {
             protocol: Protocol::Udp,

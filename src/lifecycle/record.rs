@@ -483,9 +483,15 @@ mod tests {
         let ipv6 = |prefix_length, gateway: &str| {
             let gateway = gateway.parse().expect("an address");
             let address = "fd00::9".parse().expect("an address");
-            Some(Ipv6Given { address, prefix_length, gateway })
+            Some(Ipv6Given {
+                address,
+                prefix_length,
+                gateway,
+            })
         };
-        assert!(refused(&|record| address(record).ipv6 = ipv6(129, "fd00::1")));
+        assert!(refused(
+            &|record| address(record).ipv6 = ipv6(129, "fd00::1")
+        ));
         assert!(refused(&|record| address(record).ipv6 = ipv6(64, "fd01::1")));
         assert!(refused(&|record| address(record).ipv6 = ipv6(64, "fd00::9")));
         assert!(!refused(&|record| address(record).ipv6 = None));

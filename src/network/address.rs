@@ -81,10 +81,7 @@ pub(super) fn default_route(index: u32, gateway: IpAddr) -> Request {
     message.header.protocol = RouteProtocol::Static;
     message.header.scope = RouteScope::Universe;
     message.header.kind = RouteType::Unicast;
-    message.attributes = vec![
-        RouteAttribute::Gateway(gateway),
-        RouteAttribute::Oif(index),
-    ];
+    message.attributes = vec![RouteAttribute::Gateway(gateway), RouteAttribute::Oif(index)];
     Request::with_flags(
         RouteNetlinkMessage::NewRoute(message),
         NLM_F_CREATE | NLM_F_REPLACE,

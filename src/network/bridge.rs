@@ -1,10 +1,10 @@
 //! The bridge that joins the node's pods: one per daemon, made when absent.
 //!
 //! An interface is known as ours by its alias. One of the same name without that alias, of another
-//! kind belongs to somebody, and is refused, never changed. Pods reach each other on the bridge, and
-//! the node at the bridge's addresses, one for each of the pods' subnets. Where the kernel's `br_netfilter` is on (`/proc/sys/net/bridge/
-//! bridge-nf-call-iptables` is 1), the node's firewall sees bridged frames as if forwarded, and a
-//! FORWARD policy of DROP cuts pods off from each other.
+//! kind belongs to somebody, and is refused, never changed. Pods reach each other on the bridge,
+//! and the node at the bridge's addresses, one for each of the pods' subnets. Where the kernel's
+//! `br_netfilter` is on (`/proc/sys/net/bridge/bridge-nf-call-iptables` is 1), the node's firewall
+//! sees bridged frames as if forwarded, and a FORWARD policy of DROP cuts pods off from each other.
 
 use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::{

@@ -109,9 +109,7 @@ fn validate_subnet6(subnet: Ipv6Net) -> Result<(), NetworkError> {
         "bits are set beyond the prefix length"
     } else if !(32..=120).contains(&subnet.prefix_len()) {
         "the prefix length must be between 32 and 120"
-    } else if network.octets()[0] == 0
-        || network.is_multicast()
-        || network.is_unicast_link_local()
+    } else if network.octets()[0] == 0 || network.is_multicast() || network.is_unicast_link_local()
     {
         "pods cannot have such addresses"
     } else {
@@ -174,7 +172,14 @@ mod tests {
             };
             assert!(config.validate().is_err(), "{subnet}");
         }
-        for subnet6 in ["fd00::1/64", "fe80::/64", "ff02::/64", "::/64", "fd00::/16", "fd00::/121"] {
+        for subnet6 in [
+            "fd00::1/64",
+            "fe80::/64",
+            "ff02::/64",
+            "::/64",
+            "fd00::/16",
+            "fd00::/121",
+        ] {
             let config = NetworkConfig {
                 subnet6: subnet6.parse().ok(),
                 ..NetworkConfig::default()

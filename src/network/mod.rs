@@ -38,8 +38,8 @@ pub use namespace::{
 };
 pub use netlink::NetlinkError;
 pub use nft::{
-    PortForward, RuleSpec, RuleWatch, RulesSeen, close_ports, ensure_rules, forget_before, forget_closed,
-    look_at_rules, open_ports, remove_rules,
+    PortForward, RuleSpec, RuleWatch, RulesSeen, close_ports, ensure_rules, forget_before,
+    forget_closed, look_at_rules, open_ports, remove_rules,
 };
 pub use pod::{PodLinkSpec, ensure_pod_link, mac_address, remove_pod_link};
 pub use sysctl::{Sysctl, SysctlScope};

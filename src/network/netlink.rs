@@ -1,7 +1,9 @@
 //! A small synchronous netlink socket (netlink(7)): requests in batches, answers in order.
 //!
 //! Route netlink (rtnetlink(7)) is spoken here; what netfilter's subsystems say is built in `nft`
-//! and `conntrack`, on the same socket. The kernel works through a whole batch inside one `sendmsg`, so a batch costs one system call
+//! on the same socket.
+//!
+//! The kernel works through a whole batch inside one `sendmsg`, so a batch costs one system call
 //! and is not torn apart when this process is killed. Requests are built with
 //! `netlink-packet-route`; answers are handed out as bytes, because whoever reads them wants three
 //! attributes of sixty, and an attribute that a newer kernel adds must not make the rest

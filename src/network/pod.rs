@@ -273,7 +273,10 @@ fn create(
             hairpin(spec.host_name),
         ])
         .map_err(NetworkError::netlink("create", spec.host_name))?;
-    for (outcome, action) in outcomes.into_iter().zip(["create"].into_iter().chain(ATTACHING)) {
+    for (outcome, action) in outcomes
+        .into_iter()
+        .zip(["create"].into_iter().chain(ATTACHING))
+    {
         outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
     }
     Ok(())

@@ -164,10 +164,9 @@ fn all_forwards(
 /// Every port that may be open, as text, and whether it must be.
 pub(super) async fn known_ports(back: &Back) -> Result<BTreeMap<String, bool>, ReconcileError> {
     let allocations = back.store.allocations().await?;
-    let ready: BTreeSet<PortForward> =
-        all_forwards(&back.store.ready_ports().await?, &allocations)
-            .into_keys()
-            .collect();
+    let ready: BTreeSet<PortForward> = all_forwards(&back.store.ready_ports().await?, &allocations)
+        .into_keys()
+        .collect();
     let all = all_forwards(&back.store.all_ports().await?, &allocations);
     Ok(all
         .into_keys()
@@ -307,7 +306,10 @@ async fn look_again(back: &Back, health: &watch::Sender<Report>) {
     match looked {
         Ok(None) => {}
         Ok(Some(problem)) => {
-            tracing::warn!(problem, "somebody changed the packet rules; they are put back");
+            tracing::warn!(
+                problem,
+                "somebody changed the packet rules; they are put back"
+            );
             let told = back.observed.node_event("rules_mended", problem).await;
             if let Err(error) = told {
                 tracing::warn!(%error, "an event is lost");
@@ -315,7 +317,10 @@ async fn look_again(back: &Back, health: &watch::Sender<Report>) {
             mend(back, health).await;
         }
         Err(error) => {
-            tracing::warn!(error = error.full_text(), "the packet rules cannot be looked at");
+            tracing::warn!(
+                error = error.full_text(),
+                "the packet rules cannot be looked at"
+            );
         }
     }
 }

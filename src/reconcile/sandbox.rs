@@ -172,7 +172,10 @@ async fn make(
 /// A pod's addresses.
 pub(super) fn addresses(allocation: &Allocation) -> Vec<IpAddr> {
     let ipv6 = allocation.ipv6.map(|given| IpAddr::V6(given.address));
-    [IpAddr::V4(allocation.address)].into_iter().chain(ipv6).collect()
+    [IpAddr::V4(allocation.address)]
+        .into_iter()
+        .chain(ipv6)
+        .collect()
 }
 
 pub(super) fn make_namespaces(
@@ -264,7 +267,12 @@ pub(super) fn with_link_spec<T>(
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
     let ipv6 = allocation
         .ipv6
-        .map(|given| Ok((Ipv6Net::new(given.address, given.prefix_length)?, given.gateway)))
+        .map(|given| {
+            Ok((
+                Ipv6Net::new(given.address, given.prefix_length)?,
+                given.gateway,
+            ))
+        })
         .transpose()
         .map_err(|error: ipnet::PrefixLenError| ReconcileError::Plan(error.to_string()))?;
     let sysctls: Vec<_> = sandbox.spec.sysctls.clone().into_iter().collect();

@@ -185,7 +185,11 @@ impl Tx {
             .await
     }
 
-    async fn free_address(&mut self, pool: &Pool, last: Option<u32>) -> Result<Ipv4Addr, StateError> {
+    async fn free_address(
+        &mut self,
+        pool: &Pool,
+        last: Option<u32>,
+    ) -> Result<Ipv4Addr, StateError> {
         let taken: Vec<(u32, bool)> = sqlx::query_as(
             "SELECT address_number, 0 FROM network_allocations
              UNION SELECT address_number, 1 FROM address_quarantine
@@ -198,9 +202,8 @@ impl Tx {
         .map_err(during("list addresses"))?;
         let numbers: Vec<u32> = taken.iter().map(|(number, _)| *number).collect();
         next_free(pool, &numbers, last).ok_or_else(|| {
-            let inside = |(number, _): &&(u32, bool)| {
-                pool.subnet.contains(&Ipv4Addr::from(*number))
-            };
+            let inside =
+                |(number, _): &&(u32, bool)| pool.subnet.contains(&Ipv4Addr::from(*number));
             let inside: Vec<_> = taken.iter().filter(inside).collect();
             let waiting = inside.iter().filter(|(_, waits)| *waits).count();
             StateError::AddressesExhausted {

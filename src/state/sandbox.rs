@@ -189,8 +189,8 @@ impl Store {
 }
 
 impl DesiredWriter {
-    /// Records the wish for a sandbox, with its address and ports, and queues it; or finds the one that the
-    /// same pod, name and attempt already has (invariant I8).
+    /// Records the wish for a sandbox, with its address and ports, and queues it; or finds the one
+    /// that the same pod, name and attempt already has (invariant I8).
     ///
     /// # Errors
     /// When that one has been stopped, no address is free, a port is another pod's, or the database

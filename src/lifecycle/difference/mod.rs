@@ -275,8 +275,8 @@ pub struct Known {
     pub images: BTreeMap<String, Vec<String>>,
     /// Links with an address, and the bridge of each.
     pub links: BTreeMap<String, String>,
-    /// Ports that are pods', in the words of [`FoundRules::ports`], and whether they must lead there
-    /// now.
+    /// Ports that are pods', in the words of [`FoundRules::ports`], and whether they must lead
+    /// there now.
     pub ports: BTreeMap<String, bool>,
 }
 
@@ -340,7 +340,11 @@ fn compare_rules(found: &FoundRules, known: &Known, differences: &mut Vec<Differ
         differs(Kind::Wrong, &known.bridge, &found.problems.join("; "));
         return;
     }
-    for port in found.ports.iter().filter(|port| !known.ports.contains_key(*port)) {
+    for port in found
+        .ports
+        .iter()
+        .filter(|port| !known.ports.contains_key(*port))
+    {
         differs(Kind::Orphan, port, "no pod has this port");
     }
     for (port, must_be_there) in &known.ports {

@@ -1,5 +1,5 @@
-//! Connections that the kernel remembers (`linux/netfilter/nfnetlink_conntrack.h`): those that would
-//! go on past a change of the rules are made to be forgotten.
+//! Connections that the kernel remembers (`linux/netfilter/nfnetlink_conntrack.h`): those that
+//! would go on past a change of the rules are made to be forgotten.
 //!
 //! Rules are asked once, for the first packet of a connection. A TCP connection ends by itself when
 //! a pod does; a UDP one is "the same" for as long as somebody sends, so a client that never pauses
@@ -69,8 +69,8 @@ pub fn forget_closed(forwards: &[PortForward]) -> Result<(), NetworkError> {
     })
 }
 
-/// After ports were opened: UDP connections to the node itself at such a port are forgotten, so that
-/// their next packet finds the pod.
+/// After ports were opened: UDP connections to the node itself at such a port are forgotten, so
+/// that their next packet finds the pod.
 ///
 /// # Errors
 ///

@@ -91,9 +91,7 @@ fn each(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
         .map_while(Result::ok)
         .filter_map(|attribute| {
             let end = ATTRIBUTE_HEADER_BYTES + attribute.value_length();
-            let value = attribute
-                .into_inner()
-                .get(ATTRIBUTE_HEADER_BYTES..end)?;
+            let value = attribute.into_inner().get(ATTRIBUTE_HEADER_BYTES..end)?;
             Some((attribute.kind() & !NESTED, value))
         })
 }

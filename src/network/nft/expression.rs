@@ -66,9 +66,7 @@ impl Expressions {
     }
 
     fn meta(self, what: Meta, register: u32) -> Self {
-        let data = Attributes::new()
-            .number(1, register)
-            .number(2, what as u32);
+        let data = Attributes::new().number(1, register).number(2, what as u32);
         self.add("meta", &data)
     }
 
@@ -97,7 +95,10 @@ impl Expressions {
             .number(2, WORK)
             .number(3, length)
             .nested(4, &Attributes::new().bytes(DATA_VALUE, mask))
-            .nested(5, &Attributes::new().bytes(DATA_VALUE, &vec![0; mask.len()]));
+            .nested(
+                5,
+                &Attributes::new().bytes(DATA_VALUE, &vec![0; mask.len()]),
+            );
         self.add("bitwise", &data)
     }
 
@@ -132,7 +133,7 @@ impl Expressions {
     }
 
     /// Only packets to an address of the node.
-    pub(super) fn to_the_node(self) -> Self {
+    pub(super) fn for_the_node(self) -> Self {
         // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR).
         let data = Attributes::new().number(1, WORK).number(2, 3).number(3, 2);
         self.add("fib", &data).compare(true, &LOCAL.to_ne_bytes())
@@ -152,9 +153,7 @@ impl Expressions {
     pub(super) fn send_on(self, family: u8, by_address: bool, map: &str) -> Self {
         let (offset, length) = place(family, End::Destination);
         let words = length / 4;
-        let mut rule = self
-            .family(family)
-            .meta(Meta::Protocol, WORDS);
+        let mut rule = self.family(family).meta(Meta::Protocol, WORDS);
         let mut port = WORDS + 1;
         if by_address {
             rule = rule.payload(1, offset, length, port);

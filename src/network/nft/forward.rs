@@ -43,7 +43,12 @@ impl fmt::Display for PortForward {
         };
         match self.address {
             Some(address) => {
-                write!(f, "{protocol} {} to {}", SocketAddr::new(address, self.port), self.pod)
+                write!(
+                    f,
+                    "{protocol} {} to {}",
+                    SocketAddr::new(address, self.port),
+                    self.pod
+                )
             }
             None => write!(f, "{protocol} {} to {}", self.port, self.pod),
         }

@@ -24,7 +24,10 @@ pub struct RulesSeen {
 }
 
 fn attributes(reply: &Reply) -> &[u8] {
-    reply.payload.get(GENERIC_HEADER_BYTES..).unwrap_or_default()
+    reply
+        .payload
+        .get(GENERIC_HEADER_BYTES..)
+        .unwrap_or_default()
 }
 
 /// All tables of our family, with their comments. A kernel without nf_tables (which knows no such
@@ -84,7 +87,8 @@ pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
     }
     let ipv6 = spec.has_ipv6();
     if !sysctl::forwards_packets(ipv6) {
-        seen.problems.push("the node does not forward packets".into());
+        seen.problems
+            .push("the node does not forward packets".into());
     }
     if spec.host_ports && !sysctl::routes_loopback(&spec.bridge) {
         let why = "the bridge does not carry the node's own connections to ports of pods";

@@ -14,8 +14,8 @@
 //! The table is replaced as a whole in one transaction ([`ensure_rules`]); a port is one element of
 //! a map. Everything is derived from a [`RuleSpec`], which the caller derives from its database.
 //! Connections under way are the kernel's to remember; `conntrack` has those forgotten that would
-//! go on past a change. Tables of others are never read beyond their mark, and never changed. What another table drops
-//! stays dropped: no rule of ours can accept it.
+//! go on past a change. Tables of others are never read beyond their mark, and never changed. What
+//! another table drops stays dropped: no rule of ours can accept it.
 
 mod conntrack;
 mod encode;
@@ -35,7 +35,7 @@ use super::sysctl;
 use encode::{Attributes, Message};
 use transaction::{commit, kind};
 
-pub use conntrack::{forget_closed, forget_before};
+pub use conntrack::{forget_before, forget_closed};
 pub use forward::PortForward;
 pub use inspect::{RulesSeen, look_at_rules};
 pub use watch::RuleWatch;

@@ -191,7 +191,7 @@ fn host_ports(spec: &RuleSpec, rules: &mut Vec<Rule>) {
         rules.push(rule(
             chain,
             "to the node: perhaps a port of a pod",
-            new().to_the_node().jump("hostports"),
+            new().for_the_node().jump("hostports"),
         ));
     }
     for map in MAPS.into_iter().filter(|map| spec.has_ipv6() || !map.ipv6) {
@@ -231,7 +231,10 @@ fn masquerade(spec: &RuleSpec, rules: &mut Vec<Rule>) {
         "on the bridge: as it is",
         new().leaves_by(&spec.bridge).leave_chain(),
     ));
-    let multicast = [net("224.0.0.0/4"), net("ff00::/8").filter(|_| spec.has_ipv6())];
+    let multicast = [
+        net("224.0.0.0/4"),
+        net("ff00::/8").filter(|_| spec.has_ipv6()),
+    ];
     let direct = spec.subnets.iter().chain(&spec.direct).copied();
     for kept in direct.chain(multicast.into_iter().flatten()) {
         rules.push(rule(

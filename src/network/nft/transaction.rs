@@ -62,10 +62,7 @@ pub(super) fn commit(socket: &mut Socket, messages: &[Message]) -> Result<(), Ne
 }
 
 /// Asks for all objects that a message describes.
-pub(super) fn dump(
-    socket: &mut Socket,
-    message: &Message,
-) -> Result<Vec<Reply>, NetlinkError> {
+pub(super) fn dump(socket: &mut Socket, message: &Message) -> Result<Vec<Reply>, NetlinkError> {
     for _ in 0..DUMP_ATTEMPTS {
         let mut bytes = Vec::with_capacity(128);
         let header = (message.kind, message.flags | NLM_F_DUMP);

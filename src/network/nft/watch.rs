@@ -26,7 +26,9 @@ impl RuleWatch {
     /// When the kernel refuses.
     pub fn begin(bridge: &str) -> Result<Self, NetworkError> {
         let mut socket = Socket::open_netfilter().map_err(failed("open a socket for"))?;
-        socket.listen(GROUP).map_err(failed("listen for changes of"))?;
+        socket
+            .listen(GROUP)
+            .map_err(failed("listen for changes of"))?;
         Ok(Self {
             socket,
             table: table(bridge),
@@ -48,7 +50,9 @@ impl RuleWatch {
                     .get(GENERIC_HEADER_BYTES..)
                     .and_then(|attributes| find(attributes, 1))
                     .is_some_and(|name| text(name) == *table);
-                let deleted = DELETIONS.iter().any(|one| kind(*one) == header.message_type);
+                let deleted = DELETIONS
+                    .iter()
+                    .any(|one| kind(*one) == header.message_type);
                 went |= of_ours && deleted;
                 Ok(())
             });

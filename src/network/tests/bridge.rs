@@ -73,12 +73,18 @@ fn what_belongs_to_somebody_else_is_refused_by_name() {
         let gateway = "10.97.0.1/24".parse().unwrap();
         let both = BridgeSpec {
             gateway,
-            others: &["10.99.0.1/24".parse().unwrap(), "fd00:97::1/64".parse().unwrap()],
+            others: &[
+                "10.99.0.1/24".parse().unwrap(),
+                "fd00:97::1/64".parse().unwrap(),
+            ],
             ..far
         };
         ensure_bridge(&both).unwrap();
         assert_eq!(check_bridge(&both).unwrap(), []);
-        let one = BridgeSpec { others: &[], ..both };
+        let one = BridgeSpec {
+            others: &[],
+            ..both
+        };
         ensure_bridge(&one).unwrap();
         assert_eq!(check_bridge(&one).unwrap(), []);
         let missing = check_bridge(&both).unwrap();

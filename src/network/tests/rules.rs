@@ -6,7 +6,10 @@ fn spec(forwards: &[PortForward]) -> RuleSpec {
     RuleSpec {
         bridge: "qlt-nbr".into(),
         alias: BRIDGE_ALIAS.into(),
-        subnets: vec!["10.88.0.0/16".parse().unwrap(), "fd00:88::/64".parse().unwrap()],
+        subnets: vec![
+            "10.88.0.0/16".parse().unwrap(),
+            "fd00:88::/64".parse().unwrap(),
+        ],
         direct: vec!["192.168.0.0/16".parse().unwrap()],
         masquerade: true,
         host_ports: true,
@@ -33,7 +36,9 @@ fn look(spec: &RuleSpec) -> RulesSeen {
 fn the_table_is_put_in_place_compared_and_removed() {
     on_a_node(|_| {
         ensure_bridge(&bridge()).unwrap();
-        let mut all: Vec<_> = (1..=600).map(|port| forward(port, "10.88.0.9:80")).collect();
+        let mut all: Vec<_> = (1..=600)
+            .map(|port| forward(port, "10.88.0.9:80"))
+            .collect();
         all.push(PortForward {
             address: Some("10.88.0.1".parse().unwrap()),
             ..forward(700, "10.88.0.9:80")

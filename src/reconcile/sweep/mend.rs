@@ -66,7 +66,9 @@ fn key(one: &Difference) -> Option<String> {
     let key = match one.repair {
         Repair::Sandbox | Repair::Down => ObjectKey::Sandbox(SandboxId::try_from(owner).ok()?),
         Repair::Container => ObjectKey::Container(ContainerId::try_from(owner).ok()?),
-        Repair::Remove | Repair::Bridge | Repair::Rules | Repair::Forget | Repair::Nothing(_) => return None,
+        Repair::Remove | Repair::Bridge | Repair::Rules | Repair::Forget | Repair::Nothing(_) => {
+            return None;
+        }
     };
     Some(key.to_string())
 }

@@ -27,7 +27,10 @@ async fn a_port_that_is_held_is_refused_by_the_name_of_its_holder() {
         let status = node.cri.run_pod(&config).await.expect_err("a conflict");
         assert_eq!(status.code(), Code::FailedPrecondition, "{status}");
         let text = status.message();
-        assert!(text.contains("e2e/holder") && text.contains(&first.id), "{text}");
+        assert!(
+            text.contains("e2e/holder") && text.contains(&first.id),
+            "{text}"
+        );
         assert!(text.contains("8080/tcp"), "{text}");
     }
     // Nothing of the refused ones holds anything.
@@ -59,7 +62,10 @@ async fn a_port_that_is_held_is_refused_by_the_name_of_its_holder() {
     // The pod that is gone for good takes nothing along.
     first.go(&node).await;
     let to = SocketAddr::new(ipv4(1), 8080);
-    assert_eq!(lan.hosts[1].ask_tcp(to).expect("the next pod"), "next 192.0.2.2");
+    assert_eq!(
+        lan.hosts[1].ask_tcp(to).expect("the next pod"),
+        "next 192.0.2.2"
+    );
     next.go(&node).await;
     beside.go(&node).await;
 }
@@ -102,7 +108,10 @@ async fn many_contend_for_few_addresses() {
             assert!(new, "{address} was given out twice");
             node.cri.stop_pod(&guest.id).await.expect("StopPodSandbox");
             taken.lock().expect("no panic").remove(&address);
-            node.cri.remove_pod(&guest.id).await.expect("RemovePodSandbox");
+            node.cri
+                .remove_pod(&guest.id)
+                .await
+                .expect("RemovePodSandbox");
         });
     }
     while let Some(done) = tasks.join_next().await {

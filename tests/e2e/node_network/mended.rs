@@ -55,7 +55,10 @@ async fn a_start_puts_rules_and_bridge_back() {
     // The link hangs on no bridge until its pod has been looked at.
     says(outside, at_node(), "web 192.0.2.2").await;
     let loopback = SocketAddr::from(([127, 0, 0, 1], WEB));
-    assert!(host.ask_tcp(loopback).is_ok(), "the bridge is not what it was");
+    assert!(
+        host.ask_tcp(loopback).is_ok(),
+        "the bridge is not what it was"
+    );
     pod.go(&node).await;
 }
 
@@ -120,7 +123,11 @@ async fn a_death_between_two_steps_leaves_no_port_behind() {
         }
         pod.go(&node).await;
     }
-    for dies_at in ["sandbox.stopping", "sandbox.ports_closed", "sandbox.stopped"] {
+    for dies_at in [
+        "sandbox.stopping",
+        "sandbox.ports_closed",
+        "sandbox.stopped",
+    ] {
         let pod = Guest::run(&node, "web", web()).await;
         std::fs::write(&file, format!("{dies_at}=abort*1")).expect("a file of the test");
         let _cut_off = node.cri.stop_pod(&pod.id).await;
@@ -152,6 +159,9 @@ async fn the_table_goes_with_the_last_daemon() {
     node.restart().await;
     pod.go(&node).await;
     node.terminate();
-    assert_eq!(nft::delete_table(&lan.hosts[0], &node.table()), -libc::ENOENT);
+    assert_eq!(
+        nft::delete_table(&lan.hosts[0], &node.table()),
+        -libc::ENOENT
+    );
     assert_eq!(lan.hosts[0].links(), ["lo", "eth0"]);
 }

@@ -59,9 +59,16 @@ impl Guest {
         let network = status.network.expect("a network status");
         let more = network.additional_ips.into_iter().map(|ip| ip.ip);
         let addresses = [network.ip].into_iter().chain(more);
-        let pin = node.names.state().join("sandboxes").join(&id).join("ns/net");
+        let pin = node
+            .names
+            .state()
+            .join("sandboxes")
+            .join(&id)
+            .join("ns/net");
         Self {
-            addresses: addresses.map(|ip| ip.parse().expect("an address")).collect(),
+            addresses: addresses
+                .map(|ip| ip.parse().expect("an address"))
+                .collect(),
             net: Host::at(&pin),
             id,
         }
@@ -69,7 +76,10 @@ impl Guest {
 
     async fn go(self, node: &Node) {
         node.cri.stop_pod(&self.id).await.expect("StopPodSandbox");
-        node.cri.remove_pod(&self.id).await.expect("RemovePodSandbox");
+        node.cri
+            .remove_pod(&self.id)
+            .await
+            .expect("RemovePodSandbox");
     }
 }
 

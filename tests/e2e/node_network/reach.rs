@@ -47,8 +47,14 @@ async fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
     }
     let loopback = |port| SocketAddr::from(([127, 0, 0, 1], port));
     let said = format!("web {gateway}");
-    assert_eq!(node_host.ask_tcp(loopback(8080)).expect("by loopback"), said);
-    assert_eq!(node_host.ask_udp(loopback(8080)).expect("by loopback"), said);
+    assert_eq!(
+        node_host.ask_tcp(loopback(8080)).expect("by loopback"),
+        said
+    );
+    assert_eq!(
+        node_host.ask_udp(loopback(8080)).expect("by loopback"),
+        said
+    );
     // A port of one address, and of one family.
     let at = |port| SocketAddr::new(ipv4(1), port);
     assert!(outside.ask_tcp(at(8081)).is_ok());
@@ -59,7 +65,10 @@ async fn a_port_of_the_node_leads_to_the_pod_from_everywhere() {
     assert!(outside.ask_tcp(at(8083)).is_err());
     // Another port of the node is the node's.
     let _own = node_host.serve(9000, "node");
-    assert_eq!(outside.ask_tcp(at(9000)).expect("the node"), "node 192.0.2.2");
+    assert_eq!(
+        outside.ask_tcp(at(9000)).expect("the node"),
+        "node 192.0.2.2"
+    );
     pod.go(&node).await;
     assert!(outside.ask_tcp(at(8080)).is_err());
     other.go(&node).await;
@@ -70,9 +79,7 @@ async fn a_pod_goes_out_under_the_nodes_address_and_to_pods_under_its_own() {
     let lan = Lan::new(3);
     let (outside, known) = (&lan.hosts[1], &lan.hosts[2]);
     let node = Node::prepare_on(&lan.hosts[0], "");
-    node.configure_network(
-        "subnet6 = \"fd00:5:5::/64\"\nmasquerade_except = [\"192.0.2.3/32\"]",
-    );
+    node.configure_network("subnet6 = \"fd00:5:5::/64\"\nmasquerade_except = [\"192.0.2.3/32\"]");
     let mut node = node;
     node.restart().await;
     let (left, right) = (
@@ -104,7 +111,10 @@ async fn a_pod_goes_out_under_the_nodes_address_and_to_pods_under_its_own() {
         panic!("an IPv4 address");
     };
     known.route(([a, b, c, 0].into(), 24), by);
-    assert_eq!(ask(ipv4(3)).expect("the known host"), format!("known {own}"));
+    assert_eq!(
+        ask(ipv4(3)).expect("the known host"),
+        format!("known {own}")
+    );
     left.go(&node).await;
     right.go(&node).await;
 }
@@ -122,14 +132,18 @@ async fn no_pod_reaches_the_nodes_loopback() {
     let [a, b, c] = node.names.subnet;
     pod.net.sysctl("ipv4/conf/eth0/route_localnet", "1");
     pod.net.remove_address("lo", [127, 0, 0, 1].into(), 8);
-    pod.net.route(([127, 0, 0, 0].into(), 8), [a, b, c, 1].into());
+    pod.net
+        .route(([127, 0, 0, 0].into(), 8), [a, b, c, 1].into());
     assert!(pod.net.ask_tcp(secret).is_err(), "the guard lets it by");
     // The attempt is a real one: without the guard, it succeeds.
     node.kill();
     assert_eq!(nft::flush(host, &node.table(), Some("guard")), 0);
     assert!(pod.net.ask_tcp(secret).is_ok(), "the test is no attempt");
     node.restart().await;
-    assert!(pod.net.ask_tcp(secret).is_err(), "the guard was not put back");
+    assert!(
+        pod.net.ask_tcp(secret).is_err(),
+        "the guard was not put back"
+    );
     pod.go(&node).await;
 }
 

@@ -113,7 +113,11 @@ impl Host {
     pub(crate) fn remove_address(&self, interface: &str, address: IpAddr, prefix: u8) {
         let index = self.index(interface);
         self.ask(move |handle| async move {
-            let message = handle.address().add(index, address, prefix).message_mut().clone();
+            let message = handle
+                .address()
+                .add(index, address, prefix)
+                .message_mut()
+                .clone();
             handle.address().del(message).execute().await
         });
     }
@@ -158,8 +162,8 @@ impl Host {
         ask(&self.udp_to(to))
     }
 
-    /// Serves `text`, a space and the client's address to everybody, over TCP and UDP at one port of
-    /// all addresses of both families, until it is dropped.
+    /// Serves `text`, a space and the client's address to everybody, over TCP and UDP at one port
+    /// of all addresses of both families, until it is dropped.
     pub(crate) fn serve(&self, port: u16, text: &str) -> Server {
         let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         self.serve_at(at, text)

@@ -1,5 +1,5 @@
-//! What somebody's hand does to packet rules: nf_tables messages as bytes, so that the tests need no
-//! `nft` (`linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`).
+//! What somebody's hand does to packet rules: nf_tables messages as bytes, so that the tests need
+//! no `nft` (`linux/netfilter/nf_tables.h`, `linux/netfilter/nfnetlink.h`).
 
 use super::host::Host;
 
@@ -42,7 +42,9 @@ fn commit(host: &Host, what: u8, body: Vec<u8>) -> i32 {
         bytes.extend(message([SUBSYSTEM, what], 4, [INET, 0, 0, 0], &body));
         bytes.extend(message([0, 0x11], 0, [0, 0, 0, SUBSYSTEM], &[]));
         let kernel = netlink_sys::SocketAddr::new(0, 0);
-        socket.send_to(&bytes, &kernel, 0).expect("a netlink socket");
+        socket
+            .send_to(&bytes, &kernel, 0)
+            .expect("a netlink socket");
         let (answer, _) = socket.recv_from_full().expect("an answer");
         i32::from_ne_bytes(answer[16..20].try_into().expect("an error number"))
     })
