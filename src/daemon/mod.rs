@@ -23,8 +23,8 @@ use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, node_network, pruner, records, recovery, sampler,
-    shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, collector, monitor, node_network, pruner, records,
+    recovery, sampler, shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -178,6 +178,8 @@ async fn start(
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
         image_records: tokio::sync::Notify::new(),
+        image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
+        unused_layers: tokio::sync::Notify::new(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
     if let Some(loss) = loss {
@@ -185,6 +187,8 @@ async fn start(
     }
     recovery::prepare(&back).await?;
     node_network::mend(&back, &health).await;
+    let pins = back.image_rules.pins.clone();
+    back.observed.pin_images(pins).await?;
     let sweeper = sweep::Sweeper {
         back: back.clone(),
         health: health.clone(),
@@ -251,6 +255,7 @@ fn spawn_upkeep(
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(records::run(back.clone(), stopped.clone()));
+    tasks.spawn(collector::run(back.clone(), stopped.clone()));
     let history = back.store.clone();
     tasks.spawn(async move { history.check_history().await });
     tasks.spawn(sweeper.run(checks, stopped.clone()));

@@ -415,6 +415,7 @@ impl World {
             "network_allocations",
             "port_mappings",
             "snapshots",
+            "image_volumes",
             "images",
             "image_references",
             "layers",
