@@ -12,6 +12,7 @@ pub mod image;
 pub mod image_check;
 pub mod job;
 pub mod layer;
+pub mod port;
 pub mod process;
 pub mod record;
 pub mod reference;
