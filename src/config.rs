@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Limits};
 use crate::network::NetworkConfig;
 use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
@@ -149,6 +149,24 @@ pub struct ImageSection {
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
     pub stall_timeout_s: u64,
+    /// Bytes one layer may have unpacked.
+    pub layer_bytes_max: u64,
+    /// How many times its compressed size that may be, when it is large.
+    pub layer_ratio_max: u64,
+    /// Files, directories and links one layer may have.
+    pub layer_entries_max: u64,
+    /// Which device nodes of a layer are made.
+    pub device_nodes: DeviceNodes,
+}
+
+/// Which device nodes of a layer are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceNodes {
+    /// Those that every container has in `/dev`.
+    Harmless,
+    /// All.
+    All,
 }
 
 impl Default for ImageSection {
@@ -159,6 +177,10 @@ impl Default for ImageSection {
             parallel_layers: driver.parallel_layers,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
+            layer_bytes_max: driver.limits.unpacked_bytes,
+            layer_ratio_max: driver.limits.ratio,
+            layer_entries_max: driver.limits.entries,
+            device_nodes: DeviceNodes::Harmless,
         }
     }
 }
@@ -172,6 +194,13 @@ impl ImageSection {
             parallel_layers: self.parallel_layers,
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
+            limits: Limits {
+                unpacked_bytes: self.layer_bytes_max,
+                ratio: self.layer_ratio_max,
+                entries: self.layer_entries_max,
+                all_devices: self.device_nodes == DeviceNodes::All,
+                ..Limits::default()
+            },
             ..ImageConfig::default()
         }
     }
@@ -280,7 +309,11 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it cannot be parsed or used.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
             path: path.clone(),
@@ -313,6 +346,11 @@ impl Config {
         }
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
+        }
+        let image = &config.image;
+        let smallest = [image.layer_bytes_max, image.layer_ratio_max];
+        if smallest.contains(&0) || image.layer_entries_max == 0 {
+            return Err(value("image", "a limit of layers must not be 0".into()));
         }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));
@@ -360,6 +398,8 @@ mod tests {
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[image]\nlayer_ratio_max = 0\n").contains("limit of layers"));
+        assert!(error("[image]\ndevice_nodes = \"some\"\n").contains("device_nodes"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

@@ -14,6 +14,8 @@ mod auth;
 mod channel;
 mod clients;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hosts;
 mod import;
 mod layers;
@@ -22,7 +24,7 @@ mod pull;
 mod registry;
 mod session;
 mod settle;
-#[cfg(test)]
+#[cfg(any(test, fuzzing))]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -5,7 +5,6 @@
 //! attributes must stay what they were; and hard links to files of a layer below, which are copied
 //! up first, as overlayfs itself would have done. Layers below are already whole.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,9 +12,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::unpack::{OPAQUE, Unsettled, shown};
+use super::unpack::{OPAQUE, Unsettled, make_whiteout, shown};
 use crate::sys::inroot::{self, CleanPath, Dir, Root};
-use crate::sys::xattr;
+use crate::sys::{copy, tree, xattr};
 
 /// Why a layer does not fit.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +58,8 @@ pub(super) fn settle(
     unsettled: &Unsettled,
     below: &[PathBuf],
 ) -> Result<(), SettleError> {
-    if unsettled.links.is_empty() && (unsettled.implicit.is_empty() || below.is_empty()) {
+    let on_nothing = unsettled.implicit.is_empty() || below.is_empty();
+    if unsettled.links.is_empty() && !unsettled.empties_root && on_nothing {
         return Ok(());
     }
     let open =
@@ -69,9 +69,15 @@ pub(super) fn settle(
         .iter()
         .map(|path| open(path))
         .collect::<Result<Vec<_>, _>>()?;
+    if unsettled.empties_root {
+        for layer in &below {
+            hide_all(&own, layer).map_err(entry("emptying", b"/"))?;
+        }
+    }
     let mut implicit = unsettled.implicit.clone();
+    let mut allowed = unsettled.linked_bytes;
     for (path, target) in &unsettled.links {
-        let linked = link(&own, &below, path, target, &mut implicit);
+        let linked = link(&own, &below, (path, target), &mut implicit, &mut allowed);
         if !linked.map_err(entry("linking", path))? {
             let (path, target) = (shown(path), shown(target));
             return Err(SettleError::LinkTarget { path, target });
@@ -90,6 +96,28 @@ fn entry(action: &'static str, path: &[u8]) -> impl Fn(io::Error) -> SettleError
         path: path.clone(),
         source,
     }
+}
+
+/// Hides everything in the root directory of a layer below that this layer does not have itself.
+/// Overlayfs merges the roots of all layers, whatever they are marked with.
+fn hide_all(own: &Root, below: &Root) -> io::Result<()> {
+    let root = Dir {
+        fd: own.open_plain(b"")?,
+        path: CleanPath::new(),
+    };
+    keeping_time(&root.fd, || {
+        for (name, kind) in tree::children(&below.open_plain(b"")?)? {
+            let name = name.to_bytes();
+            match inroot::kind_at(&root.fd, name)? {
+                None => make_whiteout(&root, name)?,
+                Some((FileType::Directory, _)) if kind == FileType::Directory => {
+                    xattr::set(inroot::open_dir_at(&root.fd, name)?, OPAQUE, b"y")?;
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    })
 }
 
 /// Gives a directory that the archive did not describe the attributes it has further down.
@@ -112,9 +140,9 @@ fn inherit(own: &Root, below: &[Root], path: &[u8]) -> io::Result<()> {
 fn link(
     own: &Root,
     below: &[Root],
-    path: &[u8],
-    target: &[u8],
+    (path, target): (&[u8], &[u8]),
     implicit: &mut Vec<CleanPath>,
+    allowed: &mut u64,
 ) -> io::Result<bool> {
     let (Some((parent, name)), Some((target_parent, target_name))) =
         (inroot::split(path), inroot::split(target))
@@ -134,6 +162,13 @@ fn link(
                 implicit.push(inroot::join(&dir.path, name));
                 Ok(())
             })?;
+            let stat = rustix::fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            let Some(left) = allowed.checked_sub(bytes) else {
+                let text = "copies more from the layers below than the limit";
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+            };
+            *allowed = left;
             keeping_time(&into.fd, || copy_up(&from, &into.fd, target_name, kind))?;
         }
     }
@@ -223,9 +258,8 @@ fn copy_up(from: &OwnedFd, into: &OwnedFd, name: &[u8], kind: FileType) -> io::R
             let make =
                 OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let copy = rustix::fs::openat(into, name, make, Mode::RUSR | Mode::WUSR)?;
-            let (mut source, mut copy) = (File::from(source), File::from(copy));
-            io::copy(&mut source, &mut copy)?;
-            copy_attributes(&source.into(), &copy.into())
+            copy::contents(&source, &copy)?;
+            copy_attributes(&source, &copy)
         }
         FileType::Symlink => {
             let target = rustix::fs::readlinkat(from, name, Vec::new())?;

@@ -248,7 +248,10 @@ fn open_same_mount(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// The names in a directory, from its start, with their kinds.
-fn children(dir: &OwnedFd) -> io::Result<Vec<(CString, FileType)>> {
+///
+/// # Errors
+/// getdents(2)'s.
+pub fn children(dir: &OwnedFd) -> io::Result<Vec<(CString, FileType)>> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
     let mut entries = RawDir::new(dir, &mut buffer);
