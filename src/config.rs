@@ -36,8 +36,31 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// Writable layers.
+    pub snapshot: SnapshotConfig,
     /// How much history is kept.
     pub state: StateConfig,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// How writable layers are made.
+    pub driver: SnapshotDriver,
+}
+
+/// How writable layers are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotDriver {
+    /// As recorded; at the first start as overlays, if the file system takes them, else as copies.
+    #[default]
+    Auto,
+    /// As overlays, or the daemon does not start.
+    Overlay,
+    /// As copies.
+    Native,
 }
 
 /// `[metrics]`

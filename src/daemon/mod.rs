@@ -3,6 +3,7 @@
 mod database;
 mod listen;
 mod servers;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,8 +23,8 @@ use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network::{self, BridgeSpec, NetworkConfig};
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, pruner, records, recovery, sampler, shim_link,
-    sweep, worker,
+    self, Back, Parts, Paths, Processes, layer_usage, monitor, pruner, records, recovery, sampler,
+    shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -168,6 +169,7 @@ async fn start(
         tracing::error!(problem, "pods cannot be connected");
         health.send_modify(|report| report.network_problem = Some(problem));
     }
+    let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
@@ -177,6 +179,7 @@ async fn start(
         processes,
         cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
         images: ImageDriver::new(&paths.root, config.image.driver())?,
+        snapshots,
         network: config.network.clone(),
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
@@ -245,6 +248,7 @@ fn spawn_upkeep(
     tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(layer_usage::run(back.clone(), stopped.clone()));
     tasks.spawn(records::run(back.clone(), stopped.clone()));
     let history = back.store.clone();
     tasks.spawn(async move { history.check_history().await });

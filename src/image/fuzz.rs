@@ -10,12 +10,11 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
 use super::digest::Algorithm;
+use super::hosts;
 use super::manifest::{self, Document};
 use super::reference::Reference;
-use super::unpack::corpus;
 use super::unpack::entries::Entries;
 use super::unpack::{Limits, unpack};
-use super::{hosts, testing};
 
 /// What a fuzzer may use up in one go.
 fn limits() -> Limits {
@@ -115,65 +114,78 @@ pub fn reference(text: &str) {
     drop((reference.familiar_name(), reference.repository()));
 }
 
-/// What each target begins with: name of the target, and input.
-pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
-    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
-    let attacks = corpus::attacks();
-    let small = attacks.iter().filter(|one| one.archive.len() < 64 << 10);
-    let mut all: Vec<_> = small
-        .flat_map(|one| {
-            [
-                ("archive", one.archive.clone()),
-                ("layer", one.archive.clone()),
-            ]
-        })
-        .collect();
-    let packed = testing::gzip(&testing::Tar::default().file("a/b", "hello").end());
-    all.push(("layer", packed));
-    let descriptor = |kind: &str| {
-        format!(
-            r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{DIGEST}","size":7}}"#
-        )
-    };
-    let (config, blob) = (
-        descriptor("config.v1+json"),
-        descriptor("layer.v1.tar+gzip"),
-    );
-    let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{blob}]}}"#);
-    let index = format!(
-        r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-        descriptor("manifest.v1+json")
-    );
-    all.push(("manifest", manifest.into()));
-    all.push(("manifest", index.into()));
-    let image = r#"{"os":"linux","config":{"Env":["A=b"],"Cmd":null,"Volumes":{"/v":{}},
-        "ExposedPorts":{"80/tcp":{}},"Labels":{"a":"b"}},"rootfs":{"diff_ids":["#;
-    all.push(("image_config", format!(r#"{image}"{DIGEST}"]}}}}"#).into()));
-    let mirrors = "server = \"https://r.example\"\n[host.\"http://m.example:5000/v2/p\"]\n\
-        capabilities = [\"pull\"]\nskip_verify = true\noverride_path = true\n\
-        [host.\"http://m.example:5000/v2/p\".header]\nx-a = [\"b\"]\n";
-    all.push(("hosts_file", mirrors.into()));
-    all.push((
-        "reference",
-        format!("localhost:5000/a/b:tag@{DIGEST}").into(),
-    ));
-    all.push((
-        "config",
-        "[image]\nparallel_layers = 4\n[log]\nlevel = \"info\"\n".into(),
-    ));
-    all
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::testing;
+    use super::super::unpack::corpus;
     use super::*;
+
+    /// What each target begins with: name of the target, and input.
+    fn seeds() -> Vec<(&'static str, Vec<u8>)> {
+        const DIGEST: &str =
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        let attacks = corpus::attacks();
+        let small = attacks.iter().filter(|one| one.archive.len() < 64 << 10);
+        let mut all: Vec<_> = small
+            .flat_map(|one| {
+                [
+                    ("archive", one.archive.clone()),
+                    ("layer", one.archive.clone()),
+                ]
+            })
+            .collect();
+        let packed = testing::gzip(&testing::Tar::default().file("a/b", "hello").end());
+        all.push(("layer", packed));
+        let descriptor = |kind: &str| {
+            format!(
+                r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{DIGEST}","size":7}}"#
+            )
+        };
+        let (config, blob) = (
+            descriptor("config.v1+json"),
+            descriptor("layer.v1.tar+gzip"),
+        );
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[{blob}]}}"#);
+        let index = format!(
+            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
+            descriptor("manifest.v1+json")
+        );
+        all.push(("manifest", manifest.into()));
+        all.push(("manifest", index.into()));
+        let image = r#"{"os":"linux","config":{"Env":["A=b"],"Cmd":null,"Volumes":{"/v":{}},
+            "ExposedPorts":{"80/tcp":{}},"Labels":{"a":"b"}},"rootfs":{"diff_ids":["#;
+        all.push(("image_config", format!(r#"{image}"{DIGEST}"]}}}}"#).into()));
+        let mirrors = "server = \"https://r.example\"\n[host.\"http://m.example:5000/v2/p\"]\n\
+            capabilities = [\"pull\"]\nskip_verify = true\noverride_path = true\n\
+            [host.\"http://m.example:5000/v2/p\".header]\nx-a = [\"b\"]\n";
+        all.push(("hosts_file", mirrors.into()));
+        all.push((
+            "reference",
+            format!("localhost:5000/a/b:tag@{DIGEST}").into(),
+        ));
+        all.push((
+            "config",
+            "[image]\nparallel_layers = 4\n[log]\nlevel = \"info\"\n".into(),
+        ));
+        all
+    }
+
+    /// Where `make fuzz` wants them, too.
+    fn keep(number: usize, target: &str, input: &[u8]) {
+        if let Some(directory) = std::env::var_os("QUILT_FUZZ_SEEDS") {
+            let directory = Path::new(&directory).join(target);
+            fs::create_dir_all(&directory).unwrap();
+            fs::write(directory.join(format!("seed-{number}")), input).unwrap();
+        }
+    }
 
     #[test]
     fn every_seed_is_taken_by_its_target() {
         let ground = tempfile::tempdir().unwrap();
-        for (target, input) in seeds() {
+        for (number, (target, input)) in seeds().into_iter().enumerate() {
+            keep(number, target, &input);
             let text = String::from_utf8_lossy(&input);
             match target {
                 "archive" => archive(&input),

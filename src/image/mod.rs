@@ -24,7 +24,7 @@ mod pull;
 mod registry;
 mod session;
 mod settle;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use super::unpack::{OPAQUE, Unsettled, make_whiteout, shown};
@@ -133,7 +133,7 @@ fn inherit(own: &Root, below: &[Root], path: &[u8]) -> io::Result<()> {
         return Ok(());
     };
     let source = layer.open_plain(path)?;
-    copy_attributes(&source, &dir)
+    copy::attributes(&source, &dir)
 }
 
 /// Makes the hard link `path`; `false` when its target is nowhere.
@@ -169,7 +169,12 @@ fn link(
                 return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
             };
             *allowed = left;
-            keeping_time(&into.fd, || copy_up(&from, &into.fd, target_name, kind))?;
+            if !matches!(kind, FileType::RegularFile | FileType::Symlink) {
+                return Err(Errno::PERM.into());
+            }
+            keeping_time(&into.fd, || {
+                copy::entry(&from, &into.fd, target_name, &stat)
+            })?;
         }
     }
     let from = own.open_plain(target_parent)?;
@@ -249,69 +254,9 @@ fn look(layer: &Root, path: &[u8]) -> io::Result<Seen> {
     }
 }
 
-/// Copies a file or symlink of a layer below into this one.
-fn copy_up(from: &OwnedFd, into: &OwnedFd, name: &[u8], kind: FileType) -> io::Result<()> {
-    match kind {
-        FileType::RegularFile => {
-            let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let source = rustix::fs::openat(from, name, read, Mode::empty())?;
-            let make =
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let copy = rustix::fs::openat(into, name, make, Mode::RUSR | Mode::WUSR)?;
-            copy::contents(&source, &copy)?;
-            copy_attributes(&source, &copy)
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
-            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-            let stat = rustix::fs::statat(from, name, nofollow)?;
-            rustix::fs::symlinkat(target, into, name)?;
-            let (uid, gid) = owner(&stat);
-            rustix::fs::chownat(into, name, Some(uid), Some(gid), nofollow)?;
-            Ok(rustix::fs::utimensat(into, name, &times(&stat), nofollow)?)
-        }
-        _ => Err(Errno::PERM.into()),
-    }
-}
-
-/// Owner, mode, extended attributes and times; not what steers overlayfs.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    let stat = rustix::fs::fstat(from)?;
-    let (uid, gid) = owner(&stat);
-    rustix::fs::fchown(to, Some(uid), Some(gid))?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    for name in xattr::list(from)? {
-        let name = name.to_bytes();
-        if !name.starts_with(b"trusted.overlay.")
-            && let Some(value) = xattr::get(from, name)?
-        {
-            xattr::set(to, name, &value)?;
-        }
-    }
-    Ok(rustix::fs::futimens(to, &times(&stat))?)
-}
-
 /// Runs `work`, which changes a directory, and gives the directory its times back.
 fn keeping_time(dir: &OwnedFd, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let before = times(&rustix::fs::fstat(dir)?);
+    let before = copy::times(&rustix::fs::fstat(dir)?);
     work()?;
     Ok(rustix::fs::futimens(dir, &before)?)
-}
-
-fn owner(stat: &Stat) -> (rustix::fs::Uid, rustix::fs::Gid) {
-    (
-        rustix::fs::Uid::from_raw(stat.st_uid),
-        rustix::fs::Gid::from_raw(stat.st_gid),
-    )
-}
-
-fn times(stat: &Stat) -> Timestamps {
-    let spec = |seconds: i64, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-    };
-    Timestamps {
-        last_access: spec(stat.st_atime, stat.st_atime_nsec),
-        last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
-    }
 }

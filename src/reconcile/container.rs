@@ -1,6 +1,8 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes, records, sandbox_files};
+use super::{
+    Back, ReconcileError, blocking, container_launch, image, processes, records, sandbox_files,
+};
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -161,7 +163,12 @@ fn make_directories(
     container: &Container,
     record: &ContainerRecord,
 ) -> Result<String, ReconcileError> {
-    let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    let layers = record.layers.iter().rev();
+    let lower = layers
+        .map(|layer| Ok(back.images.layer_path(&image::chain_id(&layer.chain_id)?)))
+        .collect::<Result<Vec<_>, ReconcileError>>()?;
+    let id = container.id.as_str();
+    let snapshot = snapshot::ensure_snapshot(&back.paths.root, id, back.snapshots, &lower)?;
     fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;

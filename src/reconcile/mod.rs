@@ -12,6 +12,7 @@ mod container_plan;
 mod error;
 mod image;
 mod inspect;
+pub mod layer_usage;
 pub mod monitor;
 mod mounts;
 mod processes;
@@ -35,6 +36,7 @@ use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
 use crate::network::{BridgeSpec, NetworkConfig};
 use crate::shim::client::ShimClient;
+use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
 
 pub use error::ReconcileError;
@@ -60,6 +62,8 @@ pub struct Parts {
     pub cgroups: Cgroups,
     /// Images on disk and in registries.
     pub images: ImageDriver,
+    /// How writable layers are made.
+    pub snapshots: snapshot::Kind,
     /// The pod network.
     pub network: NetworkConfig,
     /// Where things are.

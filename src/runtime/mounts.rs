@@ -20,8 +20,7 @@ use super::error::{At, LaunchError, stage};
 use super::mount_options::{self, MountOptions};
 use super::plan::CgroupEntry;
 use super::root::{Missing, Root};
-use super::rootfs::kernel_says;
-use crate::sys::mounts::{MountAttributes, set_attributes};
+use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
 
 /// A mount whose source is in hand.
 #[derive(Debug)]

@@ -1,11 +1,15 @@
-//! Copying what is in a file: shared blocks where the file system has them, else data without its
-//! holes.
+//! Copying files: contents as shared blocks where the file system has them, else data without its
+//! holes; owner, mode, attributes and times; and what has no contents.
+//!
+//! Attributes by which overlayfs steers are never copied: they say something about the place.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid};
 use rustix::io::Errno;
+
+use super::xattr;
 
 /// Bytes moved in one call.
 const CHUNK: usize = 64 << 20;
@@ -74,6 +78,75 @@ fn through_memory(from: &OwnedFd, to: &OwnedFd, mut at: u64, end: u64) -> io::Re
         at += read as u64;
     }
     Ok(())
+}
+
+/// Gives an open file or directory owner, mode, extended attributes and times of another; in this
+/// order, because a change of owner clears set-id bits and file capabilities.
+///
+/// # Errors
+/// fchown(2)'s, fchmod(2)'s, fsetxattr(2)'s, futimens(3)'s.
+pub fn attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
+    let stat = rustix::fs::fstat(from)?;
+    let (uid, gid) = owner(&stat);
+    rustix::fs::fchown(to, Some(uid), Some(gid))?;
+    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    for name in xattr::list(from)? {
+        let name = name.to_bytes();
+        if !name.starts_with(b"trusted.overlay.")
+            && let Some(value) = xattr::get(from, name)?
+        {
+            xattr::set(to, name, &value)?;
+        }
+    }
+    Ok(rustix::fs::futimens(to, &times(&stat))?)
+}
+
+/// Makes what `name` is in one directory in another, where it must not exist: a file with its
+/// contents, a symlink, a device, a fifo or a socket. Not a directory.
+///
+/// # Errors
+/// `EISDIR` for a directory, and those of the system calls.
+pub fn entry(from: &OwnedFd, into: &OwnedFd, name: &[u8], stat: &Stat) -> io::Result<()> {
+    let nofollow = AtFlags::SYMLINK_NOFOLLOW;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => return Err(Errno::ISDIR.into()),
+        FileType::RegularFile => {
+            let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let source = rustix::fs::openat(from, name, read, Mode::empty())?;
+            let make = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+            let copy = rustix::fs::openat(into, name, make, Mode::RUSR | Mode::WUSR)?;
+            contents(&source, &copy)?;
+            return attributes(&source, &copy);
+        }
+        FileType::Symlink => {
+            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
+            rustix::fs::symlinkat(target, into, name)?;
+        }
+        kind => rustix::fs::mknodat(into, name, kind, Mode::empty(), stat.st_rdev)?,
+    }
+    let (uid, gid) = owner(stat);
+    rustix::fs::chownat(into, name, Some(uid), Some(gid), nofollow)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        rustix::fs::chmodat(into, name, mode, AtFlags::empty())?;
+    }
+    Ok(rustix::fs::utimensat(into, name, &times(stat), nofollow)?)
+}
+
+fn owner(stat: &Stat) -> (Uid, Gid) {
+    (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
+}
+
+/// Access and modification times, to be set again.
+pub fn times(stat: &Stat) -> Timestamps {
+    let spec = |seconds: i64, nanoseconds| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
+    };
+    Timestamps {
+        last_access: spec(stat.st_atime, stat.st_atime_nsec),
+        last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
+    }
 }
 
 fn is_missing(errno: Errno) -> bool {

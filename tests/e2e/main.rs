@@ -31,6 +31,7 @@ mod reboot;
 mod recovery;
 mod restart;
 mod sandbox;
+mod snapshot;
 mod storage;
 mod stuck;
 mod support;

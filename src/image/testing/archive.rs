@@ -1,4 +1,4 @@
-//! Archives of layers, also such as no honest writer would make. For tests and fuzzers.
+//! Archives of layers, also such as no honest writer would make. For tests.
 
 use std::io::Write;
 

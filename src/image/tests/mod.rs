@@ -2,6 +2,7 @@
 
 mod faults;
 mod import;
+mod native;
 mod pull;
 mod registry;
 mod stack;

@@ -1,6 +1,7 @@
 //! How layers fit onto each other, and what a crash leaves.
 
 use super::*;
+use crate::snapshot::Kind;
 
 #[tokio::test]
 async fn undescribed_directories_and_links_take_what_lies_below() {
@@ -122,14 +123,15 @@ fn what_a_dead_process_left_is_cleared() {
 }
 
 /// Mounts the layers as the runtime does, in a mount namespace that ends with the command.
-fn in_overlay(node: &Node, image: &ResolvedImage, script: &str) -> String {
+pub(super) fn in_overlay(node: &Node, image: &ResolvedImage, script: &str) -> String {
     let paths = image
         .layers
         .iter()
         .rev()
         .map(|each| node.driver.layer_path(&each.chain_id));
     let lower: Vec<String> = paths.map(|path| path.display().to_string()).collect();
-    let snapshot = crate::snapshot::ensure_snapshot(node.root.path(), "c1").unwrap();
+    let snapshot =
+        crate::snapshot::ensure_snapshot(node.root.path(), "c1", Kind::Overlay, &[]).unwrap();
     let merged = node.root.path().join("merged");
     fs::create_dir_all(&merged).unwrap();
     let mount = format!(
@@ -186,7 +188,7 @@ async fn overlayfs_shows_what_the_layers_mean() {
         ["a", "b", "new", "new", "belowown"]
     );
     assert!(
-        crate::snapshot::usage(node.root.path(), "c1")
+        crate::snapshot::usage(node.root.path(), "c1", None)
             .unwrap()
             .inodes
             >= 3

@@ -5,7 +5,7 @@
 //! block, knows no network and no async; a source that fails ends it with an error.
 
 mod attributes;
-#[cfg(any(test, fuzzing))]
+#[cfg(test)]
 pub(crate) mod corpus;
 pub(crate) mod decompress;
 mod devices;

@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(number(&[0xff; 12]), Some(-1));
         assert_eq!(number(&[0x80, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]), None);
-        assert_eq!(number(b"\0\0000644"), None);
+        assert_eq!(number(b"\0\x00000644"), None);
         assert_eq!(number(b"\0 \0"), Some(0));
         assert_eq!(number(b"777777777777"), Some(0o777_777_777_777));
     }

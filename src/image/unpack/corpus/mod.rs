@@ -12,7 +12,6 @@ mod headers;
 mod links;
 mod names;
 mod streams;
-#[cfg(test)]
 mod tests;
 
 use super::Limits;
