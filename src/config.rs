@@ -9,7 +9,9 @@ use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
 use crate::image::{ImageConfig, Limits};
+use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
+use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
 
@@ -180,6 +182,10 @@ pub struct ImageSection {
     pub layer_entries_max: u64,
     /// Which device nodes of a layer are made.
     pub device_nodes: DeviceNodes,
+    /// Images that kubelet is advised to keep: names, `start*`, `*part*`.
+    pub pinned: Vec<String>,
+    /// Seconds for which the layers that a failed pull has got wait for a retry.
+    pub failed_pull_kept_s: u64,
 }
 
 /// Which device nodes of a layer are made.
@@ -204,11 +210,25 @@ impl Default for ImageSection {
             layer_ratio_max: driver.limits.ratio,
             layer_entries_max: driver.limits.entries,
             device_nodes: DeviceNodes::Harmless,
+            pinned: Vec::new(),
+            failed_pull_kept_s: 600,
         }
     }
 }
 
 impl ImageSection {
+    /// Which images and layers are kept.
+    ///
+    /// # Errors
+    /// A pattern of `pinned` that is none, and why.
+    pub fn rules(&self) -> Result<ImageRules, String> {
+        let kept = Duration::from_secs(self.failed_pull_kept_s).as_nanos();
+        Ok(ImageRules {
+            pins: Pins::parse(&self.pinned)?,
+            failed_pull_kept_ns: i64::try_from(kept).unwrap_or(i64::MAX),
+        })
+    }
+
     /// The driver's configuration.
     #[must_use]
     pub fn driver(&self) -> ImageConfig {
@@ -375,6 +395,9 @@ impl Config {
         if smallest.contains(&0) || image.layer_entries_max == 0 {
             return Err(value("image", "a limit of layers must not be 0".into()));
         }
+        if let Err(why) = config.image.rules() {
+            return Err(value("image.pinned", why));
+        }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));
         }
@@ -423,6 +446,7 @@ mod tests {
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
         assert!(error("[image]\nlayer_ratio_max = 0\n").contains("limit of layers"));
         assert!(error("[image]\ndevice_nodes = \"some\"\n").contains("device_nodes"));
+        assert!(error("[image]\npinned = [\"*\"]\n").contains("image.pinned"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

@@ -1,7 +1,8 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
 use super::{
-    Back, ReconcileError, blocking, container_launch, image, processes, records, sandbox_files,
+    Back, ReconcileError, blocking, container_launch, image_volume, processes, records,
+    sandbox_files,
 };
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -115,7 +116,11 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     stages.enter("snapshot");
     let record = record(back, container).await?;
     let (back_too, container_too) = (back.clone(), container.clone());
-    let made = blocking(move || make_directories(&back_too, &container_too, &record)).await;
+    let made = async {
+        image_volume::check(back, container).await?;
+        blocking(move || make_directories(&back_too, &container_too, &record)).await
+    }
+    .await;
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -154,6 +159,7 @@ async fn record(back: &Back, container: &Container) -> Result<ContainerRecord, R
         spec: container.spec.clone(),
         created_at: container.created_at,
         layers: back.store.layer_records(top.as_deref()).await?,
+        volumes: image_volume::records(back, container).await?,
     })
 }
 
@@ -164,9 +170,8 @@ fn make_directories(
     record: &ContainerRecord,
 ) -> Result<String, ReconcileError> {
     let layers = record.layers.iter().rev();
-    let lower = layers
-        .map(|layer| Ok(back.images.layer_path(&image::chain_id(&layer.chain_id)?)))
-        .collect::<Result<Vec<_>, ReconcileError>>()?;
+    let chain: Vec<String> = layers.map(|layer| layer.chain_id.clone()).collect();
+    let lower = image_volume::directories(back, &chain)?;
     let id = container.id.as_str();
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, id, back.snapshots, &lower)?;
     fault::blocking_point("container.snapshot")?;
