@@ -1,8 +1,8 @@
 //! How writable layers are made: chosen at the first start, recorded, and held to.
 //!
 //! A snapshot keeps the kind it was made with, so a choice concerns new containers only; but
-//! overlays that are there already must go on being mounted, and whether they can is found out here,
-//! not by every one of them.
+//! overlays that are there already must go on being mounted, and whether they can is found out
+//! here, not by every one of them.
 
 use std::path::Path;
 

@@ -1,8 +1,8 @@
 //! Ways for a fuzzer into what parses strangers' bytes. Compiled for tests and fuzzers only.
 //!
-//! The targets of `fuzz/` call these, as do the tests below with damaged attacks of the corpus. Each
-//! is right as long as it returns: a panic, an overflow, or a change outside of the directory given
-//! is the finding.
+//! The targets of `fuzz/` call these, as do the tests below with damaged attacks of the corpus.
+//! Each is right as long as it returns: a panic, an overflow, or a change outside of the directory
+//! given is the finding.
 
 use std::fs;
 use std::io;
@@ -220,8 +220,8 @@ mod tests {
             damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
             cut in any::<prop::sample::Index>(),
         ) {
-            let seeds = seeds();
-            let layers: Vec<_> = seeds.into_iter().filter(|(target, _)| *target == "layer").collect();
+            let mut layers = seeds();
+            layers.retain(|(target, _)| *target == "layer");
             let mut bytes = which.get(&layers).1.clone();
             for (at, with) in damage {
                 let at = at.index(bytes.len());

@@ -1,7 +1,7 @@
 //! Measures what containers have written, one after the other and off everybody's path.
 //!
-//! Counting a tree takes time that grows with it, so a layer rests after each measure for many times
-//! as long as that took: all of them together never keep more than a small part of one CPU busy.
+//! Counting a tree takes time that grows with it, so a layer rests after each measure for many
+//! times as long as that took, and all of them together keep a small part of one CPU busy.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Snapshots: the writable half of a container's root file system, or all of it.
 //!
-//! An overlay snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes the
-//! container's writes, and `work`, which overlayfs needs beside it. A native one is a single
+//! An overlay snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes
+//! the container's writes, and `work`, which overlayfs needs beside it. A native one is a single
 //! directory `rootfs`, a copy of all layers put together, for file systems that overlayfs does not
 //! take. What a snapshot is can be seen from its directories, for as long as it lives.
 //!
@@ -21,6 +21,7 @@ use std::time::Instant;
 use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use crate::fault::{self, Fault};
 use crate::sys::tree;
 pub use crate::sys::tree::Usage;
 pub use probe::{ProbeError, probe};
@@ -65,6 +66,9 @@ pub enum SnapshotError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// The directories of one snapshot.
@@ -109,6 +113,7 @@ pub fn ensure_snapshot(
             make(&staged, 0o755)?;
             let copied = native::copy(&staged, lower);
             let placed = copied.and_then(|()| {
+                fault::blocking_point("snapshot.copied")?;
                 let rootfs = home.join(ROOTFS);
                 rustix::fs::renameat_with(CWD, &staged, CWD, &rootfs, RenameFlags::NOREPLACE)
                     .map_err(|errno| failed("putting in place", &rootfs)(errno.into()))

@@ -1,7 +1,7 @@
 //! Layers put together as a copy, for file systems that overlayfs does not take.
 //!
-//! Bottom layer first, each over what is there: deletions are carried out, not copied. Works by open
-//! directories below two roots and single names, so that no symlink of an image leads anywhere.
+//! Bottom layer first, each over what is there: deletions are carried out, not copied. Works by
+//! open directories below two roots and single names: no symlink of an image leads anywhere.
 
 use std::collections::HashMap;
 use std::io;

@@ -67,6 +67,29 @@ async fn copies_do_for_containers_what_overlays_do() {
 }
 
 #[tokio::test]
+async fn a_copy_that_was_cut_off_is_made_anew() {
+    let mut node = Node::prepare(NATIVE);
+    node.env = vec![("QUILT_FAULTS".into(), "snapshot.copied=abort*1".into())];
+    node.restart().await;
+    let pod = node.pod("cut").await;
+    let config = shell("main", "cat /etc/passwd >/dev/null");
+    let lost = node.cri.create(&pod.id, &config, &pod.config).await;
+    lost.expect_err("the daemon has died");
+    eventually("the daemon has ended", || {
+        let ended = node.ended();
+        async move { ended }
+    })
+    .await;
+    node.env = vec![];
+    node.restart().await;
+    let ended = pod.run_to_end(&config).await;
+    assert_eq!(ended.exit_code, 0);
+    assert_eq!(directories(&node, &ended.id), ["rootfs"]);
+    let staging = fs::read_dir(node.names.root().join("staging")).expect("a directory");
+    assert_eq!(staging.count(), 0, "what was cut off is gone");
+}
+
+#[tokio::test]
 async fn what_a_container_writes_is_counted() {
     let mut node = Node::start().await;
     let pod = node.pod("usage").await;
