@@ -17,6 +17,7 @@ mod inspect;
 pub mod layer_usage;
 pub mod monitor;
 mod mounts;
+pub mod node_network;
 mod processes;
 pub mod pruner;
 mod pull_progress;
@@ -38,7 +39,7 @@ use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
 use crate::lifecycle::image::Pins;
-use crate::network::{BridgeSpec, NetworkConfig};
+use crate::network::NetworkConfig;
 use crate::shim::client::ShimClient;
 use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
@@ -149,16 +150,6 @@ impl Back {
 
     fn shim(&self) -> Result<ShimClient, ReconcileError> {
         self.shim.borrow().clone().ok_or(ReconcileError::NoShim)
-    }
-
-    /// The bridge as it should be.
-    fn bridge<'a>(&'a self, marker: &'a str) -> BridgeSpec<'a> {
-        BridgeSpec {
-            name: &self.network.bridge,
-            gateway: self.network.gateway(),
-            mtu: self.network.mtu,
-            alias: marker,
-        }
     }
 
     /// The cgroup of a sandbox' containers.
