@@ -15,6 +15,7 @@ mod image;
 pub mod image_check;
 mod image_volume;
 mod inspect;
+pub mod layer_usage;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
@@ -41,6 +42,7 @@ use crate::image::ImageDriver;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::shim::client::ShimClient;
+use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
 
 pub use error::ReconcileError;
@@ -66,6 +68,8 @@ pub struct Parts {
     pub cgroups: Cgroups,
     /// Images on disk and in registries.
     pub images: ImageDriver,
+    /// How writable layers are made.
+    pub snapshots: snapshot::Kind,
     /// The pod network.
     pub network: NetworkConfig,
     /// Where things are.
