@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Policy};
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -153,6 +153,8 @@ pub struct ImageSection {
     pub stall_timeout_s: u64,
     /// Images that kubelet is advised to keep: names, `start*`, `*part*`.
     pub pinned: Vec<String>,
+    /// Which images may be pulled (`[[image.policy]]`).
+    pub policy: Policy,
     /// Seconds for which the layers that a failed pull has got wait for a retry.
     pub failed_pull_kept_s: u64,
 }
@@ -166,6 +168,7 @@ impl Default for ImageSection {
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
             pinned: Vec::new(),
+            policy: driver.policy,
             failed_pull_kept_s: 600,
         }
     }
@@ -192,6 +195,7 @@ impl ImageSection {
             parallel_layers: self.parallel_layers,
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
+            policy: self.policy.clone(),
             ..ImageConfig::default()
         }
     }
@@ -336,6 +340,9 @@ impl Config {
         }
         if let Err(why) = config.image.rules() {
             return Err(value("image.pinned", why));
+        }
+        if let Err(why) = config.image.policy.check_keys() {
+            return Err(value("image.policy", why));
         }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));

@@ -25,6 +25,7 @@ mod registry;
 mod seal;
 mod session;
 mod settle;
+mod signature;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -44,4 +45,5 @@ pub use pull::{ImageConfig, ImageDriver, ResolvedImage};
 pub use reference::{Reference, ReferenceError};
 pub use seal::{Compared, Depth, Seal};
 pub use settle::SettleError;
+pub use signature::{Policy, PolicyRule};
 pub use unpack::Limits;

@@ -28,6 +28,7 @@ use super::manifest::{self, Document, ImageConfigSummary, LayerDescriptor, Manif
 use super::reference::Reference;
 use super::registry::Patience;
 use super::session::Session;
+use super::signature::Policy;
 use super::unpack::{Limits, unpack};
 
 /// Indexes may name indexes; not deeper than this.
@@ -53,6 +54,8 @@ pub struct ImageConfig {
     pub first_wait: Duration,
     /// Bounds on one layer.
     pub limits: Limits,
+    /// Which images may be pulled.
+    pub policy: Policy,
 }
 
 impl Default for ImageConfig {
@@ -65,6 +68,7 @@ impl Default for ImageConfig {
             tries: 5,
             first_wait: Duration::from_millis(200),
             limits: Limits::default(),
+            policy: Policy::default(),
         }
     }
 }
@@ -147,6 +151,8 @@ impl ImageDriver {
             Arc::clone(&self.clients),
             self.config.stall_timeout,
         ));
+        let policy = &self.config.policy;
+        policy.refuse_rejected(&session)?;
         let patience = self.patience();
         let unsupported = |source| ImageError::Unsupported {
             reference: reference.to_string(),
@@ -174,6 +180,9 @@ impl ImageDriver {
                 .manifest(&chosen.to_string(), Some(chosen), patience)
                 .await?;
         };
+        policy
+            .check(&session, &top, &fetched.digest, patience)
+            .await?;
         let config = session
             .small_blob(&manifest.config.digest, patience)
             .await?;

@@ -108,6 +108,7 @@ fn kind_of(error: &ReconcileError) -> &'static str {
         ReconcileError::Image(
             ImageError::Unsupported { .. } | ImageError::DigestMismatch { .. },
         ) => "invalid",
+        ReconcileError::Image(ImageError::Signature { .. }) => "signature",
         _ => "other",
     }
 }

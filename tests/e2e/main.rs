@@ -32,6 +32,7 @@ mod reboot;
 mod recovery;
 mod restart;
 mod sandbox;
+mod signature;
 mod storage;
 mod stuck;
 mod support;
