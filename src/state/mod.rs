@@ -30,6 +30,7 @@ pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod pull_progress;
 mod reboot;
 pub mod rebuild;
 pub mod retention;

@@ -25,7 +25,7 @@ use serde::Deserialize;
 use super::digest::{Algorithm, Digest};
 use super::error::ImageError;
 use super::manifest::Descriptor;
-use super::registry::Patience;
+use super::reference::Reference;
 use super::session::Session;
 use key::PublicKey;
 use policy::{Action, Signed};
@@ -63,6 +63,11 @@ impl Policy {
         }
     }
 
+    /// Whether a signature is demanded of this image.
+    pub(super) fn wants_signature(&self, reference: &Reference) -> bool {
+        matches!(self.action(reference), Action::Signed(_))
+    }
+
     /// Demands a signature of `top`, what the reference stands for, or of `manifest`, which was
     /// chosen from it, if the policy wants one.
     ///
@@ -73,7 +78,6 @@ impl Policy {
         session: &Session,
         top: &Digest,
         manifest: &Digest,
-        patience: Patience,
     ) -> Result<(), ImageError> {
         let Action::Signed(signed) = self.action(&session.reference) else {
             return Ok(());
@@ -84,7 +88,7 @@ impl Policy {
             .map_err(|why| refused(session, why))?;
         let mut reasons = Vec::new();
         for digest in [top, manifest] {
-            match verify(session, digest, signed, &keys, patience).await? {
+            match verify(session, digest, signed, &keys).await? {
                 Verdict::Signed => return Ok(()),
                 Verdict::Not(why) => reasons.push(why),
             }
@@ -115,14 +119,13 @@ async fn verify(
     digest: &Digest,
     signed: &Signed,
     keys: &[PublicKey],
-    patience: Patience,
 ) -> Result<Verdict, ImageError> {
     if digest.algorithm() != Algorithm::Sha256 {
         let why = format!("{digest}: only sha256 digests can be signed");
         return Ok(Verdict::Not(why));
     }
     let tag = format!("sha256-{}.sig", digest.hex());
-    let found = match session.manifest(&tag, None, patience).await {
+    let found = match session.manifest(&tag, None).await {
         Ok(found) => found,
         Err(ImageError::NotFound { .. }) => {
             return Ok(Verdict::Not(format!("{digest} has no signature")));
@@ -138,7 +141,7 @@ async fn verify(
     };
     let mut last = None;
     for layer in signatures.layers.iter().take(SIGNATURES_MAX) {
-        match one(session, layer, digest, signed, keys, patience).await? {
+        match one(session, layer, digest, signed, keys).await? {
             Ok(()) => return Ok(Verdict::Signed),
             Err(why) => last = Some(why),
         }
@@ -155,7 +158,6 @@ async fn one(
     digest: &Digest,
     signed: &Signed,
     keys: &[PublicKey],
-    patience: Patience,
 ) -> Result<Result<(), String>, ImageError> {
     if layer.media_type != PAYLOAD_TYPE {
         let why = format!("its media type {:?} is another one", layer.media_type);
@@ -178,7 +180,7 @@ async fn one(
     let Ok(signature) = base64::engine::general_purpose::STANDARD.decode(annotation) else {
         return Ok(Err(format!("the annotation {SIGNATURE} is not base64")));
     };
-    let payload = session.small_blob(&layer.digest, patience).await?;
+    let payload = session.small_blob(&layer.digest).await?;
     if !keys
         .iter()
         .any(|key| key.verifies(&payload.bytes, &signature))
