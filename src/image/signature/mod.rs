@@ -1,11 +1,11 @@
-//! Whether an image may be pulled: the operator's policy, and signatures as cosign makes them with a
-//! key (sigstore/cosign, "Signature Specification").
+//! Whether an image may be pulled: the operator's policy, and signatures as cosign makes them with
+//! a key (sigstore/cosign, "Signature Specification").
 //!
 //! ```text
 //!   reference ──► policy: accept │ reject │ signed
-//!                                            │   tag sha256-<digest>.sig in the same repository
+//!                                            │  tag sha256-<digest>.sig of the same repository
 //!                                            ▼
-//!            manifest of signatures ─► payload, verified by a key ─► names this digest, and as this
+//!            manifest of signatures ─► payload, verified by a key ─► names this digest, and this
 //!                                                                    repository
 //! ```
 //! What is signed is the digest that the name stands for, an index or a manifest, or the manifest
