@@ -226,9 +226,8 @@ fn made_up_lists(another: &Digest) -> [(&'static str, Vec<u8>); 5] {
         let list = json!({"schemaVersion": 2, "layers": layers});
         list.to_string().into_bytes()
     };
-    let layer = |kind: &str, size: u64| {
-        list(json!([{"mediaType": kind, "digest": another, "size": size}]))
-    };
+    let layer =
+        |kind: &str, size: u64| list(json!([{"mediaType": kind, "digest": another, "size": size}]));
     [
         ("do not parse", b"<html>".to_vec()),
         ("the list is empty", list(json!([]))),
