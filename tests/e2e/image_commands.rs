@@ -56,6 +56,31 @@ fn no_part_is_left(dir: &Path) {
     assert_eq!(parts, Vec::<String>::new());
 }
 
+/// What is told of an image that a container runs, by its name and by the beginning of its id.
+fn inspection_tells_all(node: &Node, name: &str, container: &str) {
+    let pushed = registry().pushed("zstd:latest");
+    let whole: Value =
+        serde_json::from_str(&said(&node.operate(&["image", "inspect", name]))).expect("JSON");
+    assert_eq!(whole["id"], json!(pushed.id()));
+    assert_eq!(
+        column(&whole["used_by"], "container_id"),
+        [container.to_owned()]
+    );
+    assert_eq!(column(&whole["used_by"], "used_as"), ["rootfs"]);
+    let diff_ids: Vec<_> = pushed
+        .layers
+        .iter()
+        .map(|layer| layer.diff_id.clone())
+        .collect();
+    assert_eq!(column(&whole["layers"], "diff_id"), diff_ids);
+    assert_eq!(whole["config"]["rootfs"]["diff_ids"], json!(diff_ids));
+    assert_eq!(whole["manifest"]["config"]["digest"], json!(pushed.id()));
+    let short = &pushed.id()["sha256:".len()..][..12];
+    let by_id = said(&node.operate(&["image", "inspect", short]));
+    assert!(by_id.contains(&pushed.id()));
+    assert!(said(&node.operate(&["image", "list"])).contains(name));
+}
+
 #[tokio::test]
 async fn an_image_is_exported_as_its_registry_has_it_and_comes_back() {
     let mut node = Node::start().await;
@@ -119,25 +144,7 @@ async fn an_image_is_exported_as_its_registry_has_it_and_comes_back() {
     assert_eq!(contents(&pod.log(&config), "stdout"), ["zstd"]);
     let staging = fs::read_dir(node.names.root().join("staging")).expect("staging");
     assert_eq!(staging.count(), 0, "the copy of standard input is gone");
-
-    // Everything about it, and who uses it.
-    let whole: Value =
-        serde_json::from_str(&said(&node.operate(&["image", "inspect", &name]))).expect("JSON");
-    assert_eq!(whole["id"], json!(pushed.id()));
-    assert_eq!(column(&whole["used_by"], "container_id"), [container]);
-    assert_eq!(column(&whole["used_by"], "used_as"), ["rootfs"]);
-    let diff_ids: Vec<_> = pushed
-        .layers
-        .iter()
-        .map(|layer| layer.diff_id.clone())
-        .collect();
-    assert_eq!(column(&whole["layers"], "diff_id"), diff_ids);
-    assert_eq!(whole["config"]["rootfs"]["diff_ids"], json!(diff_ids));
-    assert_eq!(whole["manifest"]["config"]["digest"], json!(pushed.id()));
-    let short = &pushed.id()["sha256:".len()..][..12];
-    let by_id = said(&node.operate(&["image", "inspect", short]));
-    assert!(by_id.contains(&pushed.id()));
-    assert!(said(&node.operate(&["image", "list"])).contains(&name));
+    inspection_tells_all(&node, &name, &container);
 }
 
 #[tokio::test]
