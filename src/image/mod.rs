@@ -19,6 +19,8 @@ mod download;
 mod error;
 mod export;
 mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hosts;
 mod import;
 mod keyring;

@@ -35,6 +35,7 @@ mod recovery;
 mod restart;
 mod sandbox;
 mod signature;
+mod snapshot;
 mod storage;
 mod stuck;
 mod support;

@@ -1,5 +1,5 @@
-//! `quiltd image …`: pulling, listing and removing as clients of CRI do it; looking into images; and
-//! images as files.
+//! `quiltd image …`: pulling, listing and removing as clients of CRI do it; looking into images;
+//! and images as files.
 
 mod export;
 mod find;
