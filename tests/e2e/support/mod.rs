@@ -11,6 +11,8 @@ pub(crate) mod crictl;
 pub(crate) mod database;
 pub(crate) mod events;
 pub(crate) mod faults;
+pub(crate) mod guarded;
+pub(crate) mod hostile;
 pub(crate) mod image;
 pub(crate) mod layer;
 pub(crate) mod leftover;
