@@ -15,7 +15,7 @@ const largeRepository = own + "large"
 const (
 	largeLayers = 5
 	// largeLayerBytes is what one layer weighs before compression: about 40 MiB after it.
-	largeLayerBytes = 105 << 20
+	largeLayerBytes = 120 << 20
 	// largeFileBytes keeps one file from being a whole layer.
 	largeFileBytes = 16 << 20
 )
