@@ -28,6 +28,7 @@ pub mod network;
 pub mod node;
 pub mod opening;
 pub mod operation;
+pub mod port;
 pub mod progress;
 pub mod pull;
 pub mod pull_progress;

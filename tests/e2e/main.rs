@@ -28,6 +28,7 @@ mod load;
 mod log;
 mod metrics;
 mod network;
+mod node_network;
 mod pull;
 mod reboot;
 mod recovery;
