@@ -1,6 +1,7 @@
 //! Pulls from registries that are slow, broken, closed or hostile, and through kills of the daemon.
 
 use std::fs;
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -285,6 +286,13 @@ fn known(password: &str) -> AuthConfig {
     }
 }
 
+/// What the operator says of a host that is spoken to over TLS.
+fn trust(certs: &Path, host: &str, lines: &str) {
+    fs::create_dir_all(certs.join(host)).expect("a directory");
+    let text = format!("server = \"https://{host}\"\n{lines}\n");
+    fs::write(certs.join(host).join("hosts.toml"), text).expect("a file");
+}
+
 #[tokio::test]
 async fn a_registry_with_tls_and_a_password_opens_to_the_right_ones_only() {
     let guarded = Guarded::start();
@@ -299,11 +307,7 @@ async fn a_registry_with_tls_and_a_password_opens_to_the_right_ones_only() {
     node.spawn();
     node.answers().await;
     let image = format!("{host}/busybox:latest");
-    let trust = |host: &str, lines: &str| {
-        fs::create_dir_all(certs.join(host)).expect("a directory");
-        let text = format!("server = \"https://{host}\"\n{lines}\n");
-        fs::write(certs.join(host).join("hosts.toml"), text).expect("a file");
-    };
+    let trust = |host: &str, lines: &str| trust(&certs, host, lines);
 
     trust(host, "");
     let error = refused(
