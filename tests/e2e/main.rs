@@ -30,6 +30,7 @@ mod log;
 mod metrics;
 mod network;
 mod node_network;
+mod pull;
 mod reboot;
 mod recovery;
 mod restart;
