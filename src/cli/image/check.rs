@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use super::output::Format;
-use super::{Asking, link};
+use crate::cli::output::Format;
+use crate::cli::{Asking, link};
 use crate::proto::admin::{CheckImagesRequest, CheckedImagePart};
 
 #[derive(clap::Args)]
-pub(super) struct Check {
+pub(in crate::cli) struct Check {
     /// Fetch again what is broken, and only that.
     #[arg(long)]
     repair: bool,
