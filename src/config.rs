@@ -11,6 +11,7 @@ use crate::cgroup::CgroupPath;
 use crate::image::ImageConfig;
 use crate::network::NetworkConfig;
 use crate::reconcile::worker::JobRules;
+use crate::streaming::StreamingConfig;
 use crate::telemetry::LogConfig;
 
 /// Where the file is when nobody says otherwise.
@@ -38,6 +39,8 @@ pub struct Config {
     pub network: NetworkConfig,
     /// How much history is kept.
     pub state: StateConfig,
+    /// Exec, attach and port-forward.
+    pub streaming: StreamingConfig,
 }
 
 /// `[metrics]`
@@ -319,6 +322,9 @@ impl Config {
         }
         if config.jobs.long_running_s == 0 {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
+        }
+        if let Err((key, why)) = config.streaming.validate() {
+            return Err(value(key, why));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)

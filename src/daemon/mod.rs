@@ -27,6 +27,7 @@ use crate::reconcile::{
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
+use crate::streaming;
 
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
@@ -206,7 +207,15 @@ async fn start(
         health: health_seen,
         stopped: stopped.clone(),
     };
-    let front = Front::new(store, desired, signals, node_info(config, paths));
+    let (server, door) = streaming::Server::bind(
+        &config.streaming,
+        paths.state.clone(),
+        signals.shim.clone(),
+        stopped.clone(),
+    )
+    .await?;
+    tasks.spawn(server.run());
+    let front = Front::new(store, desired, signals, node_info(config, paths), door);
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))

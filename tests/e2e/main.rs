@@ -32,6 +32,7 @@ mod recovery;
 mod restart;
 mod sandbox;
 mod storage;
+mod streaming;
 mod stuck;
 mod support;
 mod sweep;
