@@ -13,7 +13,7 @@ use crate::sys::async_fd;
 
 /// How long what a client has left behind may be read once it is gone. A connection that is read to
 /// its end does not come to this.
-const LEFTOVERS: Duration = Duration::from_secs(5);
+const LEFTOVERS: Duration = Duration::from_secs(2);
 
 /// A second descriptor of a connection, which is only looked at.
 #[derive(Debug)]

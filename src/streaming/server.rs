@@ -39,7 +39,8 @@ const HEADER_MAX: usize = 16 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long sessions have when the daemon ends.
 const END_PATIENCE: Duration = Duration::from_secs(4);
-/// A client that has vanished is noticed by these. One that is there and does not read is waited for.
+/// A client that has vanished is noticed by these. One that is there and does not read is waited
+/// for.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 

@@ -1,8 +1,8 @@
 //! Sessions that listen to what a process writes, beside its log.
 //!
-//! The log comes first and never waits. A session gets the same bytes through a pipe; while its pipe
-//! is full, the process's stream is not read, so that the process waits as it would for a slow
-//! reader of its own, and no byte is lost. A session that takes nothing for [`STALL`] is let go: it
+//! The log comes first and never waits. A session gets the same bytes through a pipe; while that is
+//! full, the process's stream is not read, so that the process waits as it would for a slow reader
+//! of its own, and no byte is lost. A session that takes nothing for [`STALL`] is let go: it
 //! must not hold a process for ever.
 
 use std::os::fd::OwnedFd;

@@ -59,6 +59,9 @@ pub(super) struct Channels {
     pub(super) stderr: Option<Outlet>,
     pub(super) resize: Option<Inlet>,
     error: Outlet,
+    /// Streams on which nothing goes to the client. It takes their end for that of the session, and
+    /// writes no more.
+    silent: Vec<spdy::StreamWriter>,
     json_status: bool,
     connection: Connection,
 }
@@ -106,6 +109,7 @@ impl Channels {
                     stderr,
                     resize,
                     error,
+                    silent: Vec::new(),
                     json_status: protocol.has_json_status(),
                     connection,
                 };
@@ -146,7 +150,13 @@ impl Channels {
         {
             return;
         }
-        // A client that is gone needs no end.
+        // The client waits for the end of each; one that is gone needs none.
+        for outlet in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {
+            let _ = outlet.finish().await;
+        }
+        for stream in &mut self.silent {
+            let _ = stream.finish().await;
+        }
         let _ = self.error.finish().await;
     }
 
@@ -195,6 +205,7 @@ async fn accept(
 ) -> Result<Channels, String> {
     let gone = || "the client has gone before it opened its streams".to_owned();
     let (mut stdin, mut stdout, mut stderr, mut resize, mut error) = (None, None, None, None, None);
+    let mut silent = Vec::new();
     while expected.count() > 0 {
         let stream = connection.next().await.ok_or_else(gone)?;
         let name = stream.headers.get("streamtype").unwrap_or_default();
@@ -203,16 +214,15 @@ async fn accept(
             continue;
         };
         stream.accept().await.map_err(|_| gone())?;
-        let (inlet, mut writer) = stream.into_parts();
+        let (inlet, writer) = stream.into_parts();
         match name {
             "stdin" => {
-                // Nothing goes to the client on it.
-                let _ = writer.finish().await;
                 stdin = Some(inlet);
+                silent.push(writer);
             }
             "resize" => {
-                let _ = writer.finish().await;
                 resize = Some(inlet);
+                silent.push(writer);
             }
             "stdout" => stdout = Some(Outlet::Spdy(writer)),
             "stderr" => stderr = Some(Outlet::Spdy(writer)),
@@ -225,6 +235,7 @@ async fn accept(
         stderr,
         resize,
         error: error.ok_or_else(gone)?,
+        silent,
         json_status: version >= 4,
         connection: Connection::Spdy(connection),
     })

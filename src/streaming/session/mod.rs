@@ -22,7 +22,7 @@ use crate::id::ContainerId;
 use crate::shim::client::ShimClient;
 
 /// How long a command has to end by itself once nobody listens any more.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
 /// The same when the daemon ends.
 const GRACE_AT_END: Duration = Duration::from_secs(1);
 /// How long a client has to take the last words of a session that is ended.

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -31,8 +31,8 @@ use crate::streaming::channel::{Activity, BUFFER_BYTES, Gone, Inlet, Line, turne
 const QUEUE: usize = 16;
 /// Streams that the session has not looked at yet.
 const NEW_STREAMS: usize = 16;
-/// How long what the client still sends is taken after the goodbye, so that it reads what we said
-/// before it finds the connection closed.
+/// How long what a client still sends that broke a rule is taken after the goodbye, so that it
+/// reads why before it finds the connection closed.
 const LINGER: Duration = Duration::from_secs(5);
 /// No error, a broken rule: what a goodbye says.
 const GOODBYE: u32 = 0;
@@ -44,6 +44,7 @@ pub(super) enum Command {
     Frame(Frame),
     /// Say goodbye and write no more.
     Close {
+        last_stream: u32,
         status: u32,
     },
 }
@@ -56,6 +57,8 @@ struct Shared {
     window: Window,
     activity: Activity,
     over: watch::Sender<bool>,
+    /// The newest stream that the client has opened, for the goodbye.
+    last_stream: AtomicU32,
 }
 
 /// A connection that is being served.
@@ -199,6 +202,15 @@ impl StreamWriter {
 }
 
 impl Shared {
+    async fn goodbye(&self, status: u32) -> Result<(), Gone> {
+        let last_stream = self.last_stream.load(Ordering::Acquire);
+        let close = Command::Close {
+            last_stream,
+            status,
+        };
+        self.queue.send(close).await.map_err(|_| Gone)
+    }
+
     async fn send(&self, frame: Frame) -> Result<(), Gone> {
         let sent = self.queue.send(Command::Frame(frame)).await;
         sent.map_err(|_| Gone)
@@ -217,13 +229,11 @@ impl Connection {
         self.line.clone()
     }
 
-    /// Says goodbye after everything that was written before, and ends when the client has read that
-    /// and closed the connection too, or has had its time to close it. As long as it has yet to
-    /// read, it is waited for.
+    /// Says goodbye after everything that was written before, and ends when the client has closed
+    /// the connection. It must be the first to close it: Kubernetes' library throws away what its
+    /// user has yet to read when it finds the connection closed.
     pub async fn close(self) {
-        let status = GOODBYE;
-        let goodbye = self.shared.queue.send(Command::Close { status });
-        if goodbye.await.is_ok() {
+        if self.shared.goodbye(GOODBYE).await.is_ok() {
             self.shared.over.send_replace(true);
             self.line.gone().await;
         }
@@ -254,6 +264,7 @@ where
         window: Window::new(INITIAL_BYTES, false),
         activity,
         over: watch::Sender::new(false),
+        last_stream: AtomicU32::new(0),
     });
     let (gone, line) = watch::channel(false);
     let (written, flushed) = watch::channel(false);
@@ -289,7 +300,7 @@ async fn write(
 ) {
     let mut encoder = Encoder::default();
     let mut buffer = BytesMut::new();
-    let mut open = true;
+    let (mut open, mut broken) = (true, false);
     while open {
         let Some(mut command) = commands.recv().await else {
             break;
@@ -298,10 +309,14 @@ async fn write(
         loop {
             let frame = match command {
                 Command::Frame(frame) => frame,
-                Command::Close { status } => {
+                Command::Close {
+                    last_stream,
+                    status,
+                } => {
                     open = false;
+                    broken = status != GOODBYE;
                     Frame::GoAway {
-                        last_stream: 0,
+                        last_stream,
                         status,
                     }
                 }
@@ -323,7 +338,9 @@ async fn write(
         }
         buffer.clear();
     }
-    let _ = to.shutdown().await;
+    if broken {
+        let _ = to.shutdown().await;
+    }
     written.send_replace(true);
     // What comes now is taken and thrown away, so that nobody waits for room.
     while commands.recv().await.is_some() {}
@@ -356,20 +373,20 @@ impl Reader {
         mut flushed: watch::Receiver<bool>,
     ) {
         let mut over = self.shared.over.subscribe();
-        tokio::select! {
+        let broken = tokio::select! {
             () = hangup => return,
-            () = turned(&mut over) => {}
+            () = turned(&mut over) => false,
             served = self.serve(&mut from) => match served {
                 Ok(()) => return,
                 Err(error) => {
                     tracing::debug!(%error, "a SPDY connection ends");
-                    let status = GOODBYE_PROTOCOL;
-                    if self.shared.queue.send(Command::Close { status }).await.is_err() {
+                    if self.shared.goodbye(GOODBYE_PROTOCOL).await.is_err() {
                         return;
                     }
+                    true
                 }
             },
-        }
+        };
         // Readers of streams find their end; what the client still sends is thrown away.
         drop(self.streams);
         drop(self.new);
@@ -377,7 +394,11 @@ impl Reader {
         let drained = async { while let Ok(1..) = from.read(&mut rest).await {} };
         let had_its_time = async {
             turned(&mut flushed).await;
-            tokio::time::sleep(LINGER).await;
+            if broken {
+                tokio::time::sleep(LINGER).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
         };
         tokio::select! {
             () = drained => {}
@@ -450,6 +471,7 @@ impl Reader {
             return Err(SpdyError::Rule("a stream number that does not go on"));
         }
         self.last_stream = stream;
+        self.shared.last_stream.store(stream, Ordering::Release);
         let done = |stream: &Stream| stream.ended && stream.state.finished.load(Ordering::Acquire);
         self.streams.retain(|_, stream| !done(stream));
         if self.streams.len() >= self.streams_max {

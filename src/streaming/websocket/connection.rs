@@ -11,9 +11,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::channels::{Said, Subprotocol};
 use super::upgrade;
@@ -187,7 +187,7 @@ where
 
 /// Hands what comes to its channel until the client ends.
 async fn sort(
-    from: &mut (impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin),
+    from: &mut (impl StreamExt<Item = Result<Message, WsError>> + Unpin),
     protocol: Subprotocol,
     mut pipes: HashMap<u8, DuplexStream>,
 ) {

@@ -118,15 +118,12 @@ async fn a_command_ends_with_its_client() {
         "trap '' HUP; sleep 86402 & sleep 86402",
         "sleep 86403",
     ];
-    for (script, tty) in scripts.iter().zip([false, false, true]) {
+    let cases = scripts.into_iter().zip([false, false, true]);
+    join_all(cases.map(async |(script, tty)| {
         let url = node.exec_url(&id, &["sh", "-c", script], tty).await;
         let mut client = Spdy::connect(&url, "v4.channel.k8s.io").await;
-        let types: &[&str] = if tty {
-            &["error", "stdin", "stdout", "resize"]
-        } else {
-            &["error", "stdin", "stdout", "stderr"]
-        };
-        let streams = client.open_all(types).await;
+        let last = if tty { "resize" } else { "stderr" };
+        let streams = client.open_all(&["error", "stdin", "stdout", last]).await;
         let argument = script.split(' ').next_back().expect("an argument");
         let ours = || {
             let all = process::with_argument(argument).into_iter();
@@ -143,7 +140,8 @@ async fn a_command_ends_with_its_client() {
             (ours() == 0).then_some(())
         })
         .await;
-    }
+    }))
+    .await;
     assert_eq!(node.cri.output(&id, "echo still here").await, "still here");
 }
 
@@ -189,7 +187,7 @@ async fn windows_are_kept_once_a_client_shows_that_it_has_some() {
     // Nothing but the window comes, and then the answer to a ping that was sent after it.
     while got < 300 {
         if let Some(Frame::Data { stream, bytes, .. }) = client.next().await {
-            assert_eq!(stream, streams[2]);
+            assert!(stream == streams[2] || bytes.is_empty());
             got += bytes.len();
         }
     }

@@ -124,9 +124,8 @@ async fn sessions_are_bounded_and_whoever_comes_too_many_hears_when_to_try_again
     let mut only = Spdy::connect(&url, "v4.channel.k8s.io").await;
     let next = node.exec_url(&id, &["echo", "next"], false).await;
     let (address, path) = place(&next);
-    let text = format!(
-        "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n"
-    );
+    let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1";
+    let text = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{upgrade}\r\n\r\n");
     let (_, head) = http(address, &text).await;
     assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
     assert!(head.to_lowercase().contains("retry-after: 60"), "{head}");

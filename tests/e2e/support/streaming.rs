@@ -222,12 +222,16 @@ impl Spdy {
         }
     }
 
-    /// Reads to the end: what came on each stream.
+    /// Reads to the goodbye, and closes: what came on each stream.
     pub(crate) async fn finish(mut self) -> BTreeMap<u32, Vec<u8>> {
         let mut content: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
         while let Some(frame) = self.next().await {
-            if let Frame::Data { stream, bytes, .. } = frame {
-                content.entry(stream).or_default().extend_from_slice(&bytes);
+            match frame {
+                Frame::Data { stream, bytes, .. } => {
+                    content.entry(stream).or_default().extend_from_slice(&bytes);
+                }
+                Frame::GoAway { .. } => break,
+                _ => {}
             }
         }
         content
