@@ -387,9 +387,9 @@ impl Reader {
                 }
             },
         };
-        // Readers of streams find their end; what the client still sends is thrown away.
+        // Readers of streams find their end; what the client still sends is thrown away. Whoever
+        // waits for new streams waits until all is written, for with him the connection goes.
         drop(self.streams);
-        drop(self.new);
         let mut rest = vec![0; 4096];
         let drained = async { while let Ok(1..) = from.read(&mut rest).await {} };
         let had_its_time = async {
