@@ -39,6 +39,7 @@ mod sandbox;
 mod signature;
 mod snapshot;
 mod storage;
+mod streaming;
 mod stuck;
 mod support;
 mod sweep;
