@@ -228,9 +228,14 @@ async fn start(
     };
     let door = open_door(config, paths, &signals, tasks).await?;
     let front = Front::new(store, desired, signals, node_info(config, paths), door);
+    attend(&front, tasks);
+    Ok((front, back))
+}
+
+/// What the front does beside its calls.
+fn attend(front: &Front, tasks: &mut JoinSet<()>) {
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
-    Ok((front, back))
 }
 
 /// Serves exec, attach and port-forward from here on.
