@@ -346,7 +346,7 @@ impl ObservedWriter {
                         id: &chain_id,
                         to: layer::State::Present.as_str(),
                     };
-                    tx.changed(change, present).await
+                    tx.changed(change, present.map(|done| done.rows_affected()))
                 })
             })
             .await

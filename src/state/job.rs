@@ -1,10 +1,11 @@
 //! The queue of keys to look at. It survives restarts, dedupes by key, never runs one key twice at
 //! a time, and tries again later what failed. How the looks ended is in `job_history`.
 
-use sqlx::FromRow;
+use rusqlite::{Row, params};
 
 use super::error::{corrupt, during};
 use super::event::Subject;
+use super::sql::column;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::ObjectKey;
@@ -53,20 +54,25 @@ pub enum Outcome {
     Failed(String),
 }
 
-#[derive(FromRow)]
-struct ClaimRow {
-    key: String,
-    attempts: i64,
-}
-
 /// What the history takes from a job's row.
-#[derive(FromRow)]
 struct Running {
     priority: i64,
     attempts: i64,
     created_at: i64,
     claimed_at: Option<i64>,
     queued_ns: i64,
+}
+
+impl Running {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            priority: row.get(0)?,
+            attempts: row.get(1)?,
+            created_at: row.get(2)?,
+            claimed_at: row.get(3)?,
+            queued_ns: row.get(4)?,
+        })
+    }
 }
 
 const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claimed_by = ?2,
@@ -94,49 +100,33 @@ impl Tx {
     /// Asks for an object to be looked at, now.
     pub(super) async fn enqueue(&mut self, key: &ObjectKey) -> Result<(), StateError> {
         let now = now_ns();
-        sqlx::query(
+        self.run(
+            "queue a job",
             "INSERT INTO jobs (key, priority, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?3)
              ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?3",
-        )
-        .bind(key.to_string())
-        .bind(Kind::of(key).priority())
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("queue a job"))?;
+            params![key.to_string(), Kind::of(key).priority(), now],
+        )?;
         self.queued();
         Ok(())
     }
 
     async fn claim_jobs(&mut self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
-        let rows: Vec<ClaimRow> = sqlx::query_as(CLAIM)
-            .bind(now_ns())
-            .bind(self.incarnation.clone())
-            .bind(free.pods)
-            .bind(free.pulls)
-            .bind(free.cleanup)
-            .fetch_all(&mut self.connection)
-            .await
-            .map_err(during("claim jobs"))?;
+        let incarnation = self.incarnation.clone();
+        let params = params![now_ns(), incarnation, free.pods, free.pulls, free.cleanup];
+        let rows: Vec<(String, i64)> = self.all("claim jobs", CLAIM, params, |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
         let claims = rows
             .into_iter()
-            .map(|row| {
-                let key = row.key.parse().map_err(corrupt("jobs.key"))?;
-                Ok(Claim {
-                    key,
-                    attempts: row.attempts,
-                })
+            .map(|(key, attempts)| {
+                let key = key.parse().map_err(corrupt("jobs.key"))?;
+                Ok(Claim { key, attempts })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
         let left = free.without(&claims);
-        let next: Option<i64> = sqlx::query_scalar(NEXT)
-            .bind(left.pods)
-            .bind(left.pulls)
-            .bind(left.cleanup)
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(during("find the next job"))?;
-        Ok((claims, next))
+        let left = [left.pods, left.pulls, left.cleanup];
+        let next: Option<Option<i64>> = self.first("find the next job", NEXT, left, column)?;
+        Ok((claims, next.flatten()))
     }
 
     /// Files how a look ended.
@@ -148,30 +138,30 @@ impl Tx {
     ) -> Result<(), StateError> {
         let now = now_ns();
         let started_at = job.claimed_at.unwrap_or(now);
-        sqlx::query(
+        let status = match error {
+            None => "completed",
+            Some(_) => "failed",
+        };
+        self.run(
+            "file a job",
             "INSERT INTO job_history (key, kind, status, priority, attempts, created_at,
                  started_at, completed_at, queue_ns, run_ns, last_error)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                key.to_string(),
+                Kind::of(key).as_str(),
+                status,
+                job.priority,
+                job.attempts + 1,
+                job.created_at,
+                started_at,
+                now,
+                job.queued_ns,
+                now - started_at,
+                error,
+            ],
         )
-        .bind(key.to_string())
-        .bind(Kind::of(key).as_str())
-        .bind(if error.is_none() {
-            "completed"
-        } else {
-            "failed"
-        })
-        .bind(job.priority)
-        .bind(job.attempts + 1)
-        .bind(job.created_at)
-        .bind(started_at)
-        .bind(now)
-        .bind(job.queued_ns)
-        .bind(now - started_at)
-        .bind(error.map(str::to_owned))
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("file a job"))
     }
 
     async fn finish_job(&mut self, key: &ObjectKey, outcome: Outcome) -> Result<(), StateError> {
@@ -186,34 +176,28 @@ impl Tx {
             Outcome::Failed(error) => (self.job_failed(key, &error).await?, Some(error)),
         };
         let now = now_ns();
-        sqlx::query(
+        self.run(
+            "put a job back",
             "UPDATE jobs SET status = 'pending', claimed_at = NULL, claimed_by = NULL,
                  overdue_at = NULL,
                  attempts = CASE WHEN ?2 IS NULL THEN 0 ELSE attempts + 1 END, last_error = ?2,
                  next_attempt_at = CASE WHEN generation = claimed_generation THEN ?3 ELSE ?4 END
              WHERE key = ?1",
-        )
-        .bind(key.to_string())
-        .bind(error)
-        .bind(now.saturating_add(delay))
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("put a job back"))?;
+            params![key.to_string(), error, now.saturating_add(delay), now],
+        )?;
         self.queued();
         Ok(())
     }
 
     /// Takes a finished job off the queue; `false` when it was asked for again meanwhile.
     async fn delete_job(&mut self, key: &ObjectKey) -> Result<bool, StateError> {
-        let job: Option<Running> = sqlx::query_as(
+        let job = self.first(
+            "finish a job",
             "DELETE FROM jobs WHERE key = ? AND generation = claimed_generation
              RETURNING priority, attempts, created_at, claimed_at, queued_ns",
-        )
-        .bind(key.to_string())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("finish a job"))?;
+            [key.to_string()],
+            Running::read,
+        )?;
         match job {
             Some(job) => self.job_ended(key, &job, None).await.map(|()| true),
             None => Ok(false),
@@ -222,13 +206,12 @@ impl Tx {
 
     /// Files a failed look; returns the pause before the next one, ns.
     async fn job_failed(&mut self, key: &ObjectKey, error: &str) -> Result<i64, StateError> {
-        let job: Option<Running> = sqlx::query_as(
+        let job = self.first(
+            "read a job",
             "SELECT priority, attempts, created_at, claimed_at, queued_ns FROM jobs WHERE key = ?",
-        )
-        .bind(key.to_string())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("read a job"))?;
+            [key.to_string()],
+            Running::read,
+        )?;
         let Some(job) = job else { return Ok(0) };
         self.job_ended(key, &job, Some(error)).await?;
         Ok(backoff_ns(job.attempts, chance()))

@@ -5,10 +5,11 @@
 
 use std::net::Ipv4Addr;
 
-use sqlx::FromRow;
+use rusqlite::params;
 
 use super::cleanup::Resource;
-use super::error::{corrupt, during};
+use super::error::corrupt;
+use super::sql::{all, column, first};
 use super::writer::Tx;
 use super::{StateError, Store, node, now_ns};
 use crate::id::SandboxId;
@@ -35,7 +36,6 @@ pub struct Allocation {
     pub status: String,
 }
 
-#[derive(FromRow)]
 struct Row {
     sandbox_id: String,
     address: String,
@@ -45,6 +45,21 @@ struct Row {
     host_link: String,
     pod_link: String,
     status: String,
+}
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sandbox_id: row.get(0)?,
+            address: row.get(1)?,
+            prefix_length: row.get(2)?,
+            gateway: row.get(3)?,
+            bridge: row.get(4)?,
+            host_link: row.get(5)?,
+            pod_link: row.get(6)?,
+            status: row.get(7)?,
+        })
+    }
 }
 
 impl TryFrom<Row> for Allocation {
@@ -79,13 +94,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocation(&self, id: &SandboxId) -> Result<Option<Allocation>, StateError> {
-        let row: Option<Row> = self
-            .read("read an address", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(format!(
-                    "{SELECT} WHERE sandbox_id = ?"
-                )))
-                .bind(id.as_str())
-                .fetch_optional(&self.readers)
+        let sql = format!("{SELECT} WHERE sandbox_id = ?");
+        let row = self
+            .look("read an address", |connection| {
+                first(connection, &sql, [id.as_str()], Row::read)
             })
             .await?;
         row.map(Allocation::try_from).transpose()
@@ -97,8 +109,8 @@ impl Store {
     /// When the database cannot be read.
     pub async fn allocations(&self) -> Result<Vec<Allocation>, StateError> {
         let rows: Vec<Row> = self
-            .read("list addresses", || {
-                sqlx::query_as(SELECT).fetch_all(&self.readers)
+            .look("list addresses", |connection| {
+                all(connection, SELECT, [], Row::read)
             })
             .await?;
         rows.into_iter().map(Allocation::try_from).collect()
@@ -112,12 +124,8 @@ impl Tx {
         id: &SandboxId,
         pool: &Pool,
     ) -> Result<(), StateError> {
-        let used: Vec<u32> = sqlx::query_scalar(
-            "SELECT address_number FROM network_allocations ORDER BY address_number",
-        )
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("list addresses"))?;
+        let sql = "SELECT address_number FROM network_allocations ORDER BY address_number";
+        let used: Vec<u32> = self.all("list addresses", sql, [], column)?;
         let last = self.fact(node::LAST_ADDRESS).await?;
         let last = last
             .and_then(|text| text.parse::<Ipv4Addr>().ok())
@@ -128,50 +136,46 @@ impl Tx {
                 used: used.len(),
                 capacity: capacity(pool),
             })?;
-        sqlx::query(
+        self.run(
+            "record an address",
             "INSERT INTO network_allocations (sandbox_id, address, address_number, prefix_length,
              gateway, bridge, host_link, pod_link, allocated_at, status)
              VALUES (?, ?, ?, ?, ?, ?, ?, 'eth0', ?, 'allocated')",
-        )
-        .bind(id.as_str())
-        .bind(address.to_string())
-        .bind(u32::from(address))
-        .bind(pool.subnet.prefix_len())
-        .bind(pool.gateway.to_string())
-        .bind(&pool.bridge)
-        .bind(format!("q{}", id.short()))
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("record an address"))?;
+            params![
+                id.as_str(),
+                address.to_string(),
+                u32::from(address),
+                pool.subnet.prefix_len(),
+                pool.gateway.to_string(),
+                pool.bridge,
+                format!("q{}", id.short()),
+                now_ns(),
+            ],
+        )?;
         self.set_fact(node::LAST_ADDRESS, &address.to_string())
             .await
     }
 
     /// The pod's link is up.
     pub(super) async fn activate_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "activate an address",
             "UPDATE network_allocations SET status = 'active', setup_completed_at = ?
              WHERE sandbox_id = ? AND status = 'allocated'",
+            params![now_ns(), id.as_str()],
         )
-        .bind(now_ns())
-        .bind(id.as_str())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("activate an address"))
     }
 
     /// The pod is down: a cleanup task removes the link, and the address goes back after that.
     pub(super) async fn release_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        let link: Option<String> = sqlx::query_scalar(
+        let link: Option<String> = self.first(
+            "release an address",
             "UPDATE network_allocations SET status = 'cleanup_pending'
              WHERE sandbox_id = ? AND status IN ('allocated', 'active') RETURNING host_link",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("release an address"))?;
+            [id.as_str()],
+            column,
+        )?;
         if let Some(link) = link {
             self.add_cleanup(Resource::Network, &link, id.as_str())
                 .await?;
@@ -181,11 +185,7 @@ impl Tx {
 
     /// The link is gone, and with it the allocation.
     pub(super) async fn delete_address(&mut self, host_link: &str) -> Result<(), StateError> {
-        sqlx::query("DELETE FROM network_allocations WHERE host_link = ?")
-            .bind(host_link)
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
-            .map_err(during("delete an address"))
+        let sql = "DELETE FROM network_allocations WHERE host_link = ?";
+        self.run("delete an address", sql, [host_link]).map(drop)
     }
 }

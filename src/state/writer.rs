@@ -1,6 +1,6 @@
 //! The one connection that writes, and the group commit in front of it.
 //!
-//! Writes are closures sent to one task. Those that wait together are committed together: one
+//! Writes are closures sent to one thread. Those that wait together are committed together: one
 //! `BEGIN IMMEDIATE`, each write in its own savepoint, one `COMMIT`, then every caller hears of its
 //! own outcome and the objects touched are woken. A caller that goes away cancels nothing.
 
@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep_until;
 
@@ -17,11 +16,13 @@ use super::StateError;
 use super::checkpoint::checkpoint;
 use super::error::outcome;
 use super::retry::Retry;
+use super::sql;
 use super::storage::{Storage, TRIAL_EVERY, Trouble};
 use super::wake::Wakes;
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::metrics::Metrics;
+use crate::sys::sqlite::SharedConnection;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
 const QUEUE: usize = 1024;
@@ -40,7 +41,7 @@ pub struct ObservedWriter(pub(super) Writer);
 
 /// One write inside the running transaction.
 pub(super) struct Tx {
-    pub(super) connection: SqliteConnection,
+    pub(super) connection: SharedConnection,
     /// The name of this daemon's life: jobs that another one claimed are due again.
     pub(super) incarnation: String,
     touched: HashSet<ObjectKey>,
@@ -65,18 +66,15 @@ impl Tx {
     }
 
     /// A statement about the transaction itself.
-    pub(super) async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::query(sql)
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
+    pub(super) fn execute(&self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sql::run(self.connection.direct(), sql, []).map(drop)
     }
 
     /// Gives the running transaction up, if there is still one, and what it would have woken.
-    pub(super) async fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.touched.clear();
         // SQLite may have rolled back by itself; then this fails, and all is well.
-        let _none_running = self.execute("ROLLBACK").await;
+        let _none_running = self.execute("ROLLBACK");
     }
 }
 
@@ -105,7 +103,7 @@ enum Message {
     Close(oneshot::Sender<()>),
 }
 
-/// A handle to the writer task.
+/// A handle to the writer's thread.
 #[derive(Clone)]
 pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
@@ -114,15 +112,19 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Starts the task that owns the connection; it ends when it is closed or every handle is gone.
+    /// Starts the thread that owns the connection; it ends when it is closed or every handle is
+    /// gone. It is a thread because statements are run at once and a commit may wait for the disk.
     /// `checkpoint_due` is told when the log should be moved.
+    ///
+    /// # Errors
+    /// When there can be no further thread.
     pub(super) fn start(
-        connection: SqliteConnection,
+        connection: SharedConnection,
         wakes: Arc<Wakes>,
         metrics: Arc<Metrics>,
         storage: Arc<Storage>,
         checkpoint_due: Arc<Notify>,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let (messages, queue) = mpsc::channel(QUEUE);
         let task = Task {
             tx: Tx {
@@ -139,12 +141,15 @@ impl Writer {
             since_checkpoint: 0,
             next_trial: tokio::time::Instant::now(),
         };
-        tokio::spawn(task.run(queue));
-        Self {
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new()
+            .name("quilt-writer".into())
+            .spawn(move || runtime.block_on(task.run(queue)))?;
+        Ok(Self {
             messages,
             metrics,
             storage,
-        }
+        })
     }
 
     /// Has the log moved into the database file between two transactions.
@@ -383,7 +388,7 @@ async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics, 
         None => end_batch(tx, kept).await,
     };
     if committed.is_err() {
-        tx.abandon().await;
+        tx.abandon();
     }
     for (operation, applied) in applied {
         (applied.outcome)(match &committed {
@@ -413,18 +418,13 @@ async fn apply(
             applied.push((request.name, outcome));
             continue;
         }
-        if !single && let Err(error) = tx.execute("SAVEPOINT one").await {
+        if !single && let Err(error) = tx.execute("SAVEPOINT one") {
             tracing::error!(%error, "cannot set a savepoint");
         }
         let one = (request.operation)(Ok(&mut *tx)).await;
         trouble = one.trouble;
         if !single && trouble.is_none() {
-            let end = if one.keep {
-                "RELEASE one"
-            } else {
-                "ROLLBACK TO one; RELEASE one"
-            };
-            if let Err(error) = tx.execute(end).await {
+            if let Err(error) = end_one(tx, one.keep) {
                 tracing::error!(%error, "cannot end a savepoint");
                 trouble = Trouble::of(&error);
             }
@@ -434,13 +434,21 @@ async fn apply(
     trouble
 }
 
+/// Ends the savepoint of one write.
+fn end_one(tx: &Tx, keep: bool) -> Result<(), sqlx::Error> {
+    if !keep {
+        tx.execute("ROLLBACK TO one")?;
+    }
+    tx.execute("RELEASE one")
+}
+
 /// Commits, or rolls back when no write of the batch is to be kept.
 async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), Failed> {
     if !kept {
-        return Ok(tx.execute("ROLLBACK").await?);
+        return Ok(tx.execute("ROLLBACK")?);
     }
     fault::point("writer.commit").await?;
-    tx.execute("COMMIT").await?;
+    tx.execute("COMMIT")?;
     Ok(fault::point("writer.committed").await?)
 }
 
@@ -452,7 +460,7 @@ async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, Failed)> {
     }
     let mut retry = Retry::new("begin a transaction", metrics);
     loop {
-        match tx.execute("BEGIN IMMEDIATE").await {
+        match tx.execute("BEGIN IMMEDIATE") {
             Ok(()) => return Ok(()),
             Err(error) if retry.again(&error).await => {}
             Err(error) => return Err((retry.attempts(), error.into())),
