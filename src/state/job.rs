@@ -106,11 +106,16 @@ impl Tx {
              ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?3",
             params![key.to_string(), Kind::of(key).priority(), now],
         )?;
+        self.asked.insert(key.clone());
         self.queued();
         Ok(())
     }
 
-    async fn claim_jobs(&mut self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
+    /// Takes due jobs off the queue; also says when the next one is due.
+    pub(super) fn claim_jobs(
+        &mut self,
+        free: Free,
+    ) -> Result<(Vec<Claim>, Option<i64>), StateError> {
         let incarnation = self.incarnation.clone();
         let params = params![now_ns(), incarnation, free.pods, free.pulls, free.cleanup];
         let rows: Vec<(String, i64)> = self.all("claim jobs", CLAIM, params, |row| {
@@ -123,6 +128,9 @@ impl Tx {
                 Ok(Claim { key, attempts })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
+        for claim in &claims {
+            self.asked.remove(&claim.key);
+        }
         let left = free.without(&claims);
         let left = [left.pods, left.pulls, left.cleanup];
         let next: Option<Option<i64>> = self.first("find the next job", NEXT, left, column)?;
@@ -165,6 +173,7 @@ impl Tx {
     }
 
     async fn finish_job(&mut self, key: &ObjectKey, outcome: Outcome) -> Result<(), StateError> {
+        self.asked.remove(key);
         let (delay, error) = match outcome {
             Outcome::Done => {
                 if self.delete_job(key).await? {
@@ -276,7 +285,9 @@ impl ObservedWriter {
     /// When the database cannot be written, or holds an unknown key.
     pub async fn claim_jobs(&self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
         self.0
-            .write("claim jobs", move |tx| Box::pin(tx.claim_jobs(free)))
+            .write("claim jobs", move |tx| {
+                Box::pin(async move { tx.claim_jobs(free) })
+            })
             .await
     }
 
@@ -287,6 +298,24 @@ impl ObservedWriter {
     pub async fn finish_job(&self, key: ObjectKey, outcome: Outcome) -> Result<(), StateError> {
         self.0
             .write("finish a job", move |tx| {
+                Box::pin(async move { tx.finish_job(&key, outcome).await })
+            })
+            .await
+    }
+
+    /// The same for a job that nobody waits for, unless it was asked for again: with the next
+    /// transaction, whoever's it is, or one of its own some milliseconds later.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn finish_job_later(
+        &self,
+        key: ObjectKey,
+        outcome: Outcome,
+    ) -> Result<(), StateError> {
+        let unless_asked = Some(key.clone());
+        self.0
+            .write_later("finish a job", unless_asked, move |tx| {
                 Box::pin(async move { tx.finish_job(&key, outcome).await })
             })
             .await

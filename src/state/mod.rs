@@ -23,6 +23,7 @@ pub mod job;
 pub mod job_history;
 pub mod network;
 pub mod node;
+pub mod offer;
 pub mod opening;
 pub mod operation;
 pub mod progress;
