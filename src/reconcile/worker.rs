@@ -258,8 +258,8 @@ async fn put_down(back: &Back, key: ObjectKey, outcome: Outcome) {
     let _ = fault::point("job.finished").await;
 }
 
-/// Forgets finished jobs that are old or too many, a few in each transaction, off everybody's path;
-/// runs until `stop` turns true.
+/// Forgets finished jobs that are old or too many, a few in each transaction, off everybody's path,
+/// and takes back what another daemon had claimed; runs until `stop` turns true.
 pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
     let age = i64::try_from(rules.history.as_nanos()).unwrap_or(i64::MAX);
     while !*stop.borrow() {
@@ -267,7 +267,14 @@ pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>)
         let pruned = back
             .observed
             .prune_job_history(before, rules.history_rows, PRUNE_BATCH);
-        match pruned.await {
+        // There are none unless rows came from elsewhere: nobody would ever put them down.
+        let (pruned, reclaimed) = tokio::join!(pruned, back.observed.reclaim_jobs());
+        match reclaimed {
+            Ok(0) => {}
+            Ok(jobs) => tracing::warn!(jobs, "jobs of another daemon are due again"),
+            Err(error) => tracing::warn!(%error, "cannot look for jobs of another daemon"),
+        }
+        match pruned {
             // There is more, and others may write in between.
             Ok(gone) if gone == u64::from(PRUNE_BATCH) => continue,
             Ok(_) => {}

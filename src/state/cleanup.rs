@@ -189,7 +189,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_begun(&self, id: i64) -> Result<(), StateError> {
         self.0
-            .write("begin a cleanup task", move |tx| {
+            .write_later("begin a cleanup task", None, move |tx| {
                 Box::pin(async move {
                     tx.run(
                         "begin a cleanup task",
@@ -209,7 +209,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_completed(&self, id: i64, task: CleanupTask) -> Result<(), StateError> {
         self.0
-            .write("finish a cleanup task", move |tx| {
+            .write_later("finish a cleanup task", None, move |tx| {
                 Box::pin(async move {
                     match task.resource {
                         Resource::Network => tx.delete_address(&task.path).await?,
@@ -234,7 +234,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_withdrawn(&self, id: i64) -> Result<(), StateError> {
         self.0
-            .write("withdraw a cleanup task", move |tx| {
+            .write_later("withdraw a cleanup task", None, move |tx| {
                 Box::pin(async move {
                     let why = "it is in use: nothing was removed";
                     tx.end_cleanup(id, Some(why)).await

@@ -212,7 +212,7 @@ impl ObservedWriter {
         signal: i32,
     ) -> Result<(), StateError> {
         self.0
-            .write("record a stop signal", move |tx| {
+            .write_later("record a stop signal", None, move |tx| {
                 Box::pin(async move {
                     let sql = "UPDATE containers SET signalled_at = ? WHERE id = ?";
                     tx.run("record a stop signal", sql, params![now_ns(), id.as_str()])?;
@@ -230,7 +230,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn container_released(&self, id: ContainerId) -> Result<(), StateError> {
         self.0
-            .write("record a released container", move |tx| {
+            .write_later("record a released container", None, move |tx| {
                 Box::pin(async move {
                     let sql = "UPDATE containers SET released = 1 WHERE id = ?";
                     tx.run("record a released container", sql, [id.as_str()])

@@ -3,13 +3,13 @@
 
 use rusqlite::{Row, params};
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::event::Subject;
 use super::sql::column;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::ObjectKey;
-use crate::lifecycle::job::{Kind, backoff_ns};
+use crate::lifecycle::job::{Kind, REPORTED_AFTER, backoff_ns};
 
 /// A key handed to a worker.
 #[derive(Debug, Clone)]
@@ -223,6 +223,16 @@ impl Tx {
         )?;
         let Some(job) = job else { return Ok(0) };
         self.job_ended(key, &job, Some(error)).await?;
+        if job.attempts + 1 == REPORTED_AFTER {
+            tracing::warn!(%key, tries = REPORTED_AFTER, error, "a job fails again and again");
+            if let Some(subject) = subject(key) {
+                let message = format!(
+                    "{REPORTED_AFTER} tries in a row have failed, and it is tried again all the \
+                     same; the last error: {error}"
+                );
+                self.event(subject, "failing", &message).await?;
+            }
+        }
         Ok(backoff_ns(job.attempts, chance()))
     }
 }
@@ -251,6 +261,17 @@ impl Free {
     }
 }
 
+/// What events about a job are about. Pulls and cleanup have rows of their own that say as much,
+/// and no object of theirs has events.
+fn subject(key: &ObjectKey) -> Option<Subject<'_>> {
+    match key {
+        ObjectKey::Sandbox(id) => Some(Subject::Sandbox(id)),
+        ObjectKey::Container(id) => Some(Subject::Container(id)),
+        ObjectKey::Image(id) => Some(Subject::Image(id)),
+        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => None,
+    }
+}
+
 /// A random byte. Without one all come back at the same time, which is no error.
 fn chance() -> u8 {
     let mut byte = [0_u8];
@@ -262,16 +283,41 @@ fn chance() -> u8 {
 }
 
 impl Tx {
+    fn reclaim_jobs(&mut self) -> Result<usize, StateError> {
+        let (now, incarnation) = (now_ns(), self.incarnation.clone());
+        let filed = self.run(
+            "file reclaimed jobs",
+            "INSERT INTO job_history (key, kind, status, priority, attempts, created_at,
+                 started_at, completed_at, queue_ns, run_ns, last_error)
+             SELECT key, kind, 'failed', priority, attempts + 1, created_at,
+                 coalesce(claimed_at, ?1), ?1, queued_ns, max(0, ?1 - coalesce(claimed_at, ?1)),
+                 'the daemon ended while the job ran'
+             FROM jobs WHERE status = 'running' AND claimed_by IS NOT ?2",
+            params![now, incarnation],
+        )?;
+        if filed > 0 {
+            self.run(
+                "reclaim jobs",
+                "UPDATE jobs SET status = 'pending', next_attempt_at = ?1, attempts = 0,
+                     claimed_at = NULL, claimed_by = NULL, overdue_at = NULL
+                 WHERE status = 'running' AND claimed_by IS NOT ?2",
+                params![now, incarnation],
+            )?;
+            self.queued();
+        }
+        Ok(filed)
+    }
+}
+
+impl Tx {
     /// What failed while the database could not be written need not wait any longer.
     pub(super) async fn hasten_failed_jobs(&mut self) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "hasten failed jobs",
             "UPDATE jobs SET next_attempt_at = ?1
              WHERE status = 'pending' AND last_error IS NOT NULL AND next_attempt_at > ?1",
-        )
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("hasten failed jobs"))?;
+            [now_ns()],
+        )?;
         self.queued();
         Ok(())
     }
@@ -330,23 +376,13 @@ impl ObservedWriter {
         self.0
             .write("report a job", move |tx| {
                 Box::pin(async move {
-                    let reported = sqlx::query(
-                        "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL",
-                    )
-                    .bind(now_ns())
-                    .bind(key.to_string())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("report a job"))?;
-                    if reported.rows_affected() == 0 {
+                    let sql = "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL";
+                    let params = params![now_ns(), key.to_string()];
+                    if tx.run("report a job", sql, params)? == 0 {
                         return Ok(());
                     }
-                    let subject = match &key {
-                        ObjectKey::Sandbox(id) => Subject::Sandbox(id),
-                        ObjectKey::Container(id) => Subject::Container(id),
-                        ObjectKey::Image(id) => Subject::Image(id),
-                        // A row of their own says as much, and no object of theirs has events.
-                        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => return Ok(()),
+                    let Some(subject) = subject(&key) else {
+                        return Ok(());
                     };
                     let message = "a step takes longer than [jobs] long_running_s";
                     tx.event(subject, "overdue", message).await
@@ -355,42 +391,15 @@ impl ObservedWriter {
             .await
     }
 
-    /// Makes jobs that a dead daemon had claimed due again; those of this one are left alone.
+    /// Makes jobs that another daemon had claimed due again; those of this one are left alone.
+    /// Returns how many there were.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn reclaim_jobs(&self) -> Result<u64, StateError> {
+    pub async fn reclaim_jobs(&self) -> Result<usize, StateError> {
         self.0
-            .write("reclaim jobs", |tx| {
-                Box::pin(async move {
-                    let incarnation = tx.incarnation.clone();
-                    sqlx::query(
-                        "INSERT INTO job_history (key, kind, status, priority, attempts,
-                             created_at, started_at, completed_at, queue_ns, run_ns, last_error)
-                         SELECT key, kind, 'failed', priority, attempts + 1, created_at,
-                             coalesce(claimed_at, ?1), ?1, queued_ns,
-                             max(0, ?1 - coalesce(claimed_at, ?1)),
-                             'the daemon ended while the job ran'
-                         FROM jobs WHERE status = 'running' AND claimed_by IS NOT ?2",
-                    )
-                    .bind(now_ns())
-                    .bind(incarnation.clone())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("file reclaimed jobs"))?;
-                    let reclaimed = sqlx::query(
-                        "UPDATE jobs SET status = 'pending', next_attempt_at = ?1, attempts = 0,
-                             claimed_at = NULL, claimed_by = NULL, overdue_at = NULL
-                         WHERE status = 'running' AND claimed_by IS NOT ?2",
-                    )
-                    .bind(now_ns())
-                    .bind(incarnation)
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("reclaim jobs"))?;
-                    tx.queued();
-                    Ok(reclaimed.rows_affected())
-                })
+            .write_later("reclaim jobs", None, |tx| {
+                Box::pin(async move { tx.reclaim_jobs() })
             })
             .await
     }

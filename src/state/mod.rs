@@ -78,9 +78,9 @@ use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
-/// Connections for reading, for each side; each has a thread of its own. The front's are its own,
-/// so that a status call never stands behind the back's lists.
-const READERS: u32 = 4;
+/// Connections for rare reads, for each side; each has a thread of its own. The front's are its
+/// own, so that a call never stands behind the back's lists.
+const READERS: u32 = 2;
 /// Longest wait for a connection to read with.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for reads under way when the database is closed.
@@ -143,6 +143,7 @@ impl Store {
         let connection = SharedConnection::new(connection).await.map_err(opening)?;
         let checkpoints = connect(&options, &metrics).await.map_err(opening)?;
         let reading = options.clone().read_only(true).create_if_missing(false);
+        let direct = Readers::open(path).map_err(opening)?;
         let readers = pool(reading.clone()).await.map_err(opening)?;
         let back_readers = pool(reading).await.map_err(opening)?;
         let wakes = Arc::new(Wakes::default());
@@ -158,7 +159,7 @@ impl Store {
         .map_err(|error| opening(error.into()))?;
         let checkpointer = Checkpointer::start(checkpoints, due, writer.clone());
         let store = Self {
-            direct: Arc::new(Readers::new(path)),
+            direct: Arc::new(direct),
             readers,
             back_readers,
             storage,

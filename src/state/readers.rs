@@ -3,7 +3,7 @@
 //! Such a read takes some microseconds out of memory that is mapped, and never waits for a lock:
 //! SQLite says that it is locked, and the read is tried again later.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,20 +20,19 @@ const STATEMENTS: usize = 64;
 
 /// Connections that only read.
 pub(super) struct Readers {
-    path: PathBuf,
     places: Semaphore,
     // Held to take one out and to put it back, no longer.
     idle: Mutex<Vec<Connection>>,
 }
 
 impl Readers {
-    /// None is opened before it is needed.
-    pub(super) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
+    /// Opens them all: later the file may be in trouble, and reads go on all the same.
+    pub(super) fn open(path: &Path) -> Result<Self, sqlx::Error> {
+        let idle: Result<Vec<_>, _> = (0..CONNECTIONS).map(|_| connect(path)).collect();
+        Ok(Self {
             places: Semaphore::new(CONNECTIONS),
-            idle: Mutex::default(),
-        }
+            idle: Mutex::new(idle.map_err(failure)?),
+        })
     }
 
     /// Runs `query` on a connection that nobody uses.
@@ -44,10 +43,7 @@ impl Readers {
         let place = tokio::time::timeout(READER_PATIENCE, self.places.acquire());
         let place = place.await.map_err(|_| sqlx::Error::PoolTimedOut)?;
         let _place = place.map_err(|_| sqlx::Error::PoolClosed)?;
-        let connection = match self.take() {
-            Some(connection) => connection,
-            None => self.open()?,
-        };
+        let connection = self.lock().pop().ok_or(sqlx::Error::PoolClosed)?;
         let result = query(&connection);
         let mut idle = self.lock();
         // Asked under the lock: what is put back after `close` would stay open.
@@ -64,25 +60,18 @@ impl Readers {
         self.lock().clear();
     }
 
-    fn take(&self) -> Option<Connection> {
-        self.lock().pop()
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Connection>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn open(&self) -> Result<Connection, sqlx::Error> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags).map_err(failure)?;
-        let set = || -> rusqlite::Result<()> {
-            // The thread that asks has other things to do than to wait for a lock.
-            connection.busy_timeout(Duration::ZERO)?;
-            connection.pragma_update(None, "temp_store", "memory")?;
-            connection.pragma_update_and_check(None, "mmap_size", MMAP_BYTES, |_| Ok(()))
-        };
-        set().map_err(failure)?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(connection)
-    }
+fn connect(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    // The thread that asks has other things to do than to wait for a lock.
+    connection.busy_timeout(Duration::ZERO)?;
+    connection.pragma_update(None, "temp_store", "memory")?;
+    connection.pragma_update_and_check(None, "mmap_size", MMAP_BYTES, |_| Ok(()))?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    Ok(connection)
 }

@@ -13,6 +13,7 @@ use super::*;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::container::{Desired, State};
+use crate::lifecycle::job::REPORTED_AFTER;
 use crate::lifecycle::sandbox;
 use crate::lifecycle::spec::{ContainerSpec, ImageSpec, SandboxSpec};
 
@@ -531,6 +532,32 @@ async fn what_a_client_waits_for_goes_before_cleanup() {
     let claimed = engine.observed.claim_jobs(Free::each(1)).await;
     let (claims, _) = claimed.expect("claims");
     assert_eq!(claims[0].key, image);
+}
+
+#[tokio::test]
+async fn a_job_that_fails_again_and_again_is_reported_once_and_still_tried() {
+    let engine = engine().await;
+    let id = ContainerId::random();
+    let key = ObjectKey::Container(id.clone());
+    let told = async || {
+        let events = engine.store.events(id.as_str(), 0, 100).await;
+        let events = events.expect("events");
+        assert!(events.iter().all(|event| event.kind == "failing"));
+        let messages = events.into_iter().map(|event| event.message);
+        messages.collect::<Vec<_>>()
+    };
+    for tries in 1..=2 * REPORTED_AFTER {
+        // Asked for anew, so that it does not wait.
+        let asked = engine.observed.enqueue(vec![key.clone()]);
+        asked.await.expect("queued");
+        assert_eq!(claim(&engine).await, std::slice::from_ref(&key));
+        let failed = Outcome::Failed(format!("no luck {tries}"));
+        put_down(&engine, std::slice::from_ref(&key), &failed).await;
+        let messages = told().await;
+        assert_eq!(messages.len(), usize::from(tries >= REPORTED_AFTER));
+        let last = format!("no luck {REPORTED_AFTER}");
+        assert!(messages.iter().all(|message| message.ends_with(&last)));
+    }
 }
 
 #[tokio::test]
