@@ -20,6 +20,7 @@ readonly GROUPS_BASIC=(
     'Container runtime should support basic operations on container=14'
     'Idempotence=7'
     'Image Manager=9'
+    'Image Volume=5'
 )
 # It wants an image by the digest it has upstream, whose bytes cannot be made here; our own end-to-end
 # tests pull by digest instead.

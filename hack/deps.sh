@@ -4,7 +4,7 @@
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
-readonly CRI_TOOLS=v1.36.0
+readonly CRI_TOOLS=v1.37.0
 readonly OUT=target/hack
 
 # What must be there (a path, or a command in PATH), and the Debian package that brings it.

@@ -9,7 +9,9 @@ use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
 use crate::image::ImageConfig;
+use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
+use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
 use crate::telemetry::LogConfig;
 
@@ -149,6 +151,10 @@ pub struct ImageSection {
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
     pub stall_timeout_s: u64,
+    /// Images that kubelet is advised to keep: names, `start*`, `*part*`.
+    pub pinned: Vec<String>,
+    /// Seconds for which the layers that a failed pull has got wait for a retry.
+    pub failed_pull_kept_s: u64,
 }
 
 impl Default for ImageSection {
@@ -159,11 +165,25 @@ impl Default for ImageSection {
             parallel_layers: driver.parallel_layers,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
+            pinned: Vec::new(),
+            failed_pull_kept_s: 600,
         }
     }
 }
 
 impl ImageSection {
+    /// Which images and layers are kept.
+    ///
+    /// # Errors
+    /// A pattern of `pinned` that is none, and why.
+    pub fn rules(&self) -> Result<ImageRules, String> {
+        let kept = Duration::from_secs(self.failed_pull_kept_s).as_nanos();
+        Ok(ImageRules {
+            pins: Pins::parse(&self.pinned)?,
+            failed_pull_kept_ns: i64::try_from(kept).unwrap_or(i64::MAX),
+        })
+    }
+
     /// The driver's configuration.
     #[must_use]
     pub fn driver(&self) -> ImageConfig {
@@ -314,6 +334,9 @@ impl Config {
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
         }
+        if let Err(why) = config.image.rules() {
+            return Err(value("image.pinned", why));
+        }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));
         }
@@ -360,6 +383,7 @@ mod tests {
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[image]\npinned = [\"*\"]\n").contains("image.pinned"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

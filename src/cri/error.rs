@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::lifecycle::Impossible;
+use crate::lifecycle::{Impossible, image};
 use crate::state::{StateError, Trouble};
 
 /// A failed call.
@@ -11,6 +11,16 @@ pub enum CallError {
     /// A field of the request cannot be what it is.
     #[error("{field}: {why}")]
     Invalid {
+        /// Path of the field, as the interface names it.
+        field: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// An image cannot be mounted as the request asks for.
+    #[error("{}: {field}: {why}", image::VOLUME_FAILED)]
+    ImageVolume {
+        /// How kubelet should take it.
+        code: Code,
         /// Path of the field, as the interface names it.
         field: String,
         /// What is wrong with it.
@@ -126,6 +136,15 @@ impl CallError {
         }
     }
 
+    /// An invalid field of a mount that is an image.
+    pub(super) fn image_volume(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::ImageVolume {
+            code: Code::InvalidArgument,
+            field: field.into(),
+            why: why.into(),
+        }
+    }
+
     /// What clients are told.
     pub(super) fn code(&self) -> Code {
         match self {
@@ -139,7 +158,7 @@ impl CallError {
             }
             Self::Failed(_) => Code::Unknown,
             Self::Withdrawn { .. } => Code::Aborted,
-            Self::Pull { code, .. } => *code,
+            Self::Pull { code, .. } | Self::ImageVolume { code, .. } => *code,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::State(StateError::AddressesExhausted { .. }) => Code::ResourceExhausted,
             Self::TooMany(_) => Code::ResourceExhausted,

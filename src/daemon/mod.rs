@@ -22,8 +22,8 @@ use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network::{self, BridgeSpec, NetworkConfig};
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, monitor, pruner, records, recovery, sampler, shim_link,
-    sweep, worker,
+    self, Back, Parts, Paths, Processes, collector, monitor, pruner, records, recovery, sampler,
+    shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -182,12 +182,16 @@ async fn start(
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
         image_records: tokio::sync::Notify::new(),
+        image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
+        unused_layers: tokio::sync::Notify::new(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
     if let Some(loss) = loss {
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
+    let pins = back.image_rules.pins.clone();
+    back.observed.pin_images(pins).await?;
     let sweeper = sweep::Sweeper {
         back: back.clone(),
         health: health.clone(),
@@ -246,6 +250,7 @@ fn spawn_upkeep(
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
     tasks.spawn(records::run(back.clone(), stopped.clone()));
+    tasks.spawn(collector::run(back.clone(), stopped.clone()));
     let history = back.store.clone();
     tasks.spawn(async move { history.check_history().await });
     tasks.spawn(sweeper.run(checks, stopped.clone()));

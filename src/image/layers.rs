@@ -1,12 +1,11 @@
-//! Layers on disk: `layers/<chain id>/fs` under the root directory, and what is being made of them
-//! in `staging/`.
+//! Layers on disk: `layers/<chain id>/fs` under the root directory, each with its list of entries
+//! beside it (`seal`), and what is being made of them in `staging/`.
 //!
 //! ```text
-//!   (nothing) ──stage──► staging/layer-N/fs ──commit: settle, sync, rename──► layers/<hex>/fs
-//!                              │ dropped, or found at start                        │ remove:
-//! rename
-//!                              ▼                                                   ▼
-//!                           deleted                                    staging/trash-N ──► deleted
+//!   (nothing) ──stage──► staging/layer-N/fs ──commit: settle, seal, sync, rename──► layers/<hex>
+//!                              │ dropped, or found at start          remove: rename    │
+//!                              ▼                                                       ▼
+//!                           deleted                      deleted ◄── staging/trash-N ◄─┘
 //! ```
 //! A directory under `layers/` is whole and on disk, at any moment, after any crash: that is what
 //! its name means. Which layers are wanted is not known here.
@@ -21,6 +20,7 @@ use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::digest::{Algorithm, Digest};
+use super::seal::{self, Seal};
 use super::settle::{SettleError, settle};
 use super::unpack::Unsettled;
 use crate::fault::{self, Fault};
@@ -63,16 +63,18 @@ pub enum LayerError {
 /// The layers under one root directory.
 #[derive(Debug)]
 pub(super) struct LayerStore {
-    layers: PathBuf,
+    pub(super) layers: PathBuf,
     staging: PathBuf,
+    /// What was taken out of `layers/` while containers stood on it (`check`).
+    pub(super) retired: PathBuf,
     next: AtomicU64,
 }
 
 /// A directory that is deleted unless it is renamed away.
 #[derive(Debug)]
 pub(super) struct Staging {
-    path: PathBuf,
-    renamed: bool,
+    pub(super) path: PathBuf,
+    pub(super) renamed: bool,
 }
 
 /// An unpacked layer, both its digests verified; nothing refers to it yet, and dropping it deletes
@@ -100,10 +102,12 @@ impl StagedLayer {
 pub struct CommittedLayer {
     /// Its name.
     pub chain_id: Digest,
-    /// Bytes allocated on disk.
+    /// Bytes allocated on disk, its own directory and its list of entries included.
     pub size_bytes: u64,
-    /// Inodes, its own directory included.
+    /// Inodes, those two included.
     pub inodes: u64,
+    /// Its list of entries.
+    pub seal: Seal,
 }
 
 impl LayerStore {
@@ -113,9 +117,10 @@ impl LayerStore {
         let store = Self {
             layers: root.join("layers"),
             staging: root.join("staging"),
+            retired: root.join("retired"),
             next: AtomicU64::new(0),
         };
-        for path in [&store.layers, &store.staging] {
+        for path in [&store.layers, &store.staging, &store.retired] {
             let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
             made.map_err(failed("making", path))?;
         }
@@ -148,47 +153,97 @@ impl LayerStore {
         Ok(staging)
     }
 
-    /// Makes a staged layer count. Blocks on the disk.
+    /// Makes a staged layer count. One that is there already is left as it is. Blocks on the disk.
     pub(super) fn commit(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
+        let chain_id = staged.chain_id.clone();
+        if self.has(&chain_id) {
+            return self.measure(&chain_id);
+        }
+        let (mut staging, seal) = self.prepare(staged)?;
+        let home = self.layers.join(chain_id.hex());
+        match rename_new(&staging.path, &home) {
+            Ok(()) => staging.renamed = true,
+            // Another pull of the same layer was faster: theirs has the same content.
+            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
+            Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
+        }
+        fault::blocking_point("image.layer_in_place")?;
+        sync_directory(&self.layers)?;
+        self.measured(chain_id, seal)
+    }
+
+    /// Completes a staged layer and brings it onto the disk.
+    pub(super) fn prepare(&self, staged: StagedLayer) -> Result<(Staging, Seal), LayerError> {
         let StagedLayer {
             reference: _,
             chain_id,
             parents,
-            mut staging,
+            staging,
             unsettled,
         } = staged;
-        let home = self.layers.join(chain_id.hex());
-        if !self.has(&chain_id) {
-            if let Some(parent) = parents.iter().find(|parent| !self.has(parent)) {
-                let parent = parent.clone();
-                return Err(LayerError::ParentMissing {
-                    layer: chain_id,
-                    parent,
-                });
-            }
-            let below: Vec<PathBuf> = parents.iter().rev().map(|id| self.path(id)).collect();
-            settle(&staging.fs(), &unsettled, &below).map_err(|source| LayerError::Settle {
-                layer: chain_id.clone(),
-                source,
-            })?;
-            fault::blocking_point("image.layer_settled")?;
-            sync_file_system(&staging.path)?;
-            fault::blocking_point("image.layer_synced")?;
-            match rename_new(&staging.path, &home) {
-                Ok(()) => staging.renamed = true,
-                // Another pull of the same layer was faster: theirs has the same content.
-                Err(Errno::EXIST | Errno::NOTEMPTY) => {}
-                Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
-            }
-            fault::blocking_point("image.layer_in_place")?;
-            sync_directory(&self.layers)?;
+        if let Some(parent) = parents.iter().find(|parent| !self.has(parent)) {
+            let parent = parent.clone();
+            return Err(LayerError::ParentMissing {
+                layer: chain_id,
+                parent,
+            });
         }
-        let fs = self.path(&chain_id);
-        let usage = tree::usage(&fs).map_err(failed("measuring", &fs))?;
+        let below: Vec<PathBuf> = parents.iter().rev().map(|id| self.path(id)).collect();
+        settle(&staging.fs(), &unsettled, &below).map_err(|source| LayerError::Settle {
+            layer: chain_id.clone(),
+            source,
+        })?;
+        fault::blocking_point("image.layer_settled")?;
+        let list = staging.path.join(seal::NAME);
+        let seal = seal::write(&staging.fs(), &list).map_err(failed("listing", &list))?;
+        fault::blocking_point("image.layer_sealed")?;
+        sync_file_system(&staging.path)?;
+        fault::blocking_point("image.layer_synced")?;
+        Ok((staging, seal))
+    }
+
+    /// What a layer in its place takes, and its list of entries; one that was put there by a
+    /// version without lists gets its own now. Blocks on the disk.
+    pub(super) fn measure(&self, chain_id: &Digest) -> Result<CommittedLayer, LayerError> {
+        let list = self.layers.join(chain_id.hex()).join(seal::NAME);
+        let seal = match seal::digest_of(&list) {
+            Ok(seal) => seal,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.seal(chain_id)?,
+            Err(error) => return Err(failed("reading", &list)(error)),
+        };
+        self.measured(chain_id.clone(), seal)
+    }
+
+    /// Lists a layer's entries as they are now.
+    pub(super) fn seal(&self, chain_id: &Digest) -> Result<Seal, LayerError> {
+        let fs = self.path(chain_id);
+        let new = self.unused("seal");
+        let made = seal::write(&fs, &new);
+        let sealed = made.map_err(failed("listing", &fs)).and_then(|seal| {
+            sync_file(&new)?;
+            let list = self.layers.join(chain_id.hex()).join(seal::NAME);
+            fs::rename(&new, &list).map_err(failed("putting in place", &list))?;
+            Ok(seal)
+        });
+        if sealed.is_err() {
+            // What stays is cleared at the next start.
+            let _ = fs::remove_file(&new);
+        }
+        sealed
+    }
+
+    pub(super) fn measured(
+        &self,
+        chain_id: Digest,
+        seal: Seal,
+    ) -> Result<CommittedLayer, LayerError> {
+        let home = self.layers.join(chain_id.hex());
+        let usage = tree::usage(&home).map_err(failed("measuring", &home))?;
         Ok(CommittedLayer {
             chain_id,
             size_bytes: usage.bytes,
             inodes: usage.inodes,
+            seal,
         })
     }
 
@@ -228,7 +283,7 @@ impl LayerStore {
         Ok(())
     }
 
-    fn unused(&self, kind: &str) -> PathBuf {
+    pub(super) fn unused(&self, kind: &str) -> PathBuf {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.staging
             .join(format!("{kind}-{}-{number}", std::process::id()))
@@ -262,7 +317,10 @@ impl Drop for Staging {
     }
 }
 
-fn failed<'p>(action: &'static str, path: &'p Path) -> impl Fn(io::Error) -> LayerError + 'p {
+pub(super) fn failed<'p>(
+    action: &'static str,
+    path: &'p Path,
+) -> impl Fn(io::Error) -> LayerError + 'p {
     move |source| LayerError::Storage {
         action,
         path: path.to_owned(),
@@ -270,7 +328,7 @@ fn failed<'p>(action: &'static str, path: &'p Path) -> impl Fn(io::Error) -> Lay
     }
 }
 
-fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
+pub(super) fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
     rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
 }
 
@@ -280,9 +338,14 @@ fn sync_file_system(path: &Path) -> Result<(), LayerError> {
     rustix::fs::syncfs(open_dir(path).map_err(failed)?).map_err(failed)
 }
 
-fn sync_directory(path: &Path) -> Result<(), LayerError> {
+pub(super) fn sync_directory(path: &Path) -> Result<(), LayerError> {
     let failed = |errno: Errno| failed("writing out", path)(errno.into());
     rustix::fs::fsync(open_dir(path).map_err(failed)?).map_err(failed)
+}
+
+fn sync_file(path: &Path) -> Result<(), LayerError> {
+    let synced = fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(failed("writing out", path))
 }
 
 fn open_dir(path: &Path) -> Result<std::os::fd::OwnedFd, Errno> {

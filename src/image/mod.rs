@@ -9,9 +9,11 @@
 //! A driver: it knows no database, no CRI and no other driver. Everything that comes from outside
 //! (names, registries, archives, layers) is hostile until its digest or its shape has been checked.
 
+mod annotations;
 mod archive;
 mod auth;
 mod channel;
+mod check;
 mod clients;
 mod error;
 mod hosts;
@@ -20,6 +22,7 @@ mod layers;
 pub mod manifest;
 mod pull;
 mod registry;
+mod seal;
 mod session;
 mod settle;
 #[cfg(test)]
@@ -31,6 +34,7 @@ pub mod unpack;
 use crate::lifecycle::{digest, reference};
 
 pub use auth::Credentials;
+pub use check::{LayerCheck, RetiredLayer};
 pub use digest::Digest;
 pub use error::ImageError;
 pub use import::ImportedImage;
@@ -38,5 +42,6 @@ pub use layers::{CommittedLayer, LayerError, StagedLayer};
 pub use manifest::{ImageConfigSummary, LayerDescriptor};
 pub use pull::{ImageConfig, ImageDriver, ResolvedImage};
 pub use reference::{Reference, ReferenceError};
+pub use seal::{Compared, Depth, Seal};
 pub use settle::SettleError;
 pub use unpack::Limits;

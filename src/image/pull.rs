@@ -94,6 +94,11 @@ impl ResolvedImage {
     pub fn repo_digest(&self) -> Reference {
         self.reference.with_digest(&self.repo_digest_of_index)
     }
+
+    /// The annotations of its manifest, 16 KiB of them at most.
+    pub fn annotations(&self) -> std::collections::BTreeMap<String, String> {
+        super::annotations::of(&self.manifest)
+    }
 }
 
 /// Where the layers come from.

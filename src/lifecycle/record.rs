@@ -4,6 +4,7 @@
 //! A record is JSON with a version. What is read is as hostile as any input: whoever reads one gets
 //! it only when its name, its ids, its digests and its numbers fit each other.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::de::DeserializeOwned;
@@ -193,6 +194,18 @@ pub struct ContainerRecord {
     pub created_at: i64,
     /// The image layers it stands on, from the base up.
     pub layers: Vec<LayerRecord>,
+    /// The images it mounts, each once.
+    #[serde(default)]
+    pub volumes: Vec<VolumeRecord>,
+}
+
+/// An image that a container mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// Id of the image.
+    pub image_id: String,
+    /// Its layers, from the base up.
+    pub layers: Vec<LayerRecord>,
 }
 
 impl Record for ContainerRecord {
@@ -206,6 +219,17 @@ impl Record for ContainerRecord {
         }
         time("created_at", self.created_at)?;
         sha256("image_id", &self.image_id)?;
+        for volume in &self.volumes {
+            sha256("volumes", &volume.image_id)?;
+            check_layers(&volume.layers)?;
+        }
+        let mut images: Vec<_> = self.volumes.iter().map(|volume| &volume.image_id).collect();
+        let all = images.len();
+        images.sort_unstable();
+        images.dedup();
+        if images.len() < all {
+            return Err(bad("volumes", all, "an image is named twice"));
+        }
         check_layers(&self.layers)
     }
 }
@@ -225,6 +249,12 @@ pub struct LayerRecord {
     pub inodes: i64,
     /// When it was first wanted, ns since 1970.
     pub created_at: i64,
+    /// Digest of the list of its entries; `None` where there is none.
+    #[serde(default)]
+    pub seal: Option<String>,
+    /// Entries in that list.
+    #[serde(default)]
+    pub entries: Option<i64>,
 }
 
 /// An image, while it has a row.
@@ -246,6 +276,18 @@ pub struct ImageRecord {
     pub layers: Vec<LayerRecord>,
     /// Its names.
     pub references: Vec<ReferenceRecord>,
+    /// Annotations of its manifest.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+    /// The name or the file it came by.
+    #[serde(default)]
+    pub pulled_as: Option<String>,
+    /// Its manifest, byte for byte; both documents are JSON, and so UTF-8.
+    #[serde(default)]
+    pub manifest: Option<String>,
+    /// Its configuration, byte for byte.
+    #[serde(default)]
+    pub config: Option<String>,
 }
 
 /// A name of an image.
@@ -265,9 +307,21 @@ impl Record for ImageRecord {
         if id.hex() != name {
             return Err(bad("id", &self.id, "the file has another name"));
         }
-        self.manifest_digest
+        let manifest = self
+            .manifest_digest
             .parse::<Digest>()
             .map_err(|_| bad("manifest_digest", &self.manifest_digest, "it is no digest"))?;
+        for (field, digest, text) in [
+            ("manifest", &manifest, &self.manifest),
+            ("config", &id, &self.config),
+        ] {
+            if text
+                .as_ref()
+                .is_some_and(|text| !digest.matches(text.as_bytes()))
+            {
+                return Err(bad(field, digest, "its content has another digest"));
+            }
+        }
         time("created_at", self.created_at)?;
         if self.size_bytes < 0 {
             return Err(bad("size_bytes", self.size_bytes, "it is negative"));
@@ -315,6 +369,9 @@ fn check_layers(layers: &[LayerRecord]) -> Result<(), BadRecord> {
         if layer.size_bytes < 0 || layer.inodes < 0 {
             return Err(bad("size_bytes", layer.size_bytes, "it is negative"));
         }
+        if let Some(seal) = &layer.seal {
+            sha256("seal", seal)?;
+        }
         time("created_at", layer.created_at)?;
         below = Some(chain_id);
     }
@@ -350,6 +407,8 @@ mod tests {
             digest: Digest::sha256(&[number, 1]).to_string(),
             size_bytes: 10,
             inodes: 2,
+            seal: Some(format!("sha256:{}", "5".repeat(64))),
+            entries: Some(3),
             created_at: 5,
         }
     }
@@ -364,6 +423,10 @@ mod tests {
             spec: ImageSpec::default(),
             size_bytes: 20,
             pinned: false,
+            annotations: BTreeMap::from([("a".into(), "b".into())]),
+            pulled_as: Some("a".into()),
+            manifest: Some("manifest".into()),
+            config: Some("config".into()),
             created_at: 7,
             layers: vec![base, top],
             references: vec![ReferenceRecord {

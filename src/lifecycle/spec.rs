@@ -138,7 +138,14 @@ pub struct ContainerSpec {
     pub process: ProcessSpec,
 }
 
-/// A host path in a container.
+impl ContainerSpec {
+    /// The images among its mounts, in the order of the request.
+    pub fn image_mounts(&self) -> impl Iterator<Item = &ImageMount> {
+        self.mounts.iter().filter_map(|mount| mount.image.as_ref())
+    }
+}
+
+/// A host path, or an image, in a container.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountSpec {
     /// Where, inside.
@@ -151,8 +158,21 @@ pub struct MountSpec {
     pub recursive_read_only: bool,
     /// How later mounts travel.
     pub propagation: Propagation,
-    /// An image to mount instead of a host path; refused as yet.
-    pub image: Option<String>,
+    /// An image to mount instead of a host path: always read-only.
+    pub image: Option<ImageMount>,
+}
+
+/// An image as a volume (KEP-4639, CRI `Mount.image`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// As requested: what PullImage answered, or a reference.
+    pub image: String,
+    /// As the pod's author wrote it.
+    pub user_specified_image: String,
+    /// The directory in it to mount; empty is its root.
+    pub sub_path: String,
+    /// Id of the image that was found.
+    pub image_id: String,
 }
 
 /// CRI `MountPropagation`.

@@ -1,6 +1,9 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
-use super::{Back, ReconcileError, blocking, container_launch, processes, records, sandbox_files};
+use super::{
+    Back, ReconcileError, blocking, container_launch, image_volume, processes, records,
+    sandbox_files,
+};
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -113,7 +116,11 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     stages.enter("snapshot");
     let record = record(back, container).await?;
     let (back_too, container_too) = (back.clone(), container.clone());
-    let made = blocking(move || make_directories(&back_too, &container_too, &record)).await;
+    let made = async {
+        image_volume::check(back, container).await?;
+        blocking(move || make_directories(&back_too, &container_too, &record)).await
+    }
+    .await;
     let done = |stages: Stages<'_>, error| Finished {
         kind: "create_container",
         object_id: id.to_string(),
@@ -152,6 +159,7 @@ async fn record(back: &Back, container: &Container) -> Result<ContainerRecord, R
         spec: container.spec.clone(),
         created_at: container.created_at,
         layers: back.store.layer_records(top.as_deref()).await?,
+        volumes: image_volume::records(back, container).await?,
     })
 }
 

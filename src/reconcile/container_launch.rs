@@ -2,10 +2,11 @@
 //! how far it had come.
 
 use super::processes::{self, Handle};
-use super::{Back, ReconcileError, blocking, container, container_plan, image, sampler};
+use super::{Back, ReconcileError, blocking, container, container_plan, image_volume, sampler};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::{Desired, State};
+use crate::lifecycle::image::VOLUME_FAILED;
 use crate::lifecycle::spec::UserIds;
 use crate::runtime::plan::LaunchPlan;
 use crate::shim::client::{Seen, ShimClient, ShimClientError};
@@ -74,7 +75,7 @@ pub(super) async fn launch(
         // The launch of a former daemon came to its end while we joined it: the next look finds it.
         Err(ReconcileError::Shim(ShimClientError::Refused(Refusal::Exited(_)))) => Ok(()),
         Err(error) => {
-            let text = error.full_text();
+            let text = why_not_started(&error);
             tracing::warn!(container = %id, error = text, "cannot start the container");
             let exit = Exit {
                 code: START_ERROR_CODE,
@@ -89,6 +90,17 @@ pub(super) async fn launch(
                 .await?;
             Ok(fault::point("container.start_failed").await?)
         }
+    }
+}
+
+/// The text of a failed start; kubelet looks for its own word when an image volume is to blame.
+fn why_not_started(error: &ReconcileError) -> String {
+    let text = error.full_text();
+    match error {
+        ReconcileError::Shim(ShimClientError::Launch(launch)) if launch.is_image_volume_error() => {
+            format!("{VOLUME_FAILED}: {}: {text}", launch.stage)
+        }
+        _ => text,
     }
 }
 
@@ -123,7 +135,7 @@ async fn start(
         back_too.cgroups.ensure(&path_too, resources.as_ref())?;
         back_too.cgroups.mark(&path_too, &back_too.paths.marker())?;
         fault::blocking_point("container.cgroup")?;
-        for mount in &sources {
+        for mount in sources.iter().filter(|mount| mount.image.is_none()) {
             make_source(&mount.host_path)?;
         }
         fault::blocking_point("container.sources")?;
@@ -222,12 +234,10 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         Some(top) => back.store.layer_chain(&top).await?,
         None => Vec::new(),
     };
-    let lower = chain
-        .iter()
-        .map(|chain_id| Ok(back.images.layer_path(&image::chain_id(chain_id)?)))
-        .collect::<Result<_, ReconcileError>>()?;
+    let lower = image_volume::directories(back, &chain)?;
+    let volumes = image_volume::plan(back, container).await?;
     let snapshot = snapshot::locate(&back.paths.root, container.id.as_str())?;
-    container_plan::build(back, container, &sandbox, snapshot, lower)
+    container_plan::build(back, container, &sandbox, snapshot, lower, volumes)
 }
 
 /// A host path that is not there becomes a directory, as Docker and containerd do; whoever wants an

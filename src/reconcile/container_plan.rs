@@ -17,7 +17,7 @@ use super::mounts::{self, SandboxMounts};
 use super::{Back, ReconcileError, processes};
 use crate::lifecycle::capability;
 use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, NamespaceMode, Resources};
-use crate::runtime::plan::{CgroupEntry, LaunchPlan, PlanUser, Rootfs, Stdio};
+use crate::runtime::plan::{CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, Stdio};
 use crate::snapshot::Snapshot;
 use crate::state::container::Container;
 use crate::state::sandbox::Sandbox;
@@ -28,13 +28,15 @@ const OCI_VERSION: &str = "1.2.0";
 const FILES_SOFT: u64 = 1024;
 const FILES_HARD: u64 = 524_288;
 
-/// Builds the plan of a container whose layers, topmost first, are `lower`.
+/// Builds the plan of a container whose layers, topmost first, are `lower`, and whose mounts of
+/// images, in the order of the request, are `image_volumes`.
 pub(super) fn build(
     back: &Back,
     container: &Container,
     sandbox: &Sandbox,
     snapshot: Snapshot,
     lower: Vec<PathBuf>,
+    image_volumes: Vec<ImageVolume>,
 ) -> Result<LaunchPlan, ReconcileError> {
     let cgroup = back
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
@@ -52,6 +54,7 @@ pub(super) fn build(
             work: snapshot.work,
             mount_point: back.paths.mount_point(),
         },
+        image_volumes,
         user: PlanUser {
             user: spec.process.user.clone(),
             group: spec.process.group.clone(),

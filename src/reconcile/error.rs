@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
 use crate::image::{ImageError, LayerError};
+use crate::lifecycle::image;
 use crate::network::NetworkError;
+use crate::runtime::error::LaunchError;
 use crate::shim::client::ShimClientError;
 use crate::snapshot::SnapshotError;
 use crate::state::StateError;
@@ -42,6 +44,14 @@ pub enum ReconcileError {
         path: PathBuf,
         /// The kernel's answer.
         source: std::io::Error,
+    },
+    /// An image that the container mounts is not as it was asked for.
+    #[error("{}: image on {destination:?}", image::VOLUME_FAILED)]
+    ImageVolume {
+        /// Where it would be.
+        destination: String,
+        /// Why it cannot be.
+        source: LaunchError,
     },
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]

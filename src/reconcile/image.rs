@@ -15,11 +15,14 @@ use tokio::task::JoinSet;
 use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
-use crate::image::{Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer};
+use crate::image::{
+    CommittedLayer, Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer,
+};
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
-use crate::state::image::{NewImage, NewLayer};
+use crate::state::image::NewImage;
 use crate::state::job::Outcome;
+use crate::state::layer::{NewLayer, PresentLayer};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
@@ -69,7 +72,8 @@ async fn fetch_and_answer(
         Ok(None) => return Ok(Outcome::Again(LEAVING_NS)),
         Ok(Some(image)) => {
             stages.enter("record");
-            let new = record(&image, std::slice::from_ref(&image.reference));
+            let names = std::slice::from_ref(&image.reference);
+            let new = record(back, &image, names, reference);
             let done = done(stages, new.id.clone(), None);
             back.observed
                 .image_present(new, Some(key.to_owned()), done)
@@ -82,9 +86,11 @@ async fn fetch_and_answer(
             let text = error.full_text();
             tracing::warn!(reference, error = text, "cannot pull");
             let done = done(stages, reference.to_owned(), Some(text.clone()));
+            let kept_until = now_ns().saturating_add(back.image_rules.failed_pull_kept_ns);
             back.observed
-                .pull_failed(key.to_owned(), kind_of(&error), text, done)
+                .pull_failed(key.to_owned(), (kind_of(&error), text), kept_until, done)
                 .await?;
+            back.unused_layers.notify_one();
             fault::point("image.failed").await?;
         }
     }
@@ -122,7 +128,9 @@ async fn fetch(
     stages.enter("resolve");
     let image = back.images.resolve(&parsed, &credentials(secret)).await?;
     fault::point("image.resolved").await?;
-    Ok(store_layers(back, &image, stages).await?.then_some(image))
+    Ok(store_layers(back, key, &image, stages)
+        .await?
+        .then_some(image))
 }
 
 fn credentials(secret: Secret) -> Credentials {
@@ -144,9 +152,11 @@ fn credentials(secret: Secret) -> Credentials {
     Credentials::Password { username, password }
 }
 
-/// Brings every layer of an image to its place; `false` when one is being removed just now.
+/// Brings every layer of an image to its place, held by `holder`, a row of `pulls`; `false` when
+/// one is being removed just now.
 async fn store_layers(
     back: &Back,
+    holder: &str,
     image: &ResolvedImage,
     stages: &mut Stages<'_>,
 ) -> Result<bool, ReconcileError> {
@@ -161,7 +171,7 @@ async fn store_layers(
             digest: layer.digest.to_string(),
         });
     }
-    if !back.observed.expect_layers(rows).await? {
+    if !back.observed.expect_layers(holder.to_owned(), rows).await? {
         return Ok(false);
     }
     fault::point("image.layers_recorded").await?;
@@ -172,8 +182,7 @@ async fn store_layers(
     let mut staged: Vec<Option<StagedLayer>> = Vec::new();
     for (index, layer) in image.layers.iter().enumerate() {
         staged.push(None);
-        let known = back.store.has_layer(&layer.chain_id.to_string()).await?;
-        if known && back.images.has_layer(&layer.chain_id) {
+        if is_there(back, &layer.chain_id).await? {
             continue;
         }
         let (back, image) = (back.clone(), Arc::clone(&image));
@@ -192,20 +201,60 @@ async fn store_layers(
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
     for layer in staged.into_iter().flatten() {
-        let back_too = back.clone();
-        let committed = blocking(move || Ok(back_too.images.commit_layer(layer)?)).await?;
-        fault::point("image.layer_committed").await?;
-        let chain_id = committed.chain_id.to_string();
-        back.observed
-            .layer_present(chain_id, committed.size_bytes, committed.inodes)
+        let damaged = back
+            .store
+            .is_layer_damaged(&layer.chain_id().to_string())
             .await?;
+        let back_too = back.clone();
+        let committed = blocking(move || {
+            Ok(match damaged {
+                true => back_too.images.replace_layer(layer)?,
+                false => back_too.images.commit_layer(layer)?,
+            })
+        });
+        let committed = committed.await?;
+        fault::point("image.layer_committed").await?;
+        back.observed.layer_present(present(&committed)).await?;
         fault::point("image.layer_recorded").await?;
     }
     Ok(true)
 }
 
-/// The rows of a complete image under these names.
-fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
+/// Whether a layer need not be fetched. One that came into its place just before its daemon died is
+/// whole and only lacks its row's word.
+async fn is_there(back: &Back, chain_id: &Digest) -> Result<bool, ReconcileError> {
+    let name = chain_id.to_string();
+    if !back.images.has_layer(chain_id) || back.store.is_layer_damaged(&name).await? {
+        return Ok(false);
+    }
+    if back.store.has_layer(&name).await? {
+        return Ok(true);
+    }
+    let (back_too, chain_id) = (back.clone(), chain_id.clone());
+    let found = blocking(move || Ok(back_too.images.measure_layer(&chain_id)?)).await?;
+    back.observed.layer_present(present(&found)).await?;
+    Ok(true)
+}
+
+/// What a driver measured, as a row has it.
+pub(super) fn present(layer: &CommittedLayer) -> PresentLayer {
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    PresentLayer {
+        chain_id: layer.chain_id.to_string(),
+        size_bytes: number(layer.size_bytes),
+        inodes: number(layer.inodes),
+        entries: number(layer.seal.entries),
+        seal: layer.seal.digest.to_string(),
+    }
+}
+
+/// The rows of a complete image under these names, which came from `source`.
+pub(super) fn record(
+    back: &Back,
+    image: &ResolvedImage,
+    names: &[Reference],
+    source: &str,
+) -> NewImage {
     let config = &image.config;
     let mut tags = Vec::new();
     let mut digests = Vec::new();
@@ -232,6 +281,11 @@ fn record(image: &ResolvedImage, names: &[Reference]) -> NewImage {
         },
         tags,
         digests,
+        annotations: image.annotations(),
+        pulled_as: source.to_owned(),
+        manifest: image.manifest.clone(),
+        config: config.json.clone(),
+        pins: back.image_rules.pins.clone(),
     }
 }
 
@@ -288,10 +342,10 @@ async fn import_archive(
         }
         let key = ObjectKey::Image(found.image.image_id.to_string());
         let mut stages = Stages::new(back.store.progress(), key.clone());
-        while !store_layers(back, &found.image, &mut stages).await? {
+        while !store_layers(back, pull::IMPORT, &found.image, &mut stages).await? {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
-        let new = record(&found.image, &names);
+        let new = record(back, &found.image, &names, &path.display().to_string());
         let id = new.id.clone();
         let done = Finished {
             kind: "import_image",

@@ -6,11 +6,13 @@
 
 pub mod caught;
 pub mod cleanup;
+pub mod collector;
 mod container;
 mod container_launch;
 mod container_plan;
 mod error;
 mod image;
+mod image_volume;
 mod inspect;
 pub mod monitor;
 mod mounts;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
+use crate::lifecycle::image::Pins;
 use crate::network::{BridgeSpec, NetworkConfig};
 use crate::shim::client::ShimClient;
 use crate::state::{ObservedWriter, Store};
@@ -70,6 +73,19 @@ pub struct Parts {
     pub boot_id: String,
     /// Told when an image has come or gone, for its record.
     pub image_records: tokio::sync::Notify,
+    /// Which images and layers are kept.
+    pub image_rules: ImageRules,
+    /// Told when layers have begun to wait for a retry of their pull.
+    pub unused_layers: tokio::sync::Notify,
+}
+
+/// Which images and layers are kept.
+#[derive(Debug, Clone, Default)]
+pub struct ImageRules {
+    /// Images that clients are advised to keep.
+    pub pins: Pins,
+    /// How long the layers of a failed pull wait for a retry, ns.
+    pub failed_pull_kept_ns: i64,
 }
 
 /// Where things are.

@@ -50,10 +50,18 @@ pub(super) fn all(
         let options = ["rbind", "rprivate", "rw", "nosuid", "nodev", "noexec"];
         mounts.push(bind(&shm, "/dev/shm", &options)?);
     }
-    let mut own: Vec<&MountSpec> = spec.mounts.iter().collect();
-    own.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
-    for mount in own {
-        mounts.push(requested(mount)?);
+    let mut images = 0..;
+    let mut own: Vec<(&MountSpec, Option<usize>)> = spec
+        .mounts
+        .iter()
+        .map(|mount| (mount, mount.image.as_ref().and_then(|_| images.next())))
+        .collect();
+    own.sort_by_key(|(mount, _)| Path::new(&mount.container_path).components().count());
+    for (mount, image) in own {
+        mounts.push(match image {
+            Some(number) => image_volume(mount, number)?,
+            None => requested(mount)?,
+        });
     }
     Ok(mounts)
 }
@@ -122,6 +130,18 @@ fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
     )
 }
 
+/// Number `number` of the plan's images. Programs in it can be executed, as Kubernetes wants it
+/// since 1.36; its device nodes are of no use, whatever the cgroup allows.
+fn image_volume(mount: &MountSpec, number: usize) -> Result<Mount, OciSpecError> {
+    let options = ["rprivate", "ro", "nodev"];
+    file_system(
+        "image",
+        &number.to_string(),
+        &mount.container_path,
+        &options,
+    )
+}
+
 fn file_system(
     kind: &str,
     source: &str,
@@ -158,6 +178,7 @@ fn bind(source: &Path, target: &str, options: &[&str]) -> Result<Mount, OciSpecE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lifecycle::spec::ImageMount;
 
     fn sandbox() -> SandboxMounts {
         SandboxMounts {
@@ -195,6 +216,26 @@ mod tests {
             sources("/etc/resolv.conf"),
             [Some(PathBuf::from("/s/resolv.conf"))]
         );
+    }
+
+    #[test]
+    fn images_keep_their_numbers_wherever_they_are_mounted() {
+        let image = |path: &str| MountSpec {
+            image: Some(ImageMount::default()),
+            ..mount(path)
+        };
+        let spec = ContainerSpec {
+            mounts: vec![image("/deep/below"), mount("/h"), image("/v")],
+            ..Default::default()
+        };
+        let mounts = all(&spec, &sandbox()).expect("mounts");
+        let images: Vec<_> = mounts
+            .iter()
+            .filter(|m| m.typ().as_deref() == Some("image"))
+            .map(|m| (m.destination().clone(), m.source().clone()))
+            .collect();
+        let named = |path: &str, number: &str| (path.into(), Some(number.into()));
+        assert_eq!(images, [named("/v", "1"), named("/deep/below", "0")]);
     }
 
     #[test]

@@ -166,10 +166,12 @@ fn build_root(task: &Task<'_>) -> Result<Root, LaunchError> {
     // 6. What comes from the node is taken hold of: bind sources before propagation is cut, since
     //    a shared or slave mount has to come from a mount that still has its peers.
     reached(stage::MOUNT);
-    let mounts = mounts::prepare(spec.mounts().as_deref().unwrap_or_default(), &plan.cgroup)?;
+    let mut mounts = mounts::prepare(spec.mounts().as_deref().unwrap_or_default(), &plan.cgroup)?;
     let devices = devices::prepare(spec)?;
     reached(stage::ROOTFS);
     rootfs::isolate_propagation()?;
+    let (images, mount_point) = (&plan.image_volumes, &plan.rootfs.mount_point);
+    mounts::assemble_images(&mut mounts, images, mount_point, task.overlay)?;
     let mount = rootfs::assemble(&plan.rootfs, task.overlay)?;
     rootfs::enter(&mount)?;
     drop(mount);

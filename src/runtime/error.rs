@@ -22,6 +22,8 @@ pub mod stage {
     pub const ROOTFS: &str = "rootfs";
     /// The mounts of the plan; reported as `mount DESTINATION`.
     pub const MOUNT: &str = "mount";
+    /// An image that is mounted; reported as `image volume DESTINATION`.
+    pub const IMAGE_VOLUME: &str = "image volume";
     /// Device nodes.
     pub const DEVICES: &str = "devices";
     /// Masked and read-only paths.
@@ -84,6 +86,12 @@ impl LaunchError {
     #[must_use]
     pub fn is_command_error(&self) -> bool {
         self.stage == stage::EXEC || self.stage == stage::CWD
+    }
+
+    /// Whether it was an image to be mounted that stood in the way.
+    #[must_use]
+    pub fn is_image_volume_error(&self) -> bool {
+        self.stage.starts_with(stage::IMAGE_VOLUME)
     }
 
     /// Whether the command (or its interpreter) or its working directory does not exist.

@@ -13,6 +13,7 @@ mod container;
 mod devices;
 pub mod error;
 mod hidden_paths;
+pub mod image_volume;
 mod join;
 pub mod launch;
 mod limits;

@@ -2,10 +2,12 @@
 //!
 //! Before it, [`prepare`] checks every mount and takes hold of what comes from the node: bind
 //! sources become detached mounts, which still belong to the node's peer groups, as propagation
-//! needs. After it, [`attach_all`] creates the file systems and puts everything in place, each onto
-//! a target that was resolved inside the new root and is held by a descriptor.
+//! needs. Images become detached mounts as soon as propagation is cut ([`assemble_images`]). After
+//! the change, [`attach_all`] creates the file systems and puts everything in place, each onto a
+//! target that was resolved inside the new root and is held by a descriptor.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, fstat};
@@ -17,11 +19,15 @@ use rustix::mount::{
 
 use super::cgroup_mount::{self, CgroupSource};
 use super::error::{At, LaunchError, stage};
+use super::image_volume;
 use super::mount_options::{self, MountOptions};
-use super::plan::CgroupEntry;
+use super::plan::{CgroupEntry, ImageVolume};
 use super::root::{Missing, Root};
-use super::rootfs::kernel_says;
+use super::rootfs::{OverlayInterface, kernel_says};
 use crate::sys::mounts::{MountAttributes, set_attributes};
+
+/// The type of a mount whose source is an image of the plan.
+const IMAGE: &str = "image";
 
 /// A mount whose source is in hand.
 #[derive(Debug)]
@@ -37,6 +43,8 @@ pub(super) struct Prepared {
 enum Source {
     /// A detached copy of a tree of the node, its flags and propagation set.
     Tree(OwnedFd),
+    /// An image of the plan, by its number, until it has become a tree.
+    Image(usize),
     /// A file system to be created, by type and source name.
     New(String, String),
     Cgroup(CgroupSource),
@@ -65,8 +73,12 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
         );
         return Err(LaunchError::invalid(stage::MOUNT, message));
     };
-    let at = format!("{} {destination}", stage::MOUNT);
     let kind = mount.typ().as_deref().unwrap_or_default();
+    let stage = match kind {
+        IMAGE => stage::IMAGE_VOLUME,
+        _ => stage::MOUNT,
+    };
+    let at = format!("{stage} {destination}");
     let options = mount_options::parse(kind, mount.options().as_deref().unwrap_or_default())
         .map_err(|error| LaunchError::invalid(at.as_str(), error))?;
     let source = if let Some(recursive) = options.bind {
@@ -80,6 +92,8 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
         let tree = open_tree(CWD, path, flags).at(&at, || format!("bind source {path:?}"))?;
         restrict_bind(&tree, &options).at(&at, || format!("set the flags of {path:?}"))?;
         Source::Tree(tree)
+    } else if kind == IMAGE {
+        Source::Image(image_number(mount, &options, &at)?)
     } else if kind == "cgroup" {
         Source::Cgroup(cgroup_mount::prepare(cgroup, &at)?)
     } else if kind.is_empty() {
@@ -101,6 +115,46 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
         options,
         source,
     })
+}
+
+/// The image that a mount names.
+fn image_number(mount: &Mount, options: &MountOptions, at: &str) -> Result<usize, LaunchError> {
+    if let Some((name, _)) = options.parameters.first() {
+        let message = format!("mount option {name:?} makes no sense for an image");
+        return Err(LaunchError::invalid(at, message));
+    }
+    let source = mount.source().as_ref().and_then(|source| source.to_str());
+    let number = source.and_then(|number| number.parse().ok());
+    number.ok_or_else(|| {
+        let message = format!("its source, {source:?}, is no number of an image");
+        LaunchError::invalid(at, message)
+    })
+}
+
+/// Makes detached trees of the images among `mounts`. `mount_point` is an empty directory, and the
+/// process has a mount namespace from which nothing travels.
+pub(super) fn assemble_images(
+    mounts: &mut [Prepared],
+    images: &[ImageVolume],
+    mount_point: &Path,
+    with: OverlayInterface,
+) -> Result<(), LaunchError> {
+    for mount in mounts {
+        let Source::Image(number) = mount.source else {
+            continue;
+        };
+        let at = mount.stage.as_str();
+        let image = images.get(number).ok_or_else(|| {
+            LaunchError::invalid(at, format!("the plan has no image number {number}"))
+        })?;
+        let tree = image_volume::open(image, mount_point, with).map_err(|error| LaunchError {
+            stage: at.to_owned(),
+            ..error
+        })?;
+        restrict_bind(&tree, &mount.options).at(at, || "set the flags of the image")?;
+        mount.source = Source::Tree(tree);
+    }
+    Ok(())
 }
 
 /// Gives a detached tree its flags, and by default cuts its propagation.
@@ -142,6 +196,7 @@ fn attach_one(root: &Root, mount: &Prepared) -> Result<(), LaunchError> {
     let what = || format!("mount on {:?}", mount.destination);
     match &mount.source {
         Source::Tree(tree) => attach(tree, &target).at(at, what),
+        Source::Image(_) => Err(LaunchError::invalid(at, "the image was not assembled")),
         Source::New(kind, name) => {
             let parameters = &mount.options.parameters;
             let tree = create(kind, name, parameters, &mount.options, at)?;

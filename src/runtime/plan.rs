@@ -22,6 +22,10 @@ pub struct LaunchPlan {
     pub spec: Spec,
     /// The layers to assemble inside the container's own mount namespace.
     pub rootfs: Rootfs,
+    /// Images to mount read-only beside it. A mount of `spec` with the type `image` names one of
+    /// them by its place in this list, as its source.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub image_volumes: Vec<ImageVolume>,
     /// Who to run as; names are resolved in the rootfs, by the child, after it has been assembled.
     pub user: PlanUser,
     /// What the process joins before anything else.
@@ -42,6 +46,15 @@ pub struct Rootfs {
     pub work: PathBuf,
     /// An empty directory to mount on.
     pub mount_point: PathBuf,
+}
+
+/// The directories of a read-only overlay, and what of it is mounted. Made where the rootfs is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageVolume {
+    /// Layers, topmost first; none for an image without layers.
+    pub lower: Vec<PathBuf>,
+    /// The directory in it that is mounted, resolved in the image; empty is its root.
+    pub sub_path: String,
 }
 
 /// A user as an image or a client wrote it.

@@ -44,7 +44,6 @@ impl Root {
     }
 
     /// A root to resolve in that need not be the process' own.
-    #[cfg(test)]
     pub(super) fn at(directory: OwnedFd) -> Self {
         Self { directory }
     }

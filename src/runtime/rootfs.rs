@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
@@ -27,10 +27,11 @@ const LAYERS_MAX: usize = 500;
 /// fsconfig(2) takes no longer string.
 const STRING_MAX: usize = 255;
 
-/// Options of every overlay. `volatile`: no sync, because a container's writable layer has no life
-/// after a crash of the node. The others keep attributes that a hostile layer may carry
+/// Options of every writable overlay. `volatile`: no sync, because a container's writable layer has
+/// no life after a crash of the node.
+const FLAGS: &[&str] = &["volatile"];
+/// Options of every overlay. They keep attributes that a hostile layer may carry
 /// (redirections to other directories, contents by reference) from being believed.
-const FLAGS: [&str; 1] = ["volatile"];
 const SETTINGS: [(&str, &str); 3] = [
     ("index", "off"),
     ("redirect_dir", "nofollow"),
@@ -75,26 +76,75 @@ pub(super) fn isolate_propagation() -> Result<(), LaunchError> {
     set_attributes(&root, true, private).at(stage::ROOTFS, what)
 }
 
+/// The directories of an overlay.
+struct Stack<'a> {
+    /// Topmost first.
+    lower: Vec<&'a Path>,
+    /// Upper and work directory; without them the overlay is read-only.
+    writable: Option<(&'a Path, &'a Path)>,
+    mount_point: &'a Path,
+}
+
+impl Stack<'_> {
+    fn flags(&self) -> &'static [&'static str] {
+        self.writable.map_or(&[], |_| FLAGS)
+    }
+}
+
 /// Mounts the layers on the plan's mount point and returns the mount.
 pub(super) fn assemble(rootfs: &Rootfs, with: OverlayInterface) -> Result<OwnedFd, LaunchError> {
-    if rootfs.lower.len() > LAYERS_MAX {
-        let message = format!("{} layers; at most {LAYERS_MAX} stack", rootfs.lower.len());
-        return Err(LaunchError::invalid(stage::ROOTFS, message));
-    }
     if rootfs.lower.is_empty() {
         // An image without layers: the writable layer is all there is.
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let what = || format!("bind {:?}", rootfs.upper);
-        let tree = open_tree(CWD, &rootfs.upper, flags).at(stage::ROOTFS, what)?;
-        return place(tree, &rootfs.mount_point);
+        return bind(&rootfs.upper, &rootfs.mount_point);
     }
     forget_volatile(&rootfs.work)?;
+    let stack = Stack {
+        lower: rootfs.lower.iter().map(PathBuf::as_path).collect(),
+        writable: Some((&rootfs.upper, &rootfs.work)),
+        mount_point: &rootfs.mount_point,
+    };
+    overlay(&stack, with)
+}
+
+/// Mounts layers on `mount_point`, which is empty, so that nothing can be written.
+pub(super) fn assemble_read_only(
+    lower: &[PathBuf],
+    mount_point: &Path,
+    with: OverlayInterface,
+) -> Result<OwnedFd, LaunchError> {
+    let mut lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
+    match lower.len() {
+        0 => return bind(mount_point, mount_point),
+        // The kernel wants two. Bound as it is, a single one would show its whiteouts.
+        1 => lower.push(mount_point),
+        _ => {}
+    }
+    let stack = Stack {
+        lower,
+        writable: None,
+        mount_point,
+    };
+    overlay(&stack, with)
+}
+
+fn bind(directory: &Path, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let what = || format!("bind {directory:?}");
+    let tree = open_tree(CWD, directory, flags).at(stage::ROOTFS, what)?;
+    place(tree, mount_point)
+}
+
+fn overlay(stack: &Stack<'_>, with: OverlayInterface) -> Result<OwnedFd, LaunchError> {
+    if stack.lower.len() > LAYERS_MAX {
+        let message = format!("{} layers; at most {LAYERS_MAX} stack", stack.lower.len());
+        return Err(LaunchError::invalid(stage::ROOTFS, message));
+    }
     match with {
         OverlayInterface::PerLayer => {
-            let overlay = overlay_per_layer(rootfs)?;
-            place(overlay, &rootfs.mount_point)
+            let overlay = overlay_per_layer(stack)?;
+            place(overlay, stack.mount_point)
         }
-        OverlayInterface::OnePage => overlay_one_page(rootfs),
+        OverlayInterface::OnePage => overlay_one_page(stack),
     }
 }
 
@@ -136,24 +186,26 @@ fn place(tree: OwnedFd, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
     Ok(tree)
 }
 
-fn overlay_per_layer(rootfs: &Rootfs) -> Result<OwnedFd, LaunchError> {
+fn overlay_per_layer(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
     let what = || "open an overlay";
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(stage::ROOTFS, what)?;
     let mut handles = Vec::new();
-    for layer in &rootfs.lower {
+    for layer in &stack.lower {
         set_path(&fs, "lowerdir+", layer, &mut handles)?;
     }
-    set_path(&fs, "upperdir", &rootfs.upper, &mut handles)?;
-    set_path(&fs, "workdir", &rootfs.work, &mut handles)?;
+    if let Some((upper, work)) = stack.writable {
+        set_path(&fs, "upperdir", upper, &mut handles)?;
+        set_path(&fs, "workdir", work, &mut handles)?;
+    }
     for (name, value) in SETTINGS {
         fsconfig_set_string(&fs, name, value)
             .at(stage::ROOTFS, || format!("set {name}={value}"))?;
     }
-    for name in FLAGS {
-        fsconfig_set_flag(&fs, name).at(stage::ROOTFS, || format!("set {name}"))?;
+    for name in stack.flags() {
+        fsconfig_set_flag(&fs, *name).at(stage::ROOTFS, || format!("set {name}"))?;
     }
     fsconfig_create(&fs).map_err(|errno| {
-        let what = format!("assemble {} layers{}", rootfs.lower.len(), kernel_says(&fs));
+        let what = format!("assemble {} layers{}", stack.lower.len(), kernel_says(&fs));
         LaunchError::refused(stage::ROOTFS, what, errno)
     })?;
     fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
@@ -179,26 +231,28 @@ fn set_path(
 
 /// Before Linux 6.5 all options share one page. Descriptors, named from within `/proc/self/fd`, are
 /// short enough for any number of layers, and no path needs escaping.
-fn overlay_one_page(rootfs: &Rootfs) -> Result<OwnedFd, LaunchError> {
+fn overlay_one_page(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
     let open =
         |path: &Path| open_directory(path).at(stage::ROOTFS, || format!("use layer {path:?}"));
-    let lower: Vec<OwnedFd> = rootfs
+    let lower: Vec<OwnedFd> = stack
         .lower
         .iter()
         .map(|layer| open(layer))
         .collect::<Result<_, _>>()?;
-    let (upper, work) = (open(&rootfs.upper)?, open(&rootfs.work)?);
+    let writable = match stack.writable {
+        Some((upper, work)) => Some((open(upper)?, open(work)?)),
+        None => None,
+    };
     let names: Vec<String> = lower.iter().map(|fd| fd.as_raw_fd().to_string()).collect();
-    let mut data = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        names.join(":"),
-        upper.as_raw_fd(),
-        work.as_raw_fd()
-    );
+    let mut data = format!("lowerdir={}", names.join(":"));
+    if let Some((upper, work)) = &writable {
+        let (upper, work) = (upper.as_raw_fd(), work.as_raw_fd());
+        data.push_str(&format!(",upperdir={upper},workdir={work}"));
+    }
     for (name, value) in SETTINGS {
         data.push_str(&format!(",{name}={value}"));
     }
-    for name in FLAGS {
+    for name in stack.flags() {
         data.push_str(&format!(",{name}"));
     }
     let what = || format!("assemble {} layers", lower.len());
@@ -209,13 +263,13 @@ fn overlay_one_page(rootfs: &Rootfs) -> Result<OwnedFd, LaunchError> {
     let flags = MountFlags::empty();
     mount(
         "overlay",
-        &rootfs.mount_point,
+        stack.mount_point,
         "overlay",
         flags,
         data.as_c_str(),
     )
     .at(stage::ROOTFS, what)?;
-    open_directory(&rootfs.mount_point).at(stage::ROOTFS, || "open the rootfs")
+    open_directory(stack.mount_point).at(stage::ROOTFS, || "open the rootfs")
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {

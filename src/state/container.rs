@@ -374,6 +374,7 @@ impl Tx {
         };
         self.insert_container(new).await?;
         self.add_snapshot(&new.id, top_chain_id.as_deref()).await?;
+        self.hold_image_volumes(&new.id, &new.spec).await?;
         self.enqueue(&ObjectKey::Container(new.id.clone())).await?;
         Ok(new.id.clone())
     }

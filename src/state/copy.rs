@@ -15,6 +15,8 @@ struct ImageRow {
     size_bytes: i64,
     pinned: bool,
     created_at: i64,
+    annotations: Option<String>,
+    pulled_as: Option<String>,
 }
 
 #[derive(FromRow)]
@@ -25,6 +27,8 @@ struct LayerRow {
     size_bytes: i64,
     inodes: i64,
     created_at: i64,
+    seal: Option<String>,
+    entries: Option<i64>,
 }
 
 impl From<LayerRow> for LayerRecord {
@@ -36,6 +40,8 @@ impl From<LayerRow> for LayerRecord {
             size_bytes: row.size_bytes,
             inodes: row.inodes,
             created_at: row.created_at,
+            seal: row.seal,
+            entries: row.entries,
         }
     }
 }
@@ -52,7 +58,8 @@ impl Store {
                  UNION ALL
                  SELECT l.chain_id, l.parent_chain_id, depth + 1
                  FROM layers l JOIN chain ON l.chain_id = chain.parent
-             ) SELECT l.chain_id, l.diff_id, l.digest, l.size_bytes, l.inodes, l.created_at
+             ) SELECT l.chain_id, l.diff_id, l.digest, l.size_bytes, l.inodes, l.created_at,
+                 l.seal, l.entries
              FROM layers l JOIN chain USING (chain_id) ORDER BY chain.depth DESC",
         )
         .bind(top)
@@ -68,7 +75,8 @@ impl Store {
     /// When the database cannot be read.
     pub async fn image_records(&self) -> Result<Vec<ImageRecord>, StateError> {
         let rows: Vec<ImageRow> = sqlx::query_as(
-            "SELECT id, manifest_digest, top_chain_id, config, size_bytes, pinned, created_at
+            "SELECT id, manifest_digest, top_chain_id, config, size_bytes, pinned, created_at,
+                 annotations, pulled_as
              FROM images WHERE desired = 'present'",
         )
         .fetch_all(&self.readers)
@@ -84,6 +92,8 @@ impl Store {
         let mut records = Vec::with_capacity(rows.len());
         for row in rows {
             let layers = self.layer_records(row.top_chain_id.as_deref()).await?;
+            let documents = self.image_documents(&row.id).await?;
+            let text = |bytes: Option<Vec<u8>>| bytes.and_then(|b| String::from_utf8(b).ok());
             let own = names.iter().filter(|(image, ..)| *image == row.id);
             records.push(ImageRecord {
                 references: own
@@ -100,6 +110,13 @@ impl Store {
                 pinned: row.pinned,
                 created_at: row.created_at,
                 layers,
+                annotations: row
+                    .annotations
+                    .and_then(|json| serde_json::from_str(&json).ok())
+                    .unwrap_or_default(),
+                pulled_as: row.pulled_as,
+                manifest: text(documents.manifest),
+                config: text(documents.config),
             });
         }
         Ok(records)

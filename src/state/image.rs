@@ -1,19 +1,18 @@
-//! The tables `images`, `image_references` and `layers`.
+//! The tables `images`, `image_references` and `image_documents`; `layer` has the layers.
 //!
 //! An image has a row only when all its layers are on disk, so a half-pulled one never shows.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sqlx::FromRow;
 
-use super::cleanup::Resource;
 use super::error::{corrupt, during};
 use super::event::Subject;
 use super::operation::Finished;
-use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
-use crate::lifecycle::image::Desired;
-use crate::lifecycle::layer;
+use crate::lifecycle::image::{Desired, Pins};
 use crate::lifecycle::spec::ImageSpec;
 
 /// An image as the database knows it.
@@ -27,8 +26,10 @@ pub struct Image {
     pub spec: ImageSpec,
     /// Bytes of its unpacked layers.
     pub size_bytes: i64,
-    /// Whether it is never collected.
+    /// Whether clients are advised to keep it.
     pub pinned: bool,
+    /// Annotations of its manifest.
+    pub annotations: BTreeMap<String, String>,
     /// What the client wants now.
     pub desired: Desired,
     /// Names with a tag, sorted.
@@ -44,11 +45,13 @@ struct Row {
     config: String,
     size_bytes: i64,
     pinned: bool,
+    annotations: Option<String>,
     desired: String,
     refs: Option<String>,
 }
 
-const SELECT: &str = "SELECT i.id, i.top_chain_id, i.config, i.size_bytes, i.pinned, i.desired,
+const SELECT: &str = "SELECT i.id, i.top_chain_id, i.config, i.size_bytes, i.pinned,
+     i.annotations, i.desired,
      (SELECT group_concat(r.kind || ' ' || r.reference, char(10)) FROM
          (SELECT kind, reference FROM image_references WHERE image_id = i.id ORDER BY reference) r
      ) AS refs FROM images i";
@@ -71,6 +74,11 @@ impl TryFrom<Row> for Image {
             spec: serde_json::from_str(&row.config).map_err(corrupt("images.config"))?,
             size_bytes: row.size_bytes,
             pinned: row.pinned,
+            annotations: row
+                .annotations
+                .map(|json| serde_json::from_str(&json).map_err(corrupt("images.annotations")))
+                .transpose()?
+                .unwrap_or_default(),
             desired: row.desired.parse().map_err(corrupt("images.desired"))?,
             tags,
             digests,
@@ -78,21 +86,8 @@ impl TryFrom<Row> for Image {
     }
 }
 
-/// A layer to be recorded before it is fetched.
-#[derive(Debug, Clone)]
-pub struct NewLayer {
-    /// Its chain id.
-    pub chain_id: String,
-    /// The chain id below it.
-    pub parent: Option<String>,
-    /// Digest of its uncompressed tar.
-    pub diff_id: String,
-    /// Digest of the blob it comes from.
-    pub digest: String,
-}
-
 /// An image to be recorded, all of whose layers are on disk.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct NewImage {
     /// `sha256:` and the digest of its config.
     pub id: String,
@@ -106,6 +101,16 @@ pub struct NewImage {
     pub tags: Vec<String>,
     /// Names with a digest.
     pub digests: Vec<String>,
+    /// Annotations of its manifest.
+    pub annotations: BTreeMap<String, String>,
+    /// The name or the file it came by.
+    pub pulled_as: String,
+    /// Its manifest, byte for byte.
+    pub manifest: Vec<u8>,
+    /// Its configuration, byte for byte.
+    pub config: Vec<u8>,
+    /// Which images are pinned.
+    pub pins: Pins,
 }
 
 impl Store {
@@ -174,52 +179,6 @@ impl Store {
         .await
     }
 
-    /// Chain ids from `top` down to the base: the order of an overlay's lower directories.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn layer_chain(&self, top: &str) -> Result<Vec<String>, StateError> {
-        self.read("read an image's layers", || {
-            sqlx::query_scalar(
-                "WITH RECURSIVE chain (chain_id, parent, depth) AS (
-                 SELECT chain_id, parent_chain_id, 0 FROM layers WHERE chain_id = ?
-                 UNION ALL
-                 SELECT l.chain_id, l.parent_chain_id, depth + 1
-                 FROM layers l JOIN chain ON l.chain_id = chain.parent
-             ) SELECT chain_id FROM chain ORDER BY depth",
-            )
-            .bind(top)
-            .fetch_all(&self.readers)
-        })
-        .await
-    }
-
-    /// Layers that are on disk, among these.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn has_layer(&self, chain_id: &str) -> Result<bool, StateError> {
-        let found: Option<i64> = self
-            .read("find a layer", || {
-                sqlx::query_scalar("SELECT 1 FROM layers WHERE chain_id = ? AND state = 'present'")
-                    .bind(chain_id)
-                    .fetch_optional(&self.readers)
-            })
-            .await?;
-        Ok(found.is_some())
-    }
-
-    /// Every layer with a row, for the sweep.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn all_layers(&self) -> Result<Vec<String>, StateError> {
-        self.read("list layers", || {
-            sqlx::query_scalar("SELECT chain_id FROM layers").fetch_all(&self.readers)
-        })
-        .await
-    }
-
     /// Images that are to go, for recovery.
     ///
     /// # Errors
@@ -253,20 +212,6 @@ impl Store {
         })
         .await
     }
-
-    /// Bytes and inodes of all unpacked layers.
-    ///
-    /// # Errors
-    /// When the database cannot be read.
-    pub async fn layer_usage(&self) -> Result<(i64, i64), StateError> {
-        self.read("add up layers", || {
-            sqlx::query_as(
-                "SELECT coalesce(sum(size_bytes), 0), coalesce(sum(inodes), 0) FROM layers",
-            )
-            .fetch_one(&self.readers)
-        })
-        .await
-    }
 }
 
 impl DesiredWriter {
@@ -295,63 +240,6 @@ impl DesiredWriter {
 }
 
 impl ObservedWriter {
-    /// Records layers before they are fetched (invariant I5). `false` says that one of them is
-    /// being removed just now, and that nothing was written: come back when it is gone.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn expect_layers(&self, layers: Vec<NewLayer>) -> Result<bool, StateError> {
-        self.0
-            .write("record layers", move |tx| {
-                Box::pin(async move {
-                    for layer in &layers {
-                        if tx.is_leaving(&layer.chain_id).await? {
-                            return Ok(false);
-                        }
-                    }
-                    for layer in &layers {
-                        tx.expect_layer(layer).await?;
-                    }
-                    Ok(true)
-                })
-            })
-            .await
-    }
-
-    /// A layer is on disk, synced and in its place.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn layer_present(
-        &self,
-        chain_id: String,
-        size_bytes: u64,
-        inodes: u64,
-    ) -> Result<(), StateError> {
-        self.0
-            .write("record a layer", move |tx| {
-                Box::pin(async move {
-                    let present = sqlx::query(
-                        "UPDATE layers SET state = 'present', size_bytes = ?, inodes = ?
-                         WHERE chain_id = ?",
-                    )
-                    .bind(i64::try_from(size_bytes).unwrap_or(i64::MAX))
-                    .bind(i64::try_from(inodes).unwrap_or(i64::MAX))
-                    .bind(&chain_id)
-                    .execute(&mut tx.connection)
-                    .await;
-                    let change = Change {
-                        operation: "record a layer",
-                        of: Table::Layers,
-                        id: &chain_id,
-                        to: layer::State::Present.as_str(),
-                    };
-                    tx.changed(change, present.map(|done| done.rows_affected()))
-                })
-            })
-            .await
-    }
-
     /// An image is complete: it shows from here on, and the pull of `answers` is answered.
     ///
     /// # Errors
@@ -365,11 +253,14 @@ impl ObservedWriter {
         self.0
             .write("record an image", move |tx| {
                 Box::pin(async move {
-                    tx.upsert_image(&image).await?;
+                    tx.upsert_image(&image, done.duration_ns).await?;
+                    tx.put_documents(&image).await?;
+                    tx.keep_no_longer(image.top_chain_id.as_deref()).await?;
                     let tags = image.tags.iter().map(|name| (name, "tag"));
                     for (name, kind) in tags.chain(image.digests.iter().map(|n| (n, "digest"))) {
                         tx.point_reference(name, kind, &image.id).await?;
                     }
+                    tx.pin_images(&image.pins).await?;
                     tx.remove_unnamed_images().await?;
                     if let Some(reference) = answers {
                         tx.pull_answered(&reference, &Ok(image.id.clone())).await?;
@@ -378,6 +269,18 @@ impl ObservedWriter {
                     tx.event(Subject::Image(&image.id), "pulled", &image.tags.join(" "))
                         .await
                 })
+            })
+            .await
+    }
+
+    /// Pins what the configuration says, at start.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn pin_images(&self, pins: Pins) -> Result<(), StateError> {
+        self.0
+            .write("pin images", move |tx| {
+                Box::pin(async move { tx.pin_images(&pins).await })
             })
             .await
     }
@@ -410,33 +313,7 @@ impl ObservedWriter {
 }
 
 impl Tx {
-    async fn is_leaving(&mut self, chain_id: &str) -> Result<bool, StateError> {
-        let leaving: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM layers WHERE chain_id = ? AND state = 'removing'")
-                .bind(chain_id)
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("find a layer"))?;
-        Ok(leaving.is_some())
-    }
-
-    async fn expect_layer(&mut self, layer: &NewLayer) -> Result<(), StateError> {
-        sqlx::query(
-            "INSERT INTO layers (chain_id, parent_chain_id, diff_id, digest, state, created_at)
-             VALUES (?, ?, ?, ?, 'fetching', ?) ON CONFLICT (chain_id) DO NOTHING",
-        )
-        .bind(&layer.chain_id)
-        .bind(&layer.parent)
-        .bind(&layer.diff_id)
-        .bind(&layer.digest)
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
-        .map(drop)
-        .map_err(during("record a layer"))
-    }
-
-    async fn upsert_image(&mut self, image: &NewImage) -> Result<(), StateError> {
+    async fn upsert_image(&mut self, image: &NewImage, pull_ns: i64) -> Result<(), StateError> {
         // A removal is not taken back, least of all by the back (invariant I2): the image that was
         // to go goes, with its names, and this is a new one.
         let gone = sqlx::query("DELETE FROM images WHERE id = ? AND desired = 'removed'")
@@ -449,20 +326,26 @@ impl Tx {
             self.touch(ObjectKey::Image(image.id.clone()));
         }
         sqlx::query(
-            "INSERT INTO images (id, manifest_digest, top_chain_id, config, size_bytes, created_at)
+            "INSERT INTO images (id, manifest_digest, top_chain_id, config, size_bytes, created_at,
+                 annotations, pulled_as, pull_ns)
              VALUES (?1, ?2, ?3, ?4, (
                  WITH RECURSIVE chain (chain_id, parent, size) AS (
                      SELECT chain_id, parent_chain_id, size_bytes FROM layers WHERE chain_id = ?3
                      UNION ALL SELECT l.chain_id, l.parent_chain_id, l.size_bytes
                      FROM layers l JOIN chain ON l.chain_id = chain.parent
-                 ) SELECT max(1, coalesce(sum(size), 0)) FROM chain), ?5)
-             ON CONFLICT (id) DO UPDATE SET manifest_digest = ?2",
+                 ) SELECT max(1, coalesce(sum(size), 0)) FROM chain), ?5,
+                 ?6, ?7, ?8)
+             ON CONFLICT (id) DO UPDATE SET manifest_digest = ?2, annotations = ?6,
+                 pulled_as = ?7, pull_ns = ?8, damage = NULL",
         )
         .bind(&image.id)
         .bind(&image.manifest_digest)
         .bind(&image.top_chain_id)
         .bind(serde_json::to_string(&image.spec).map_err(corrupt("images.config"))?)
         .bind(now_ns())
+        .bind(serde_json::to_string(&image.annotations).map_err(corrupt("images.annotations"))?)
+        .bind(&image.pulled_as)
+        .bind(pull_ns)
         .execute(&mut self.connection)
         .await
         .map(drop)
@@ -495,7 +378,8 @@ impl Tx {
         let gone = sqlx::query(
             "DELETE FROM images WHERE pinned = 0
              AND NOT EXISTS (SELECT 1 FROM image_references r WHERE r.image_id = images.id)
-             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)",
+             AND NOT EXISTS (SELECT 1 FROM containers c WHERE c.image_id = images.id)
+             AND NOT EXISTS (SELECT 1 FROM image_volumes v WHERE v.image_id = images.id)",
         )
         .execute(&mut self.connection)
         .await
@@ -507,38 +391,30 @@ impl Tx {
         }
     }
 
-    /// Marks layers that no image, no container and no running pull needs, topmost first, and
-    /// gives each to a cleanup task.
-    pub(super) async fn release_unused_layers(&mut self) -> Result<(), StateError> {
-        let unused: Vec<String> = sqlx::query_scalar(
-            "WITH RECURSIVE used (chain_id) AS (
-                 SELECT top_chain_id FROM images WHERE top_chain_id IS NOT NULL
-                 UNION SELECT top_chain_id FROM snapshots WHERE top_chain_id IS NOT NULL
-                 UNION SELECT l.parent_chain_id FROM layers l JOIN used USING (chain_id)
-                     WHERE l.parent_chain_id IS NOT NULL
-             )
-             UPDATE layers SET state = 'removing'
-             WHERE state <> 'removing' AND chain_id NOT IN (SELECT chain_id FROM used)
-             AND NOT EXISTS (SELECT 1 FROM pulls WHERE finished < requested)
-             RETURNING chain_id",
-        )
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("find unused layers"))?;
-        for chain_id in unused {
-            self.add_cleanup(Resource::Layer, &chain_id, &chain_id)
-                .await?;
+    /// Pins the images one of whose names fits a pattern, and no others.
+    pub(super) async fn pin_images(&mut self, pins: &Pins) -> Result<(), StateError> {
+        let pinned: Vec<String> = sqlx::query_scalar("SELECT id FROM images WHERE pinned")
+            .fetch_all(&mut self.connection)
+            .await
+            .map_err(during("list pinned images"))?;
+        let was: BTreeSet<String> = pinned.into_iter().collect();
+        let mut is = BTreeSet::new();
+        if !pins.is_empty() {
+            let names: Vec<(String, String)> =
+                sqlx::query_as("SELECT image_id, reference FROM image_references")
+                    .fetch_all(&mut self.connection)
+                    .await
+                    .map_err(during("list names of images"))?;
+            let fitting = names.into_iter().filter(|(_, name)| pins.fit(name));
+            is.extend(fitting.map(|(id, _)| id));
+        }
+        for id in was.symmetric_difference(&is) {
+            sqlx::query("UPDATE images SET pinned = NOT pinned WHERE id = ?")
+                .bind(id)
+                .execute(&mut self.connection)
+                .await
+                .map_err(during("pin an image"))?;
         }
         Ok(())
-    }
-
-    /// The layer is gone from the disk; its row goes, unless a new pull wants it again.
-    pub(super) async fn delete_layer(&mut self, chain_id: &str) -> Result<(), StateError> {
-        sqlx::query("DELETE FROM layers WHERE chain_id = ? AND state = 'removing'")
-            .bind(chain_id)
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
-            .map_err(during("delete a layer"))
     }
 }

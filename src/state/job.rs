@@ -377,7 +377,7 @@ impl ObservedWriter {
             .write("report a job", move |tx| {
                 Box::pin(async move {
                     let sql = "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL";
-                    let params = params![now_ns(), key.to_string()];
+                    let params = (now_ns(), key.to_string());
                     if tx.run("report a job", sql, params)? == 0 {
                         return Ok(());
                     }

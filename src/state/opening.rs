@@ -26,7 +26,7 @@ use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
-const STATE_TABLES: [&str; 12] = [
+const STATE_TABLES: [&str; 15] = [
     "sandboxes",
     "containers",
     "process_monitors",
@@ -35,8 +35,11 @@ const STATE_TABLES: [&str; 12] = [
     "layers",
     "images",
     "image_references",
+    "image_documents",
     "pulls",
+    "pull_layers",
     "snapshots",
+    "image_volumes",
     "jobs",
     "cleanup_tasks",
 ];

@@ -203,14 +203,14 @@ impl Tx {
         .await
         .map_err(during("answer a pull"))?;
         self.touch(ObjectKey::Pull(reference.to_owned()));
-        // While a pull runs nothing is released: its layers have no image yet.
+        self.let_go_of_layers(reference).await?;
         self.release_unused_layers().await
     }
 }
 
-/// The row that stands for an import under way: as with a pull, no layer is released meanwhile. No
+/// The row that stands for an import under way: as with a pull, its layers are held meanwhile. No
 /// reference looks like it.
-const IMPORT: &str = "import";
+pub const IMPORT: &str = "import";
 
 impl ObservedWriter {
     /// An import begins; there is one at a time.
@@ -249,27 +249,30 @@ impl ObservedWriter {
                         .execute(&mut tx.connection)
                         .await
                         .map_err(during("end an import"))?;
+                    tx.let_go_of_layers(IMPORT).await?;
                     tx.release_unused_layers().await
                 })
             })
             .await
     }
 
-    /// A pull failed: `kind` is one of the words of [`Pull::error_kind`].
+    /// A pull failed: `kind` is one of the words of [`Pull::error_kind`]. The layers that it has
+    /// got wait for a retry until `kept_until` (ns since 1970).
     ///
     /// # Errors
     /// When the database fails.
     pub async fn pull_failed(
         &self,
         reference: String,
-        kind: &'static str,
-        error: String,
+        (kind, error): (&'static str, String),
+        kept_until: i64,
         done: Finished,
     ) -> Result<(), StateError> {
         self.0
             .write("answer a pull", move |tx| {
                 Box::pin(async move {
                     tx.operation(&done).await?;
+                    tx.keep_layers_for_retry(&reference, kept_until).await?;
                     tx.pull_answered(&reference, &Err((kind, error))).await
                 })
             })

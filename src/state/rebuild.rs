@@ -152,7 +152,8 @@ impl Tx {
         for layer in layers {
             sqlx::query(
                 "INSERT INTO layers (chain_id, parent_chain_id, diff_id, digest, state, size_bytes,
-                 inodes, created_at) VALUES (?, ?, ?, ?, 'present', ?, ?, ?)
+                 inodes, created_at, seal, entries)
+                 VALUES (?, ?, ?, ?, 'present', ?, ?, ?, ?, ?)
                  ON CONFLICT (chain_id) DO NOTHING",
             )
             .bind(&layer.chain_id)
@@ -162,6 +163,8 @@ impl Tx {
             .bind(layer.size_bytes)
             .bind(layer.inodes)
             .bind(layer.created_at)
+            .bind(&layer.seal)
+            .bind(layer.entries)
             .execute(&mut self.connection)
             .await
             .map_err(during("bring back a layer"))?;
@@ -174,7 +177,7 @@ impl Tx {
         self.bring_layers(&image.layers).await?;
         sqlx::query(
             "INSERT INTO images (id, manifest_digest, top_chain_id, config, size_bytes, pinned,
-             created_at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+             created_at, annotations, pulled_as) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(&image.id)
         .bind(&image.manifest_digest)
@@ -183,9 +186,15 @@ impl Tx {
         .bind(image.size_bytes)
         .bind(image.pinned)
         .bind(image.created_at)
+        .bind(serde_json::to_string(&image.annotations).map_err(corrupt("images.annotations"))?)
+        .bind(&image.pulled_as)
         .execute(&mut self.connection)
         .await
         .map_err(during("bring back an image"))?;
+        let manifest = image.manifest.as_deref().map(str::as_bytes);
+        self.put_document(&image.id, "manifest", manifest).await?;
+        let config = image.config.as_deref().map(str::as_bytes);
+        self.put_document(&image.id, "config", config).await?;
         for reference in &image.references {
             let kind = if reference.is_digest { "digest" } else { "tag" };
             // A name stands for the image that took it last.
@@ -314,6 +323,11 @@ impl Tx {
         self.insert_container(&new).await?;
         let top = record.layers.last().map(|layer| layer.chain_id.as_str());
         self.add_snapshot(id, top).await?;
+        for volume in &record.volumes {
+            self.bring_layers(&volume.layers).await?;
+            let top = volume.layers.last().map(|layer| layer.chain_id.as_str());
+            self.add_image_volume(id, &volume.image_id, top).await?;
+        }
         self.set_life(record, rootfs, life).await?;
         match life {
             Life::Running(started) => self.monitor(id, started.pid, started.at).await,

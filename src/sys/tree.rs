@@ -1,6 +1,6 @@
-//! Whole directory trees: removing one, and counting what it holds.
+//! Whole directory trees: removing one, counting what it holds, and visiting each entry.
 //!
-//! Both go by open directories and single names, never follow a symlink, and never enter another
+//! All go by open directories and single names, never follow a symlink, and never enter another
 //! file system: what is mounted inside a tree is somebody else's and stays.
 
 use std::collections::HashSet;
@@ -223,6 +223,84 @@ fn count(dir: &OwnedFd, total: &mut Usage, linked: &mut HashSet<u64>) -> io::Res
     Ok(dirs)
 }
 
+/// An entry of a tree, as a visit meets it.
+pub struct Visited<'a> {
+    /// Below the root of the walk, without a leading slash; empty is the root itself.
+    pub path: &'a [u8],
+    /// The open directory that holds it; for the root, the root itself.
+    pub dir: &'a OwnedFd,
+    /// Its name in there; empty for the root.
+    pub name: &'a [u8],
+    /// What the kernel says of it, symlinks not followed.
+    pub stat: rustix::fs::Stat,
+}
+
+/// Visits the tree at `path`: the root, then each directory's entries in the order of the bytes of
+/// their names, each followed by what is below it. So the paths come sorted, if a slash counts as
+/// less than any other byte. Directories of other file systems are visited and not entered.
+///
+/// # Errors
+/// open(2)'s and stat(2)'s, also of entries that vanish meanwhile, and what `visit` gives.
+pub fn walk(path: &Path, visit: &mut dyn FnMut(&Visited<'_>) -> io::Result<()>) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let root = rustix::fs::open(path, flags, Mode::empty())?;
+    visit(&Visited {
+        path: b"",
+        dir: &root,
+        name: b"",
+        stat: rustix::fs::fstat(&root)?,
+    })?;
+    let mut trail = Trail(Vec::new());
+    let mut path: Vec<u8> = Vec::new();
+    let below = names_backwards(&root)?;
+    trail.enter(root, CString::default())?;
+    if let Some((_, names)) = trail.here() {
+        *names = below;
+    }
+    while let Some((here, names)) = trail.here() {
+        let Some(child) = names.pop() else {
+            trail.leave()?;
+            path.truncate(path.iter().rposition(|b| *b == b'/').unwrap_or(0));
+            continue;
+        };
+        let stat = rustix::fs::statat(here, child.as_c_str(), AtFlags::SYMLINK_NOFOLLOW)?;
+        let length = path.len();
+        if length > 0 {
+            path.push(b'/');
+        }
+        path.extend_from_slice(child.as_bytes());
+        visit(&Visited {
+            path: &path,
+            dir: here,
+            name: child.as_bytes(),
+            stat,
+        })?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            match open_same_mount(here, child.as_bytes()) {
+                Ok(fd) => {
+                    let below = names_backwards(&fd)?;
+                    trail.enter(fd, child)?;
+                    if let Some((_, names)) = trail.here() {
+                        *names = below;
+                    }
+                    continue;
+                }
+                Err(error) if is_elsewhere(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        path.truncate(length);
+    }
+    Ok(())
+}
+
+/// The names in a directory, the first one last.
+fn names_backwards(dir: &OwnedFd) -> io::Result<Vec<CString>> {
+    let mut names: Vec<CString> = children(dir)?.into_iter().map(|(name, _)| name).collect();
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    Ok(names)
+}
+
 fn is_elsewhere(error: &io::Error) -> bool {
     let gone = [Errno::XDEV, Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
     gone.iter()
@@ -307,6 +385,30 @@ mod tests {
         drop(fd);
         remove_tree(&tmp.path().join("d")).unwrap();
         assert!(!tmp.path().join("d").exists());
+    }
+
+    #[test]
+    fn a_walk_meets_everything_once_and_in_order() {
+        let tmp = tempfile::tempdir().unwrap();
+        let tree = tmp.path().join("tree");
+        fs::create_dir_all(tree.join("a/b")).unwrap();
+        fs::create_dir_all(tree.join("a-b")).unwrap();
+        for file in ["a/b/c", "a/z", "a.txt", "b", "a-b/x"] {
+            fs::write(tree.join(file), "x").unwrap();
+        }
+        symlink("a", tree.join("link")).unwrap();
+        let mut paths = Vec::new();
+        let mut visit = |seen: &Visited<'_>| {
+            paths.push(String::from_utf8(seen.path.to_vec()).unwrap());
+            Ok(())
+        };
+        walk(&tree, &mut visit).unwrap();
+        let expected = [
+            "", "a", "a/b", "a/b/c", "a/z", "a-b", "a-b/x", "a.txt", "b", "link",
+        ];
+        assert_eq!(paths, expected);
+        let by_slash = |path: &String| path.replace('/', "\0");
+        assert!(paths.is_sorted_by_key(by_slash));
     }
 
     #[test]

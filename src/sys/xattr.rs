@@ -28,17 +28,42 @@ pub fn set(fd: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<()> {
 /// # Errors
 /// lsetxattr(2)'s.
 pub fn set_at(dir: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> io::Result<()> {
-    // No `setxattrat` before Linux 6.13. The last component is not followed, and the rest is our
-    // own descriptor.
-    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
-    path.extend_from_slice(entry);
     let name = OsStr::from_bytes(name);
     Ok(rustix::fs::lsetxattr(
-        path.as_slice(),
+        path_of(&dir, entry),
         name,
         value,
         XattrFlags::empty(),
     )?)
+}
+
+/// No `setxattrat` and its kin before Linux 6.13. The last component is not followed by the calls
+/// that begin with `l`, and the rest is our own descriptor.
+fn path_of(dir: &impl AsFd, entry: &[u8]) -> Vec<u8> {
+    let mut path = format!("/proc/self/fd/{}/", dir.as_fd().as_raw_fd()).into_bytes();
+    path.extend_from_slice(entry);
+    path
+}
+
+/// Names and values of all attributes of whatever `entry` is in `dir`, a symlink included, sorted
+/// by name; an empty `entry` is the directory itself.
+///
+/// # Errors
+/// llistxattr(2)'s and lgetxattr(2)'s but `EOPNOTSUPP`, and `ENODATA` of one that vanishes.
+pub fn all_at(dir: impl AsFd, entry: &[u8]) -> io::Result<Vec<(CString, Vec<u8>)>> {
+    let path = match entry {
+        b"" => path_of(&dir, b"."),
+        entry => path_of(&dir, entry),
+    };
+    let names = names(|buffer| rustix::fs::llistxattr(path.as_slice(), buffer))?;
+    let mut all = Vec::with_capacity(names.len());
+    for name in names {
+        let attribute = OsStr::from_bytes(name.as_bytes());
+        let value = value(|buffer| rustix::fs::lgetxattr(path.as_slice(), attribute, buffer))?;
+        all.extend(value.map(|value| (name, value)));
+    }
+    all.sort();
+    Ok(all)
 }
 
 /// The attribute's value, `None` when there is none.
@@ -46,11 +71,24 @@ pub fn set_at(dir: impl AsFd, entry: &[u8], name: &[u8], value: &[u8]) -> io::Re
 /// # Errors
 /// fgetxattr(2)'s but `ENODATA` and `EOPNOTSUPP`.
 pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let name = OsStr::from_bytes(name);
+    value(|buffer| rustix::fs::fgetxattr(fd.as_fd(), name, buffer))
+}
+
+/// The names of an open file's attributes.
+///
+/// # Errors
+/// flistxattr(2)'s but `EOPNOTSUPP`.
+pub fn list(fd: impl AsFd) -> io::Result<Vec<CString>> {
+    names(|buffer| rustix::fs::flistxattr(fd.as_fd(), buffer))
+}
+
+/// What `read` gives, in a buffer that is large enough.
+fn value(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Option<Vec<u8>>> {
     // 64 KiB is the kernel's limit for one value (XATTR_SIZE_MAX): most need far less.
     for size in [256, 64 * 1024] {
         let mut value = vec![0; size];
-        let read = rustix::fs::fgetxattr(fd.as_fd(), OsStr::from_bytes(name), value.as_mut_slice());
-        match read {
+        match read(&mut value) {
             Ok(len) => {
                 value.truncate(len);
                 return Ok(Some(value));
@@ -63,15 +101,12 @@ pub fn get(fd: impl AsFd, name: &[u8]) -> io::Result<Option<Vec<u8>>> {
     Err(Errno::RANGE.into())
 }
 
-/// The names of an open file's attributes.
-///
-/// # Errors
-/// flistxattr(2)'s but `EOPNOTSUPP`.
-pub fn list(fd: impl AsFd) -> io::Result<Vec<CString>> {
+/// The names in the list that `read` gives.
+fn names(read: impl Fn(&mut [u8]) -> Result<usize, Errno>) -> io::Result<Vec<CString>> {
     // XATTR_LIST_MAX is 64 KiB.
     for size in [1024, 64 * 1024] {
         let mut names = vec![0u8; size];
-        match rustix::fs::flistxattr(fd.as_fd(), names.as_mut_slice()) {
+        match read(&mut names) {
             Ok(len) => {
                 let names = names[..len]
                     .split(|b| *b == 0)
@@ -112,6 +147,9 @@ mod tests {
         std::os::unix::fs::symlink("t", tmp.path().join("l")).unwrap();
         let dir = std::fs::File::open(tmp.path()).unwrap();
         set_at(&dir, b"l", b"trusted.quilt", b"1").unwrap();
+        let own = (c"trusted.quilt".to_owned(), b"1".to_vec());
+        assert!(all_at(&dir, b"l").unwrap().contains(&own));
+        assert!(!all_at(&dir, b"").unwrap().contains(&own));
         assert_eq!(get(&target, b"trusted.quilt").unwrap(), None);
     }
 }

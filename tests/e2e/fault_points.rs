@@ -31,8 +31,10 @@ const SHARES: usize = 2;
 /// Tries of a call whose step may fail several times.
 const TRIES: u32 = 60;
 
-/// Walked elsewhere: by the tests of the sweep, and by the last test here.
+/// Walked elsewhere: by the tests of the sweep and of the image store, and by the last test here.
 const ELSEWHERE: &[&str] = &[
+    "image.layer_beside",
+    "image.layer_exchanged",
     "shim.adopted",
     "shim.exit_lost",
     "sandbox.lacking",

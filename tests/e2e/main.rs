@@ -18,6 +18,7 @@ mod exec_sync;
 mod exits;
 mod fault_points;
 mod image;
+mod image_volume;
 mod import;
 mod isolation;
 mod jobs;

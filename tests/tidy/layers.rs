@@ -110,7 +110,8 @@ const PARTS: &[(&str, &str, &[&str])] = &[
     ("reconcile", "shim", &["client", "protocol"]),
     ("cri", "runtime", &["plan"]),
     ("streaming", "runtime", &["plan"]),
-    ("reconcile", "runtime", &["plan"]),
+    // An image that a container mounts is tried before a client is told that there is one.
+    ("reconcile", "runtime", &["plan", "image_volume", "error"]),
 ];
 
 /// A crate, and the only places that may name it: modules of the top level, or single ones.

@@ -1,5 +1,7 @@
 //! CreateContainer: the wish for a container in a ready sandbox.
 
+use tonic::Code;
+
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, sandbox, validate};
 use crate::id::{ContainerId, ObjectKey};
@@ -7,8 +9,10 @@ use crate::lifecycle::container::State;
 use crate::lifecycle::process;
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode};
 use crate::proto::cri as v1;
+use crate::state::StateError;
 use crate::state::container::NewContainer;
 use crate::state::image::Image;
+use crate::state::image_volume::IMAGE_OF_A_VOLUME;
 use crate::state::sandbox::Sandbox;
 
 use super::spec;
@@ -52,6 +56,7 @@ pub(in crate::cri) async fn create(
         id: spec.image.clone(),
     })?;
     name_image(&mut spec, &image);
+    find_image_volumes(&front, &mut spec).await?;
     spec.process = process::resolve(&image.spec, &spec, &sandbox.hostname())
         .map_err(|error| CallError::invalid("config.command", error.to_string()))?;
     let id = ContainerId::random();
@@ -61,8 +66,38 @@ pub(in crate::cri) async fn create(
         image_id: image.id,
         spec,
     };
-    let id = front.desired.create_container(new).await?;
+    let id = front.desired.create_container(new).await;
+    let id = id.map_err(|error| match error {
+        StateError::NotFound { noun, id } if noun == IMAGE_OF_A_VOLUME => CallError::ImageVolume {
+            code: Code::NotFound,
+            field: "config.mounts".into(),
+            why: format!("image {id:?} has just been removed: pull it again"),
+        },
+        error => error.into(),
+    })?;
     answer(&front, id, deadline).await
+}
+
+/// Finds the images among the mounts. Whoever asks for one has pulled it first.
+async fn find_image_volumes(front: &Front, spec: &mut ContainerSpec) -> Result<(), CallError> {
+    for (index, mount) in spec.mounts.iter_mut().enumerate() {
+        let Some(wanted) = &mut mount.image else {
+            continue;
+        };
+        let failed = |code, why: String| CallError::ImageVolume {
+            code,
+            field: format!("config.mounts[{index}].image"),
+            why,
+        };
+        let found = front.find_image(&wanted.image).await;
+        let found = found.map_err(|error| failed(error.code(), error.to_string()))?;
+        let image = found.ok_or_else(|| {
+            let why = format!("image {:?} is not there: pull it first", wanted.image);
+            failed(Code::NotFound, why)
+        })?;
+        wanted.image_id = image.id;
+    }
+    Ok(())
 }
 
 /// Waits until the container is there.
@@ -106,9 +141,6 @@ fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
         return Err(CallError::Unimplemented(
             "a user namespace (userns_options mode POD)",
         ));
-    }
-    if spec.mounts.iter().any(|mount| mount.image.is_some()) {
-        return Err(CallError::Unimplemented("mounting an image (Mount.image)"));
     }
     if matches!(spec.security.pid, NamespaceMode::Target(_)) {
         return Err(CallError::Unimplemented(

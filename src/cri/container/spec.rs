@@ -2,7 +2,9 @@
 
 use crate::cri::{CallError, validate};
 use crate::lifecycle::signal;
-use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, MountSpec, Propagation, Resources};
+use crate::lifecycle::spec::{
+    ContainerSpec, DeviceSpec, ImageMount, MountSpec, Propagation, Resources,
+};
 use crate::proto::cri as v1;
 
 use super::security;
@@ -81,10 +83,6 @@ fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Vec<(String, Stri
 
 fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
-    let image = mount
-        .image
-        .map(|image| image.image)
-        .filter(|image| !image.is_empty());
     let propagation = match v1::MountPropagation::try_from(mount.propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -95,10 +93,27 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
         let why = "needs readonly and private propagation";
         return Err(CallError::invalid(at("recursive_read_only"), why));
     }
-    let host_path = if image.is_some() {
-        mount.host_path
-    } else {
-        validate::absolute_path(&at("host_path"), mount.host_path)?
+    let (host_path, image) = match mount.image {
+        Some(image) => {
+            if !mount.host_path.is_empty() {
+                let why = "an image and a host path exclude each other";
+                return Err(CallError::image_volume(at("host_path"), why));
+            }
+            if !mount.readonly {
+                let why = "is false, but an image is always mounted read-only";
+                return Err(CallError::image_volume(at("readonly"), why));
+            }
+            let image = image_mount(&at("image"), image, mount.image_sub_path)?;
+            (String::new(), Some(image))
+        }
+        None if mount.image_sub_path.is_empty() => {
+            let path = validate::absolute_path(&at("host_path"), mount.host_path)?;
+            (path, None)
+        }
+        None => {
+            let why = "is given without an image";
+            return Err(CallError::image_volume(at("image_sub_path"), why));
+        }
     };
     Ok(MountSpec {
         container_path: validate::absolute_path(&at("container_path"), mount.container_path)?,
@@ -107,6 +122,24 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
         recursive_read_only: mount.recursive_read_only,
         propagation,
         image,
+    })
+}
+
+fn image_mount(
+    field: &str,
+    image: v1::ImageSpec,
+    sub_path: String,
+) -> Result<ImageMount, CallError> {
+    let volume = |error: CallError| match error {
+        CallError::Invalid { field, why } => CallError::image_volume(field, why),
+        error => error,
+    };
+    let sub_field = format!("{field}_sub_path");
+    Ok(ImageMount {
+        image: image_name(&format!("{field}.image"), image.image).map_err(volume)?,
+        user_specified_image: image.user_specified_image,
+        sub_path: validate::relative_path_or_empty(&sub_field, sub_path).map_err(volume)?,
+        image_id: String::new(),
     })
 }
 

@@ -98,6 +98,17 @@ fn mount(mount: MountSpec) -> v1::Mount {
         readonly: mount.read_only,
         recursive_read_only: mount.recursive_read_only,
         propagation: propagation.into(),
+        image_sub_path: mount
+            .image
+            .as_ref()
+            .map(|image| image.sub_path.clone())
+            .unwrap_or_default(),
+        image: mount.image.map(|image| v1::ImageSpec {
+            image: image.image,
+            user_specified_image: image.user_specified_image,
+            image_ref: image.image_id,
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

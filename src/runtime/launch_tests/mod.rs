@@ -5,6 +5,7 @@
 //! the test, the other waits for it.
 mod containers;
 mod files;
+mod image_volumes;
 mod measure;
 mod pods;
 
@@ -125,6 +126,7 @@ impl Image {
         LaunchPlan {
             spec: serde_json::from_value(spec(args)).expect("a runtime spec"),
             rootfs: self.rootfs(),
+            image_volumes: Vec::new(),
             user: PlanUser::default(),
             cgroup: CgroupEntry::default(),
             stdio: Stdio {

@@ -6,8 +6,9 @@ use std::collections::HashSet;
 
 use super::container::NewContainer;
 use super::container_facts::{Exit, Started};
-use super::image::{NewImage, NewLayer};
+use super::image::NewImage;
 use super::job::{Free, Outcome};
+use super::layer::{NewLayer, PresentLayer};
 use super::operation::Finished;
 use super::*;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
@@ -15,7 +16,7 @@ use crate::lifecycle::address::Pool;
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::job::REPORTED_AFTER;
 use crate::lifecycle::sandbox;
-use crate::lifecycle::spec::{ContainerSpec, ImageSpec, SandboxSpec};
+use crate::lifecycle::spec::{ContainerSpec, ImageMount, ImageSpec, MountSpec, SandboxSpec};
 
 struct Engine {
     store: Store,
@@ -112,10 +113,16 @@ impl Engine {
                 digest: "b".into(),
             });
         }
-        assert!(self.observed.expect_layers(layers).await.expect("rows"));
+        let expected = self.observed.expect_layers("test".into(), layers).await;
+        assert!(expected.expect("rows"));
         for chain_id in chain {
-            let present = self.observed.layer_present((*chain_id).into(), 10, 2).await;
-            present.expect("a row");
+            let layer = PresentLayer {
+                chain_id: (*chain_id).into(),
+                size_bytes: 10,
+                inodes: 2,
+                ..Default::default()
+            };
+            self.observed.layer_present(layer).await.expect("a row");
         }
         let image = NewImage {
             id: id.into(),
@@ -123,7 +130,7 @@ impl Engine {
             top_chain_id: chain.last().map(|top| (*top).to_owned()),
             spec: ImageSpec::default(),
             tags: vec![tag.into()],
-            digests: vec![],
+            ..Default::default()
         };
         self.observed
             .image_present(image, None, done(id))
@@ -145,12 +152,30 @@ impl Engine {
     }
 
     async fn container(&self, sandbox_id: &SandboxId, name: &str) -> ContainerId {
+        self.container_with(sandbox_id, name, &[]).await
+    }
+
+    /// A container of the image 1 that mounts other images.
+    async fn container_with(
+        &self,
+        sandbox_id: &SandboxId,
+        name: &str,
+        volumes: &[&str],
+    ) -> ContainerId {
+        let image = |id: &&str| MountSpec {
+            image: Some(ImageMount {
+                image_id: (*id).into(),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
         let new = NewContainer {
             id: ContainerId::random(),
             sandbox_id: sandbox_id.clone(),
             image_id: "sha256:1".into(),
             spec: ContainerSpec {
                 name: name.into(),
+                mounts: volumes.iter().map(image).collect(),
                 ..Default::default()
             },
         };
@@ -412,6 +437,72 @@ async fn layers_stay_as_long_as_an_image_or_a_container_stands_on_them() {
     assert_eq!(chain, ["b", "a"]);
     let (bytes, inodes) = engine.store.layer_usage().await.expect("usage");
     assert_eq!((bytes, inodes), (30, 6), "what leaves still takes room");
+}
+
+#[tokio::test]
+async fn layers_of_a_mounted_image_stay_until_the_writable_layer_is_gone() {
+    let engine = engine().await;
+    engine.image("sha256:1", &["a"], "one").await;
+    engine.image("sha256:2", &["b", "c"], "two").await;
+    let sandbox = engine.ready_pod("p").await;
+    let mounted = ["sha256:2", "sha256:2"];
+    let id = engine.container_with(&sandbox, "c", &mounted).await;
+    let volumes = engine.store.image_volumes(&id).await.expect("a read");
+    assert_eq!(volumes, [("sha256:2".into(), Some("c".into()))].into());
+    // Its name moves to another image, so it has none.
+    engine.image("sha256:3", &["a"], "two").await;
+    assert!(
+        engine
+            .store
+            .image("sha256:2")
+            .await
+            .expect("a read")
+            .is_some()
+    );
+    let wished = engine.desired.remove_image("sha256:2".into()).await;
+    assert!(wished.expect("a wish"));
+    let removed = engine.observed.image_removed("sha256:2".into()).await;
+    removed.expect("removed");
+    let present = async |chain_id: &str| engine.store.has_layer(chain_id).await.expect("a read");
+    assert!(present("b").await && present("c").await);
+    let gone = engine.observed.0.write("remove a snapshot", move |tx| {
+        Box::pin(async move { tx.delete_snapshot(id.as_str()).await })
+    });
+    gone.await.expect("removed");
+    assert!(present("a").await && !present("b").await && !present("c").await);
+}
+
+#[tokio::test]
+async fn a_container_is_not_made_with_an_image_that_is_gone() {
+    let engine = engine().await;
+    engine.image("sha256:1", &["a"], "one").await;
+    let sandbox = engine.ready_pod("p").await;
+    let new = NewContainer {
+        id: ContainerId::random(),
+        sandbox_id: sandbox,
+        image_id: "sha256:1".into(),
+        spec: ContainerSpec {
+            mounts: vec![MountSpec {
+                image: Some(ImageMount {
+                    image_id: "sha256:2".into(),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }],
+            ..Default::default()
+        },
+    };
+    let refused = engine.desired.create_container(new).await;
+    let error = refused.expect_err("refused").to_string();
+    assert!(error.contains("sha256:2"), "{error}");
+    let counts = engine.store.count_rows().await.expect("counts");
+    let left: Vec<_> = counts
+        .into_iter()
+        .filter(|(table, count)| {
+            ["containers", "snapshots", "image_volumes"].contains(&table.as_str()) && *count > 0
+        })
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test]

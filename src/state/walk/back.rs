@@ -14,8 +14,9 @@ use crate::lifecycle::{container, image, sandbox};
 use crate::state::StateError;
 use crate::state::cleanup::Resource;
 use crate::state::container_facts::{Exit, Started};
-use crate::state::image::{NewImage, NewLayer};
+use crate::state::image::NewImage;
 use crate::state::job::{Free, Outcome};
+use crate::state::layer::{NewLayer, PresentLayer};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 
@@ -350,9 +351,9 @@ impl World {
         }
         if fuel.lasting() {
             let done = done("pull_image", reference, Some("for good".into()));
-            let failed = self
-                .observed
-                .pull_failed(reference.into(), "other", "no".into(), done);
+            let failed =
+                self.observed
+                    .pull_failed(reference.into(), ("other", "no".into()), 0, done);
             failed.await?;
             return Ok(Outcome::Done);
         }
@@ -370,7 +371,11 @@ impl World {
             digest: "b".into(),
         });
         fuel.burn()?;
-        if !self.observed.expect_layers(layers.collect()).await? {
+        if !self
+            .observed
+            .expect_layers(reference.into(), layers.collect())
+            .await?
+        {
             return Ok(Outcome::Again(0));
         }
         for chain_id in &chain {
@@ -384,7 +389,13 @@ impl World {
             fuel.burn()?;
             self.kernel.layers.insert(chain_id.clone());
             fuel.burn()?;
-            self.observed.layer_present(chain_id.clone(), 10, 2).await?;
+            let layer = PresentLayer {
+                chain_id: chain_id.clone(),
+                size_bytes: 10,
+                inodes: 2,
+                ..Default::default()
+            };
+            self.observed.layer_present(layer).await?;
         }
         fuel.burn()?;
         let id = image_id(number);
@@ -394,7 +405,7 @@ impl World {
             top_chain_id: chain.last().cloned(),
             spec: ImageSpec::default(),
             tags: vec![reference.into()],
-            digests: vec![],
+            ..Default::default()
         };
         let done = done("pull_image", &id, None);
         self.observed

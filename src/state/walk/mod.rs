@@ -412,6 +412,7 @@ impl World {
             "process_monitors",
             "network_allocations",
             "snapshots",
+            "image_volumes",
             "images",
             "image_references",
             "layers",

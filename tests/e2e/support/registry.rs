@@ -150,35 +150,41 @@ impl Registry {
         self.images.insert(name.into(), image);
     }
 
-    fn upload(&self, repository: &str, tag: &str, image: &Image) {
+    /// Pushes an image of a test's own, under a name that no other test uses.
+    pub(crate) fn upload(&self, repository: &str, tag: &str, image: &Image) {
         for blob in image
             .layers
             .iter()
             .map(|layer| &layer.blob)
             .chain([&image.config])
         {
-            let path = format!("/v2/{repository}/blobs/uploads/");
-            let begun = http(&self.address, "POST", &path, "", &[]).expect("the registry answers");
-            let location = begun
-                .location
-                .unwrap_or_else(|| panic!("{path}: {}", begun.status));
-            let path = location
-                .trim_start_matches(&format!("http://{}", self.address))
-                .to_owned();
-            let path = format!("{path}&digest={}", digest(blob));
-            let sent = http(
-                &self.address,
-                "PUT",
-                &path,
-                "application/octet-stream",
-                blob,
-            );
-            assert_eq!(sent.expect("the registry answers").status, 201, "{path}");
+            self.put_blob(repository, blob);
         }
         self.put_manifest(repository, tag, image.dialect.manifest(), &image.manifest);
     }
 
-    fn put_manifest(&self, repository: &str, tag: &str, media_type: &str, manifest: &[u8]) {
+    pub(crate) fn put_blob(&self, repository: &str, blob: &[u8]) {
+        let path = format!("/v2/{repository}/blobs/uploads/");
+        let begun = http(&self.address, "POST", &path, "", &[]).expect("the registry answers");
+        let location = begun
+            .location
+            .unwrap_or_else(|| panic!("{path}: {}", begun.status));
+        let path = location
+            .trim_start_matches(&format!("http://{}", self.address))
+            .to_owned();
+        let path = format!("{path}&digest={}", digest(blob));
+        let kind = "application/octet-stream";
+        let sent = http(&self.address, "PUT", &path, kind, blob);
+        assert_eq!(sent.expect("the registry answers").status, 201, "{path}");
+    }
+
+    pub(crate) fn put_manifest(
+        &self,
+        repository: &str,
+        tag: &str,
+        media_type: &str,
+        manifest: &[u8],
+    ) {
         let path = format!("/v2/{repository}/manifests/{tag}");
         let sent = http(&self.address, "PUT", &path, media_type, manifest);
         assert_eq!(sent.expect("the registry answers").status, 201, "{path}");

@@ -134,6 +134,7 @@ impl Node {
                 work: snapshot.join("work"),
                 mount_point,
             },
+            image_volumes: Vec::new(),
             user: PlanUser::default(),
             cgroup: CgroupEntry::default(),
             stdio: Stdio {

@@ -1,0 +1,92 @@
+//! Images that a container mounts: which layers they stand on, and whether what is asked for is in
+//! them. Rows keep the layers for as long as the container's writable one.
+
+use std::path::PathBuf;
+
+use super::{Back, ReconcileError, blocking, image};
+use crate::lifecycle::record::VolumeRecord;
+use crate::runtime::image_volume;
+use crate::runtime::plan::ImageVolume;
+use crate::state::container::Container;
+
+/// Directories of layers, topmost first.
+pub(super) fn directories(back: &Back, chain: &[String]) -> Result<Vec<PathBuf>, ReconcileError> {
+    let of = |chain_id: &String| Ok(back.images.layer_path(&image::chain_id(chain_id)?));
+    chain.iter().map(of).collect()
+}
+
+/// What the launch plan says of the images among the container's mounts, in the order of the
+/// request.
+pub(super) async fn plan(
+    back: &Back,
+    container: &Container,
+) -> Result<Vec<ImageVolume>, ReconcileError> {
+    let mut volumes = Vec::new();
+    if container.spec.image_mounts().next().is_none() {
+        return Ok(volumes);
+    }
+    let tops = back.store.image_volumes(&container.id).await?;
+    for mount in container.spec.image_mounts() {
+        let Some(top) = tops.get(&mount.image_id) else {
+            let why = format!("it has no hold on the image {}", mount.image_id);
+            return Err(ReconcileError::Plan(why));
+        };
+        let chain = match top {
+            Some(top) => back.store.layer_chain(top).await?,
+            None => Vec::new(),
+        };
+        volumes.push(ImageVolume {
+            lower: directories(back, &chain)?,
+            sub_path: mount.sub_path.clone(),
+        });
+    }
+    Ok(volumes)
+}
+
+/// Looks whether directories that are asked for are in their images: the client is to hear of it
+/// now, and not when the container starts.
+pub(super) async fn check(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    let volumes = plan(back, container).await?;
+    let mounts = container.spec.mounts.iter();
+    let places = mounts.filter(|mount| mount.image.is_some());
+    let asked: Vec<_> = places
+        .map(|mount| mount.container_path.clone())
+        .zip(volumes)
+        .filter(|(_, volume)| !volume.sub_path.is_empty())
+        .collect();
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let mount_point = back.paths.mount_point();
+    blocking(move || {
+        for (destination, volume) in &asked {
+            image_volume::check(volume, &mount_point).map_err(|source| {
+                let destination = destination.clone();
+                ReconcileError::ImageVolume {
+                    destination,
+                    source,
+                }
+            })?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// The images as the container's record on disk has them.
+pub(super) async fn records(
+    back: &Back,
+    container: &Container,
+) -> Result<Vec<VolumeRecord>, ReconcileError> {
+    let mut records = Vec::new();
+    if container.spec.image_mounts().next().is_none() {
+        return Ok(records);
+    }
+    for (image_id, top) in back.store.image_volumes(&container.id).await? {
+        records.push(VolumeRecord {
+            image_id,
+            layers: back.store.layer_records(top.as_deref()).await?,
+        });
+    }
+    Ok(records)
+}

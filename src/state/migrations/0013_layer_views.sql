@@ -1,0 +1,81 @@
+-- Layers, with everybody who needs them; and leaks, of which a layer that waits for a retry is none.
+
+CREATE VIEW v_layers AS
+    WITH RECURSIVE chain (top, chain_id) AS (
+        SELECT top_chain_id, top_chain_id FROM
+            (SELECT top_chain_id FROM images UNION SELECT top_chain_id FROM snapshots
+             UNION SELECT top_chain_id FROM image_volumes)
+            WHERE top_chain_id IS NOT NULL
+        UNION SELECT chain.top, l.parent_chain_id FROM layers l JOIN chain USING (chain_id)
+            WHERE l.parent_chain_id IS NOT NULL
+    )
+    SELECT l.chain_id, l.parent_chain_id, l.diff_id, l.digest, l.state, l.size_bytes, l.inodes,
+           l.entries,
+           (SELECT count(*) FROM images i JOIN chain c ON c.top = i.top_chain_id
+               WHERE c.chain_id = l.chain_id) AS images,
+           (SELECT count(DISTINCT s.container_id) FROM
+               (SELECT container_id, top_chain_id FROM snapshots
+                UNION ALL SELECT container_id, top_chain_id FROM image_volumes) s
+               JOIN chain c ON c.top = s.top_chain_id
+               WHERE c.chain_id = l.chain_id) AS containers,
+           (SELECT count(*) FROM pull_layers h WHERE h.chain_id = l.chain_id) AS pulls,
+           l.kept_until, l.created_at, l.checked_at, l.damage
+    FROM layers l;
+
+DROP VIEW v_leaks;
+CREATE VIEW v_leaks AS
+    SELECT l.kind, l.object, l.owner, l.since,
+           CAST(unixepoch('subsec') * 1000 AS INTEGER) / 1000.0 - l.since / 1e9 AS age_s,
+           l.why, l.error
+    FROM (
+        SELECT 'cleanup' AS kind, resource_type || ' ' || path AS object, owner,
+               created_at AS since, 'waits to be removed: ' || status AS why, error
+        FROM cleanup_tasks WHERE status <> 'completed'
+        UNION ALL
+        SELECT 'address', address, sandbox_id, allocated_at, 'its sandbox is gone', NULL
+        FROM network_allocations n
+        WHERE NOT EXISTS (SELECT 1 FROM sandboxes s WHERE s.id = n.sandbox_id)
+        UNION ALL
+        SELECT 'snapshot', container_id, container_id, created_at, 'its container is gone', NULL
+        FROM snapshots n
+        WHERE NOT EXISTS (SELECT 1 FROM containers c WHERE c.id = n.container_id)
+        UNION ALL
+        SELECT 'layer', chain_id, digest, created_at, 'is being removed', NULL
+        FROM layers WHERE state = 'removing'
+        UNION ALL
+        SELECT 'layer', chain_id, digest, created_at,
+               CASE state WHEN 'fetching' THEN 'is being fetched, and no pull is under way'
+               ELSE 'no image, container or other layer stands on it, and no pull is under way' END,
+               NULL
+        FROM layers l WHERE state <> 'removing'
+            AND NOT EXISTS (SELECT 1 FROM images i WHERE i.top_chain_id = l.chain_id)
+            AND NOT EXISTS (SELECT 1 FROM snapshots n WHERE n.top_chain_id = l.chain_id)
+            AND NOT EXISTS (SELECT 1 FROM image_volumes v WHERE v.top_chain_id = l.chain_id)
+            AND NOT EXISTS (SELECT 1 FROM layers c WHERE c.parent_chain_id = l.chain_id)
+            AND NOT EXISTS (SELECT 1 FROM pull_layers h WHERE h.chain_id = l.chain_id)
+            AND coalesce(kept_until, 0) / 1000000000 < unixepoch()
+        UNION ALL
+        SELECT 'sandbox', id, namespace || '/' || name, created_at,
+               'is to be removed, and nothing is queued', error
+        FROM sandboxes s WHERE (desired = 'removed' OR state = 'failed')
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE key = 'sandbox/' || s.id)
+        UNION ALL
+        SELECT 'container', id, sandbox_id, created_at,
+               'is to be removed, and nothing is queued', error
+        FROM containers c WHERE (desired = 'removed' OR state = 'error')
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE key = 'container/' || c.id)
+        UNION ALL
+        SELECT 'image', id, id, created_at, 'is to be removed, and nothing is queued', NULL
+        FROM images i WHERE desired = 'removed'
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE key = 'image/' || i.id)
+        UNION ALL
+        SELECT 'cgroup', id, sandbox_id, exited_at,
+               'its container has ended, and nothing is queued', NULL
+        FROM containers c WHERE state = 'exited' AND released = 0
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE key = 'container/' || c.id)
+        UNION ALL
+        SELECT 'monitor', CAST(m.pid AS TEXT), m.container_id, m.started_at,
+               'watches a container that does not run', NULL
+        FROM process_monitors m JOIN containers c ON c.id = m.container_id
+        WHERE m.status = 'monitoring' AND c.state <> 'running'
+    ) l;
