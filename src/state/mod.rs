@@ -143,7 +143,8 @@ impl Store {
         let shared = options.clone().serialized(true);
         let mut connection = connect(&shared, &metrics).await.map_err(opening)?;
         migrate(path, &mut connection, &metrics).await?;
-        let connection = SharedConnection::new(connection).await.map_err(opening)?;
+        let connection = SharedConnection::new(connection, STATEMENTS).await;
+        let connection = connection.map_err(opening)?;
         let checkpoints = connect(&options, &metrics).await.map_err(opening)?;
         let reading = options.clone().read_only(true).create_if_missing(false);
         let direct = Readers::open(path).map_err(opening)?;

@@ -21,11 +21,12 @@ pub struct SharedConnection {
 }
 
 impl SharedConnection {
-    /// Shares `owner`, which must have been opened as serialized.
+    /// Shares `owner`, which must have been opened as serialized; `statements` is how many compiled
+    /// statements are kept for running at once.
     ///
     /// # Errors
     /// When it was not, or sqlx' thread is gone.
-    pub async fn new(mut owner: SqliteConnection) -> Result<Self, sqlx::Error> {
+    pub async fn new(mut owner: SqliteConnection, statements: usize) -> Result<Self, sqlx::Error> {
         let handle = owner.lock_handle().await?.as_raw_handle().as_ptr();
         // SAFETY: the handle is open, for `owner` is. sqlite3_db_mutex(3) only reads it.
         let mutex = unsafe { ffi::sqlite3_db_mutex(handle) };
@@ -40,6 +41,7 @@ impl SharedConnection {
         // from sqlx' thread and from ours may meet.
         let direct = unsafe { rusqlite::Connection::from_handle(handle) };
         let direct = direct.map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        direct.set_prepared_statement_cache_capacity(statements);
         Ok(Self { direct, owner })
     }
 
@@ -121,7 +123,7 @@ mod tests {
 
     #[tokio::test]
     async fn both_users_see_one_transaction() {
-        let shared = SharedConnection::new(connection(true).await).await;
+        let shared = SharedConnection::new(connection(true).await, 1).await;
         let mut shared = shared.expect("a shared connection");
         let begin = "CREATE TABLE t (n INTEGER); BEGIN IMMEDIATE; INSERT INTO t VALUES (1)";
         sqlx::raw_sql(begin)
@@ -152,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_without_a_mutex_is_not_shared() {
-        let refused = SharedConnection::new(connection(false).await).await;
+        let refused = SharedConnection::new(connection(false).await, 1).await;
         refused.expect_err("it is not serialized");
     }
 }
