@@ -117,6 +117,16 @@ impl Tx {
         free: Free,
     ) -> Result<(Vec<Claim>, Option<i64>), StateError> {
         let incarnation = self.incarnation.clone();
+        let doubtful = std::mem::take(&mut self.doubtful);
+        self.claimed.extend_from_slice(&doubtful);
+        for key in doubtful {
+            self.run(
+                "claim a job once more",
+                "UPDATE jobs SET status = 'pending', claimed_at = NULL, claimed_by = NULL
+                 WHERE key = ?1 AND status = 'running' AND claimed_by = ?2",
+                (key.to_string(), &incarnation),
+            )?;
+        }
         let params = params![now_ns(), incarnation, free.pods, free.pulls, free.cleanup];
         let rows: Vec<(String, i64)> = self.all("claim jobs", CLAIM, params, |row| {
             Ok((row.get(0)?, row.get(1)?))
@@ -130,6 +140,7 @@ impl Tx {
             .collect::<Result<Vec<_>, StateError>>()?;
         for claim in &claims {
             self.asked.remove(&claim.key);
+            self.claimed.push(claim.key.clone());
         }
         let left = free.without(&claims);
         let left = [left.pods, left.pulls, left.cleanup];

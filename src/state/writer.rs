@@ -51,6 +51,10 @@ pub(super) struct Tx {
     touched: HashSet<ObjectKey>,
     /// Keys that were queued since they were last claimed or put down.
     pub(super) asked: HashSet<ObjectKey>,
+    /// Keys that the running transaction claims, and those of one that may or may not have been
+    /// committed: nobody looks at them until they have been claimed once more.
+    pub(super) claimed: Vec<ObjectKey>,
+    pub(super) doubtful: Vec<ObjectKey>,
     queued: bool,
     told: bool,
 }
@@ -80,6 +84,7 @@ impl Tx {
     pub(super) fn abandon(&mut self) {
         self.touched.clear();
         self.asked.clear();
+        self.doubtful.append(&mut self.claimed);
         // SQLite may have rolled back by itself; then this fails, and all is well.
         let _none_running = self.execute("ROLLBACK");
     }
@@ -143,6 +148,8 @@ impl Writer {
                 incarnation: crate::id::random_name(),
                 touched: HashSet::new(),
                 asked: HashSet::new(),
+                claimed: Vec::new(),
+                doubtful: Vec::new(),
                 queued: false,
                 told: false,
             },
@@ -443,8 +450,12 @@ impl Task {
         };
         if committed.is_err() {
             tx.abandon();
-        } else if let Some((answer, claimed)) = claimed {
-            // Nobody takes it: the daemon ends, and the next one finds the jobs.
+        }
+        tx.claimed.clear();
+        if committed.is_ok()
+            && let Some((answer, claimed)) = claimed
+        {
+            // Should nobody take it, the daemon ends, and the next one finds the jobs.
             let _ = answer.send(claimed);
         }
         for (operation, applied) in applied {
