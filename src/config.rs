@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
-use crate::image::ImageConfig;
+use crate::image::{ImageConfig, Proxies};
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -145,8 +145,15 @@ impl Default for StateConfig {
 pub struct ImageSection {
     /// Directory with `<host>/hosts.toml`, as containerd's operators have it.
     pub certs_d: PathBuf,
+    /// A file of credentials as `docker login` writes it, for pulls that bring none.
+    pub credentials_file: Option<PathBuf>,
     /// Layers downloaded and unpacked at once, over all pulls.
     pub parallel_layers: usize,
+    /// Transfers of blobs at once, over all pulls; a large blob takes several.
+    pub parallel_connections: usize,
+    /// Blobs from this many bytes on are kept on disk while they come, so that a download goes on
+    /// where it was after a restart.
+    pub keep_from_bytes: u64,
     /// Longest time, in seconds, to make a connection to a registry.
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
@@ -162,7 +169,10 @@ impl Default for ImageSection {
         let driver = ImageConfig::default();
         Self {
             certs_d: driver.certs_d,
+            credentials_file: driver.credentials_file,
             parallel_layers: driver.parallel_layers,
+            parallel_connections: driver.parallel_connections,
+            keep_from_bytes: driver.keep_from_bytes,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
             pinned: Vec::new(),
@@ -189,7 +199,11 @@ impl ImageSection {
     pub fn driver(&self) -> ImageConfig {
         ImageConfig {
             certs_d: self.certs_d.clone(),
+            credentials_file: self.credentials_file.clone(),
             parallel_layers: self.parallel_layers,
+            parallel_connections: self.parallel_connections,
+            keep_from_bytes: self.keep_from_bytes,
+            proxies: Proxies::from_environment(),
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
             ..ImageConfig::default()
@@ -330,6 +344,9 @@ impl Config {
         }
         if config.image.stall_timeout_s == 0 || config.image.connect_timeout_s == 0 {
             return Err(value("image", "a timeout must not be 0".into()));
+        }
+        if config.image.parallel_connections == 0 {
+            return Err(value("image.parallel_connections", "must not be 0".into()));
         }
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));

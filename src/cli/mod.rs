@@ -17,6 +17,7 @@ mod output;
 mod place;
 mod pods;
 mod ps;
+mod pulls;
 mod serve;
 mod table;
 
@@ -57,6 +58,8 @@ enum Command {
     Pods(output::Reading),
     /// List images.
     Images(output::Reading),
+    /// List pulls of the last hour: how far each has come, and how fast.
+    Pulls(pulls::Pulls),
     /// List what happened, in order.
     Events(events::Events),
     /// List what is queued, running, or waiting to be tried again.
@@ -112,6 +115,7 @@ pub fn run() -> ExitCode {
         Command::Ps(ps) => link::block_on(ps::run(&ps)),
         Command::Pods(reading) => link::block_on(pods::run(&reading)),
         Command::Images(reading) => link::block_on(images::run(&reading)),
+        Command::Pulls(pulls) => link::block_on(pulls::run(&pulls)),
         Command::Events(events) => link::block_on(events::run(&events)),
         Command::Jobs(reading) => link::block_on(jobs::run(&reading)),
         Command::Inventory(reading) => link::block_on(inventory::run(&reading)),

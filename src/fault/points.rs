@@ -29,8 +29,10 @@ pub const POINTS: &[&str] = &[
     "image.asked",
     "image.resolved",
     "image.layers_recorded",
+    "image.pull_begun",
     "image.layer_fetched",
     "image.layer_settled",
+    "image.download_removed",
     "image.layer_sealed",
     "image.layer_synced",
     "image.layer_in_place",
@@ -40,6 +42,7 @@ pub const POINTS: &[&str] = &[
     "image.layer_recorded",
     "image.fetched",
     "image.recorded",
+    "image.known",
     "image.failed",
     // A sandbox comes up.
     "sandbox.recorded",

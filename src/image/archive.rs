@@ -14,12 +14,12 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use rustix::fs::OFlags;
 
+use super::blob::Sink;
 use super::digest::{Digest, Hasher};
 use super::error::ImageError;
 use super::layers::Staging;
 use super::manifest::LayerDescriptor;
 use super::reference::Reference;
-use super::registry::Sink;
 use super::unpack::Limits;
 use super::unpack::decompress;
 use super::unpack::entries::{Entries, Kind};

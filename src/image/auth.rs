@@ -40,6 +40,26 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// What a client gave, and whom it meant it for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Given {
+    /// The credentials.
+    pub credentials: Credentials,
+    /// The host that may see them (CRI `AuthConfig.server_address`, with or without scheme and
+    /// path); every host that serves the image if there is none.
+    pub server: Option<String>,
+}
+
+impl From<Credentials> for Given {
+    fn from(credentials: Credentials) -> Self {
+        let server = None;
+        Self {
+            credentials,
+            server,
+        }
+    }
+}
+
 /// One challenge of a `WWW-Authenticate` header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Challenge {

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
 
-use super::registry::Sink;
+use super::blob::Sink;
+use super::progress::LayerProgress;
 
 /// What travels.
 #[derive(Debug)]
@@ -23,11 +24,11 @@ pub(super) enum Piece {
 /// The sending side, which also reports progress.
 pub(super) struct Feed<'p> {
     sender: mpsc::Sender<Piece>,
-    progress: &'p (dyn Fn(u64) + Sync),
+    progress: &'p LayerProgress,
 }
 
 impl<'p> Feed<'p> {
-    pub(super) fn new(sender: mpsc::Sender<Piece>, progress: &'p (dyn Fn(u64) + Sync)) -> Self {
+    pub(super) fn new(sender: mpsc::Sender<Piece>, progress: &'p LayerProgress) -> Self {
         Self { sender, progress }
     }
 
@@ -41,7 +42,7 @@ impl Sink for Feed<'_> {
     async fn take(&mut self, piece: Bytes) -> bool {
         let length = piece.len() as u64;
         let taken = self.sender.send(Piece::Data(piece)).await.is_ok();
-        (self.progress)(length);
+        self.progress.arrived(length);
         taken
     }
 }

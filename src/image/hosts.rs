@@ -7,13 +7,14 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::clients::TlsSettings;
+use super::clients::Settings;
 use super::error::ImageError;
 
 /// One place to ask.
@@ -31,7 +32,7 @@ pub(super) struct Endpoint {
     pub(super) headers: HeaderMap,
     /// The original host, told to a mirror as `?ns=`.
     pub(super) namespace: Option<String>,
-    pub(super) tls: TlsSettings,
+    pub(super) client: Settings,
 }
 
 #[derive(Deserialize)]
@@ -50,6 +51,7 @@ struct HostTable {
     skip_verify: bool,
     override_path: bool,
     header: BTreeMap<String, OneOrMany>,
+    dial_timeout: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -125,7 +127,7 @@ fn parse(text: &str, path: &Path, host: &str) -> Result<Vec<Endpoint>, ImageErro
 }
 
 fn warn_of_unknown_keys(text: &str, path: &Path) {
-    const TOP: [&str; 8] = [
+    const TOP: [&str; 9] = [
         "server",
         "host",
         "capabilities",
@@ -134,6 +136,7 @@ fn warn_of_unknown_keys(text: &str, path: &Path) {
         "skip_verify",
         "override_path",
         "header",
+        "dial_timeout",
     ];
     let Ok(table) = text.parse::<toml::Table>() else {
         return;
@@ -212,7 +215,7 @@ fn endpoint(
         pulls: can("pull"),
         headers: headers(&table.header).map_err(config)?,
         namespace,
-        tls: tls(table, path)?,
+        client: settings(table, path)?,
         base,
     })
 }
@@ -233,17 +236,24 @@ fn headers(table: &BTreeMap<String, OneOrMany>) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-/// Reads the certificates a host needs, relative to its `hosts.toml`.
-fn tls(table: &HostTable, path: &Path) -> Result<TlsSettings, ImageError> {
+/// How to speak to a host. Reads the certificates it needs, relative to its `hosts.toml`.
+fn settings(table: &HostTable, path: &Path) -> Result<Settings, ImageError> {
     let directory = path.parent().unwrap_or(path);
     let read = |name: &String| {
         let path = directory.join(name);
         std::fs::read(&path).map_err(|source| ImageError::Read { path, source })
     };
-    let mut settings = TlsSettings {
+    let mut settings = Settings {
         skip_verify: table.skip_verify,
-        ..TlsSettings::default()
+        ..Settings::default()
     };
+    if let Some(text) = &table.dial_timeout {
+        let timeout = go_duration(text).filter(|timeout| !timeout.is_zero());
+        settings.dial_timeout = Some(timeout.ok_or_else(|| ImageError::HostConfig {
+            path: path.to_owned(),
+            detail: format!("dial_timeout {text:?} is no duration such as \"5s\" or \"1m30s\""),
+        })?);
+    }
     for name in table.ca.iter().flat_map(OneOrMany::all) {
         settings.roots.push(read(name)?);
     }
@@ -257,6 +267,45 @@ fn tls(table: &HostTable, path: &Path) -> Result<TlsSettings, ImageError> {
         settings.identity.push(b'\n');
     }
     Ok(settings)
+}
+
+/// A duration as Go writes it: numbers with units, `1m30s`, `1.5s`, `200ms`.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut sum = Duration::ZERO;
+    let mut rest = text;
+    loop {
+        let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (value, after) = rest.split_at(number);
+        let unit = after.find(|c: char| c.is_ascii_digit());
+        let (unit, further) = after.split_at(unit.unwrap_or(after.len()));
+        let seconds = match unit {
+            "ms" => 0.001,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return None,
+        };
+        let part = Duration::try_from_secs_f64(value.parse::<f64>().ok()? * seconds);
+        sum = sum.checked_add(part.ok()?)?;
+        if further.is_empty() {
+            return Some(sum);
+        }
+        rest = further;
+    }
+}
+
+/// The host of an address that may have a scheme and a path.
+pub(super) fn host_of(address: &str) -> &str {
+    let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or(rest)
+}
+
+/// One name for each host: Docker Hub has three.
+pub(super) fn canonical(host: &str) -> &str {
+    match host {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io",
+        other => other,
+    }
 }
 
 /// Host and port as a person would write them.
@@ -343,8 +392,8 @@ mod tests {
         assert_eq!(urls(&found), expected);
         assert_eq!(found[0].namespace.as_deref(), Some("registry.k8s.io"));
         assert!(found[0].resolves && !found[1].resolves && found[1].pulls);
-        assert!(found[1].tls.skip_verify && !found[0].tls.skip_verify);
-        assert_eq!(found[2].tls.roots, [b"pem".to_vec()]);
+        assert!(found[1].client.skip_verify && !found[0].client.skip_verify);
+        assert_eq!(found[2].client.roots, [b"pem".to_vec()]);
         assert_eq!(found[2].headers.get_all("x-key").iter().count(), 2);
     }
 
@@ -362,8 +411,33 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, expected) in [
+            ("5s", Some(5000)),
+            ("200ms", Some(200)),
+            ("1m30s", Some(90_000)),
+            ("1.5h", Some(5_400_000)),
+            ("5", None),
+            ("", None),
+            ("s", None),
+            ("-1s", None),
+            ("1d", None),
+        ] {
+            assert_eq!(
+                go_duration(text),
+                expected.map(Duration::from_millis),
+                "{text}"
+            );
+        }
+        let found = with("dial_timeout = \"3s\"\n", "a.example").unwrap();
+        let timeout = found[0].client.dial_timeout;
+        assert_eq!(timeout, Some(Duration::from_secs(3)));
+    }
+
+    #[test]
     fn a_broken_file_says_where() {
         for file in [
+            "dial_timeout = \"soon\"",
             "server = 1",
             "[host.\"ftp://x\"]",
             "host = [",

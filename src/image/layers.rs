@@ -14,12 +14,14 @@ use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::digest::{Algorithm, Digest};
+use super::download::Download;
 use super::seal::{self, Seal};
 use super::settle::{SettleError, settle};
 use super::unpack::Unsettled;
@@ -88,6 +90,8 @@ pub struct StagedLayer {
     pub(super) parents: Vec<Digest>,
     pub(super) staging: Staging,
     pub(super) unsettled: Unsettled,
+    /// What it was made of, if that is kept until the layer counts.
+    pub(super) download: Option<Arc<Download>>,
 }
 
 impl StagedLayer {
@@ -157,6 +161,7 @@ impl LayerStore {
     pub(super) fn commit(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
         let chain_id = staged.chain_id.clone();
         if self.has(&chain_id) {
+            discard(staged.download.as_deref())?;
             return self.measure(&chain_id);
         }
         let (mut staging, seal) = self.prepare(staged)?;
@@ -180,6 +185,7 @@ impl LayerStore {
             parents,
             staging,
             unsettled,
+            download,
         } = staged;
         if let Some(parent) = parents.iter().find(|parent| !self.has(parent)) {
             let parent = parent.clone();
@@ -194,6 +200,9 @@ impl LayerStore {
             source,
         })?;
         fault::blocking_point("image.layer_settled")?;
+        // Before everything is written out, or that would be, too.
+        discard(download.as_deref())?;
+        fault::blocking_point("image.download_removed")?;
         let list = staging.path.join(seal::NAME);
         let seal = seal::write(&staging.fs(), &list).map_err(failed("listing", &list))?;
         fault::blocking_point("image.layer_sealed")?;
@@ -326,6 +335,10 @@ pub(super) fn failed<'p>(
         path: path.to_owned(),
         source,
     }
+}
+
+fn discard(download: Option<&Download>) -> Result<(), LayerError> {
+    download.map_or(Ok(()), Download::discard)
 }
 
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {

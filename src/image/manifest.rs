@@ -10,12 +10,17 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::digest::{Digest, chain_id};
+use super::platform::{self, Platform};
 
 /// Largest manifest, index or configuration accepted (distribution-spec: registries may limit
 /// manifests to 4 MiB).
 pub(crate) const DOCUMENT_MAX: u64 = 4 << 20;
 /// Most layers of one image: overlayfs takes 500 lower directories.
 const LAYERS_MAX: usize = 500;
+/// Largest blob of one layer, compressed: no more may come out of it.
+const LAYER_BYTES_MAX: u64 = 128 << 30;
+/// Platforms named when none of them fits.
+const OFFERED_SHOWN: usize = 20;
 
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -73,19 +78,20 @@ pub(crate) struct Descriptor {
     pub(crate) annotations: Option<BTreeMap<String, String>>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    variant: Option<String>,
-}
-
 impl Descriptor {
     /// Whether what it names may run here: it says so, or says nothing.
     pub(crate) fn fits(&self) -> bool {
-        rank(self.platform.as_ref()).is_some()
+        platform::rank(self.platform.as_ref()).is_some()
+    }
+
+    /// Whether what came under this descriptor's digest is as long as it says.
+    pub(crate) fn check_size(&self, what: &str, bytes: &[u8]) -> Result<(), ManifestError> {
+        let (said, actual) = (self.size, bytes.len() as u64);
+        if said == actual {
+            return Ok(());
+        }
+        let text = format!("{what} has {actual} bytes, and what names it says {said}");
+        Err(ManifestError::Inconsistent(text))
     }
 }
 
@@ -186,6 +192,15 @@ impl Manifest {
                 let text = format!("layer {} is foreign, and not in the registry", layer.digest);
                 return Err(ManifestError::Unsupported(text));
             }
+            if kind.ends_with("+encrypted") {
+                let text = format!("layer {} is encrypted", layer.digest);
+                return Err(ManifestError::Unsupported(text));
+            }
+            if layer.size > LAYER_BYTES_MAX {
+                let (digest, size) = (&layer.digest, layer.size);
+                let text = format!("layer {digest} of {size} bytes is over 128 GiB");
+                return Err(ManifestError::Unsupported(text));
+            }
             if !LAYERS.contains(&kind) && kind != DOCKER_ZSTD {
                 let text = format!("layer {} has the unknown type {kind:?}", layer.digest);
                 return Err(ManifestError::Unsupported(text));
@@ -204,56 +219,22 @@ impl Index {
                 OCI_MANIFEST | DOCKER_MANIFEST | OCI_INDEX | ""
             )
         });
-        let ranked = manifests.filter_map(|each| Some((rank(each.platform.as_ref())?, each)));
+        let ranked =
+            manifests.filter_map(|each| Some((platform::rank(each.platform.as_ref())?, each)));
         ranked
             .min_by_key(|(rank, _)| *rank)
             .map(|(_, each)| each)
             .ok_or_else(|| {
-                let offered: Vec<String> = self.manifests.iter().map(offered).collect();
-                let offered = offered.join(", ");
-                let text = format!("no manifest for {} among [{offered}]", this_platform());
+                let offered = self.manifests.iter().map(|each| match &each.platform {
+                    None => "unknown".to_owned(),
+                    Some(platform) => platform.to_string(),
+                });
+                // An index may list thousands; a message may not.
+                let offered = offered.take(OFFERED_SHOWN).collect::<Vec<_>>().join(", ");
+                let this = platform::this();
+                let text = format!("no manifest for {this} among [{offered}]");
                 ManifestError::Unsupported(text)
             })
-    }
-}
-
-/// How well a platform fits, lower is better; `None` does not fit.
-fn rank(platform: Option<&Platform>) -> Option<u8> {
-    let Some(platform) = platform else {
-        return Some(9);
-    };
-    if platform.os != "linux" || platform.architecture != architecture() {
-        return None;
-    }
-    // Variants above the architecture's baseline (amd64/v3, arm64/v9) might not run here.
-    match (architecture(), platform.variant.as_deref().unwrap_or("")) {
-        (_, "") | ("amd64", "v1") | ("arm64", "v8") => Some(0),
-        _ => None,
-    }
-}
-
-/// This build's architecture in Go's words, which are the image-spec's.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        other => other,
-    }
-}
-
-fn this_platform() -> String {
-    format!("linux/{}", architecture())
-}
-
-fn offered(descriptor: &Descriptor) -> String {
-    match &descriptor.platform {
-        None => "unknown".to_owned(),
-        Some(platform) => match &platform.variant {
-            None => format!("{}/{}", platform.os, platform.architecture),
-            Some(variant) => format!("{}/{}/{variant}", platform.os, platform.architecture),
-        },
     }
 }
 
@@ -320,12 +301,13 @@ pub(crate) fn parse_config(
         source,
     })?;
     let other_os = !file.os.is_empty() && file.os != "linux";
-    let other_machine = !file.architecture.is_empty() && file.architecture != architecture();
+    let other_machine =
+        !file.architecture.is_empty() && file.architecture != platform::architecture();
     if other_os || other_machine {
         let (os, machine) = (&file.os, &file.architecture);
         let text = format!(
             "image is for {os}/{machine}; this node is {}",
-            this_platform()
+            platform::this()
         );
         return Err(ManifestError::Unsupported(text));
     }
@@ -443,6 +425,12 @@ mod tests {
         let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
         assert!(refusal(&manifest(DOCKER_CONFIG, foreign), "").contains("foreign"));
         assert!(refusal(&manifest(OCI_CONFIG, "text/plain"), "").contains("unknown type"));
+        let encrypted = "application/vnd.oci.image.layer.v1.tar+gzip+encrypted";
+        assert!(refusal(&manifest(OCI_CONFIG, encrypted), "").contains("encrypted"));
+        let kept_back = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip";
+        assert!(refusal(&manifest(OCI_CONFIG, kept_back), "").contains("foreign"));
+        let huge = manifest(OCI_CONFIG, OCI_LAYER).replace("\"size\":7", "\"size\":99999999999999");
+        assert!(refusal(&huge, "").contains("is over"));
         let one = r#"{"schemaVersion":1,"fsLayers":[]}"#;
         assert!(refusal(one, "").contains("schema 1"));
         let signed = "application/vnd.docker.distribution.manifest.v1+prettyjws";
@@ -454,7 +442,7 @@ mod tests {
 
     #[test]
     fn the_index_gives_the_manifest_for_this_machine() {
-        let own = format!("linux/{}", architecture());
+        let own = platform::this();
         let choose = |platforms: &[&str]| {
             let document = Document::parse(index(platforms).as_bytes(), "").unwrap();
             let Document::Index(index) = document else {
@@ -462,14 +450,18 @@ mod tests {
             };
             index
                 .choose()
-                .map(offered)
+                .map(|each| {
+                    each.platform
+                        .as_ref()
+                        .map_or("unknown".into(), ToString::to_string)
+                })
                 .map_err(|error| error.to_string())
         };
         assert_eq!(
             choose(&["linux/s390x", "unknown/unknown", &own]).unwrap(),
-            format!("{own}/")
+            own
         );
-        assert_eq!(choose(&["", &own]).unwrap(), format!("{own}/"));
+        assert_eq!(choose(&["", &own]).unwrap(), own);
         assert_eq!(choose(&["linux/s390x", ""]).unwrap(), "unknown");
         let error = choose(&["windows/amd64", "linux/s390x", "linux/amd64/v9"]).unwrap_err();
         assert!(

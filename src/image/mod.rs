@@ -1,10 +1,9 @@
 //! Images: from a reference a user typed to layers on disk.
 //!
 //! ```text
-//!   reference ──► session/registry (hosts, clients, auth) ──┐
-//!                                                           ├─► manifest ─► pull ─► unpack ─►
-//! layers
-//!   import (archive) ───────────────────────────────────────┘                       settle ──┘
+//!   reference ─► session, registry, blob ─┐              ┌─► channel ───┐
+//!     (hosts, clients, keyring, auth)     ├─► manifest ──┤              ├─► unpack ─► settle,
+//!   import (archive) ─────────────────────┘   pull       └─► download ──┘  fetch     layers
 //! ```
 //! A driver: it knows no database, no CRI and no other driver. Everything that comes from outside
 //! (names, registries, archives, layers) is hostile until its digest or its shape has been checked.
@@ -12,14 +11,20 @@
 mod annotations;
 mod archive;
 mod auth;
+mod blob;
 mod channel;
 mod check;
 mod clients;
+mod download;
 mod error;
+mod fetch;
 mod hosts;
 mod import;
+mod keyring;
 mod layers;
 pub mod manifest;
+mod platform;
+mod progress;
 mod pull;
 mod registry;
 mod seal;
@@ -33,14 +38,16 @@ pub mod unpack;
 
 use crate::lifecycle::{digest, reference};
 
-pub use auth::Credentials;
+pub use auth::{Credentials, Given};
 pub use check::{LayerCheck, RetiredLayer};
+pub use clients::Proxies;
 pub use digest::Digest;
 pub use error::ImageError;
 pub use import::ImportedImage;
 pub use layers::{CommittedLayer, LayerError, StagedLayer};
 pub use manifest::{ImageConfigSummary, LayerDescriptor};
-pub use pull::{ImageConfig, ImageDriver, ResolvedImage};
+pub use progress::LayerProgress;
+pub use pull::{ImageConfig, ImageDriver, Lookup, ResolvedImage};
 pub use reference::{Reference, ReferenceError};
 pub use seal::{Compared, Depth, Seal};
 pub use settle::SettleError;

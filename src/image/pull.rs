@@ -5,36 +5,37 @@
 //!                                                                          │
 //!                       layers/<chain id>/fs ◄──commit_layer (bottom to top)
 //! ```
-//! Each layer is one pipeline: network → digest → bounded channel → decompress → digest → files.
-//! Nothing counts before both digests are right. Knows no database: what was pulled, and what may
+//! `fetch` brings the layers. Knows no database: what was pulled, and what may
 //! be removed, is remembered by the caller.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 
 use super::archive::Archive;
-use super::auth::Credentials;
-use super::channel::{ChannelReader, Feed, Piece};
-use super::clients::Clients;
+use super::auth::{Credentials, Given};
+use super::clients::{Clients, Proxies};
 use super::digest::Digest;
+use super::download::Downloads;
 use super::error::ImageError;
 use super::hosts;
+use super::keyring::Keyring;
 use super::layers::{CHAIN_ALGORITHM, CommittedLayer, LayerError, LayerStore, StagedLayer};
-use super::manifest::{self, Document, ImageConfigSummary, LayerDescriptor, Manifest};
+use super::manifest::{
+    self, Document, ImageConfigSummary, LayerDescriptor, Manifest, ManifestError,
+};
 use super::reference::Reference;
 use super::registry::Patience;
-use super::session::Session;
-use super::unpack::{Limits, unpack};
+use super::session::{Manners, Offer, Session};
+use super::unpack::Limits;
 
 /// Indexes may name indexes; not deeper than this.
 const INDEX_DEPTH_MAX: usize = 3;
-/// Pieces of a blob between network and unpacker: with pieces of up to some hundred kilobytes this
-/// keeps both busy without holding much.
-const PIECES_MAX: usize = 16;
+/// A blob smaller than this is fetched again sooner than it would be found on the disk.
+const KEEP_FROM_BYTES: u64 = 16 << 20;
 
 /// How images are pulled.
 #[derive(Debug, Clone)]
@@ -43,6 +44,14 @@ pub struct ImageConfig {
     pub certs_d: PathBuf,
     /// Layers downloaded and unpacked at once, over all pulls.
     pub parallel_layers: usize,
+    /// Transfers of blobs at once, over all pulls.
+    pub parallel_connections: usize,
+    /// A file of credentials as `docker login` writes it, for pulls that bring none.
+    pub credentials_file: Option<PathBuf>,
+    /// How registries are reached that are not on this machine.
+    pub proxies: Proxies,
+    /// Blobs from this many bytes on are kept on disk while they come (see `download`).
+    pub keep_from_bytes: u64,
     /// Bound on making a connection.
     pub connect_timeout: Duration,
     /// Bound on the silence of a server in the middle of something.
@@ -60,6 +69,10 @@ impl Default for ImageConfig {
         Self {
             certs_d: PathBuf::from("/etc/quilt/certs.d"),
             parallel_layers: 4,
+            parallel_connections: 8,
+            credentials_file: None,
+            proxies: Proxies::default(),
+            keep_from_bytes: KEEP_FROM_BYTES,
             connect_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(60),
             tries: 5,
@@ -113,199 +126,65 @@ pub(super) enum Source {
 pub struct ImageDriver {
     pub(super) config: ImageConfig,
     pub(super) store: Arc<LayerStore>,
-    clients: Arc<Clients>,
-    slots: Arc<Semaphore>,
+    pub(super) downloads: Arc<Downloads>,
+    pub(super) slots: Arc<Semaphore>,
+    manners: Manners,
 }
 
 impl ImageDriver {
     /// A driver that keeps its layers under `root`.
     ///
     /// # Errors
-    /// mkdir(2)'s on `layers/` and `staging/`.
+    /// mkdir(2)'s on `layers/`, `staging/` and `downloads/`.
     pub fn new(root: &Path, config: ImageConfig) -> Result<Self, LayerError> {
         Ok(Self {
             store: Arc::new(LayerStore::open(root)?),
-            clients: Arc::new(Clients::new(config.connect_timeout)),
+            downloads: Arc::new(Downloads::open(root)?),
             slots: Arc::new(Semaphore::new(config.parallel_layers.max(1))),
+            manners: Manners {
+                clients: Arc::new(Clients::new(config.connect_timeout, config.proxies.clone())),
+                connections: Arc::new(Semaphore::new(config.parallel_connections.max(1))),
+                stall_timeout: config.stall_timeout,
+                patience: Patience {
+                    tries: config.tries.max(1),
+                    first_wait: config.first_wait,
+                },
+            },
             config,
         })
+    }
+
+    /// Begins to look for an image; nothing has been asked yet.
+    ///
+    /// # Errors
+    /// A configuration of the host, or a file of credentials, that does not parse.
+    pub fn lookup(&self, reference: &Reference, given: &Given) -> Result<Lookup, ImageError> {
+        let mut offer = Offer {
+            given: given.clone(),
+            ..Offer::default()
+        };
+        // Both are read anew each time, so a change needs no restart.
+        if let Some(path) = &self.config.credentials_file
+            && given.credentials == Credentials::Anonymous
+        {
+            offer.keyring = Keyring::read(path)?;
+        }
+        let endpoints = hosts::endpoints(&self.config.certs_d, reference.host())?;
+        let session = Session::new(reference.clone(), offer, endpoints, self.manners.clone());
+        Ok(Lookup(Arc::new(session)))
     }
 
     /// Asks the registry what a reference is: manifest, configuration, and the list of layers.
     ///
     /// # Errors
-    /// Any [`ImageError`] of a registry, and `Unsupported` for what this node cannot run.
+    /// Those of [`ImageDriver::lookup`] and [`Lookup::resolve`].
     pub async fn resolve(
         &self,
         reference: &Reference,
         credentials: &Credentials,
     ) -> Result<ResolvedImage, ImageError> {
-        let session = Arc::new(Session::new(
-            reference.clone(),
-            credentials.clone(),
-            hosts::endpoints(&self.config.certs_d, reference.host())?,
-            Arc::clone(&self.clients),
-            self.config.stall_timeout,
-        ));
-        let patience = self.patience();
-        let unsupported = |source| ImageError::Unsupported {
-            reference: reference.to_string(),
-            source,
-        };
-        let selector = reference.selector();
-        let mut fetched = session
-            .manifest(&selector, reference.digest(), patience)
-            .await?;
-        let top = fetched.digest.clone();
-        let mut depth = 0;
-        let manifest = loop {
-            let parsed = Document::parse(&fetched.bytes, &fetched.media_type);
-            let index = match parsed.map_err(unsupported)? {
-                Document::Manifest(manifest) => break manifest,
-                Document::Index(index) => index,
-            };
-            depth += 1;
-            if depth > INDEX_DEPTH_MAX {
-                let text = format!("indexes are nested more than {INDEX_DEPTH_MAX} deep");
-                return Err(unsupported(manifest::ManifestError::Unsupported(text)));
-            }
-            let chosen = &index.choose().map_err(unsupported)?.digest;
-            fetched = session
-                .manifest(&chosen.to_string(), Some(chosen), patience)
-                .await?;
-        };
-        let config = session
-            .small_blob(&manifest.config.digest, patience)
-            .await?;
-        let image = Parts {
-            manifest,
-            manifest_digest: fetched.digest,
-            bytes: fetched.bytes,
-        };
-        image.join(
-            reference.clone(),
-            top,
-            config.bytes,
-            Source::Registry(session),
-        )
-    }
-
-    /// Downloads, verifies and unpacks layer `index` of an image into staging.
-    ///
-    /// `progress` is told of every piece that arrived, in bytes. Dropping the future abandons the
-    /// layer and deletes what was unpacked.
-    ///
-    /// # Errors
-    /// Any [`ImageError`] of a registry or archive, `DigestMismatch`, `Unpack`, `Store`.
-    ///
-    /// # Panics
-    /// If the image has no layer `index`.
-    pub async fn fetch_layer(
-        &self,
-        image: &ResolvedImage,
-        index: usize,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<StagedLayer, ImageError> {
-        let layer = &image.layers[index];
-        let reference = image.reference.to_string();
-        let Ok(_slot) = self.slots.acquire().await else {
-            return Err(ImageError::ShuttingDown(reference));
-        };
-        let (sender, receiver) = mpsc::channel(PIECES_MAX);
-        let (give_up, given_up) = oneshot::channel();
-        let unpacking = self.spawn_unpack(image, layer, receiver, give_up);
-        let fed = {
-            let mut feed = Feed::new(sender, progress);
-            tokio::select! {
-                biased;
-                fed = self.feed(image, layer, &mut feed) => fed,
-                // The layer is bad: do not wait for a slow server to send the rest.
-                Ok(()) = given_up => Ok(()),
-            }
-        };
-        let unpacked = unpacking
-            .await
-            .map_err(|_| ImageError::ShuttingDown(reference));
-        // A source that failed shows as a cancelled unpacking: its own error says more.
-        fed?;
-        let (staging, unpacked) = unpacked??;
-        if unpacked.diff_id != layer.diff_id {
-            return Err(ImageError::DigestMismatch {
-                reference: image.reference.to_string(),
-                host: image.reference.host().to_owned(),
-                what: format!("content of layer {}", layer.digest),
-                expected: layer.diff_id.clone(),
-                actual: unpacked.diff_id,
-            });
-        }
-        Ok(StagedLayer {
-            reference: image.reference.to_string(),
-            chain_id: layer.chain_id.clone(),
-            parents: image.layers[..index]
-                .iter()
-                .map(|each| each.chain_id.clone())
-                .collect(),
-            staging,
-            unsettled: unpacked.unsettled,
-        })
-    }
-
-    /// Sends the blob through `feed`, and marks its end once its digest is right.
-    async fn feed(
-        &self,
-        image: &ResolvedImage,
-        layer: &LayerDescriptor,
-        feed: &mut Feed<'_>,
-    ) -> Result<(), ImageError> {
-        let whole = match &image.source {
-            Source::Registry(session) => {
-                session
-                    .blob(&layer.digest, layer.size, feed, self.patience())
-                    .await?
-            }
-            Source::Archive(archive) => archive.blob(&image.reference, layer, feed).await?,
-        };
-        if whole {
-            feed.end().await;
-        }
-        Ok(())
-    }
-
-    fn spawn_unpack(
-        &self,
-        image: &ResolvedImage,
-        layer: &LayerDescriptor,
-        receiver: mpsc::Receiver<Piece>,
-        give_up: oneshot::Sender<()>,
-    ) -> tokio::task::JoinHandle<Result<Unpacking, ImageError>> {
-        let (store, limits) = (Arc::clone(&self.store), self.config.limits.clone());
-        let (reference, layer) = (image.reference.to_string(), layer.clone());
-        tokio::task::spawn_blocking(move || {
-            let staging = store.stage().map_err(|error| ImageError::Store {
-                reference: reference.clone(),
-                layer: layer.chain_id.clone(),
-                source: Box::new(error),
-            })?;
-            let taken = Arc::new(AtomicU64::new(0));
-            let source = ChannelReader::new(receiver, Arc::clone(&taken));
-            let algorithm = layer.diff_id.algorithm();
-            let given_up = || {
-                // Nobody may be listening any more, and that is as good.
-                let _ = give_up.send(());
-            };
-            let unpacked = unpack(source, &taken, &staging.fs(), algorithm, &limits, given_up);
-            match unpacked {
-                Ok(unpacked) => Ok((staging, unpacked)),
-                Err(error) => {
-                    let (layer, source) = (layer.digest, Box::new(error));
-                    Err(ImageError::Unpack {
-                        reference,
-                        layer,
-                        source,
-                    })
-                }
-            }
-        })
+        let lookup = self.lookup(reference, &credentials.clone().into())?;
+        lookup.resolve().await
     }
 
     /// Makes a staged layer count; the layers below it must have been committed. A layer that is
@@ -359,15 +238,92 @@ impl ImageDriver {
         self.store.clear_staging()
     }
 
-    fn patience(&self) -> Patience {
-        Patience {
-            tries: self.config.tries.max(1),
-            first_wait: self.config.first_wait,
-        }
+    /// Bytes of a layer's blob that an earlier try has left here. Blocks on the disk.
+    pub fn kept_bytes(&self, layer: &LayerDescriptor) -> u64 {
+        self.downloads.kept(&layer.digest)
+    }
+
+    /// Digests of the blobs of which something is kept for a later try, in no order.
+    ///
+    /// # Errors
+    /// readdir(3)'s.
+    pub fn list_downloads(&self) -> Result<Vec<Digest>, LayerError> {
+        self.downloads.list()
+    }
+
+    /// Deletes what is kept of a blob, unless it is being fetched; idempotent. Blocks on the disk.
+    ///
+    /// # Errors
+    /// unlink(2)'s.
+    pub fn remove_download(&self, digest: &Digest) -> Result<(), LayerError> {
+        self.downloads.remove(digest)
     }
 }
 
-type Unpacking = (super::layers::Staging, super::unpack::Unpacked);
+/// An image that is being looked for at a registry and its mirrors; it remembers what they have
+/// granted.
+#[derive(Debug, Clone)]
+pub struct Lookup(pub(super) Arc<Session>);
+
+impl Lookup {
+    /// What the registry says that the reference is now: the digest alone, and whether it may be
+    /// had with these credentials at all. `None` asks for [`Lookup::resolve`].
+    pub async fn digest(&self) -> Option<Digest> {
+        let reference = &self.0.reference;
+        let claimed = self.0.digest_of(&reference.selector()).await?;
+        // A registry that answers something else than what was asked for is not believed.
+        let asked = reference.digest().is_none_or(|digest| *digest == claimed);
+        asked.then_some(claimed)
+    }
+
+    /// Requests to registries that had to be made again so far.
+    pub fn repeated(&self) -> u64 {
+        self.0.repeated.load(Ordering::Relaxed)
+    }
+
+    /// Asks the registry what the reference is: manifest, configuration, and the list of layers.
+    ///
+    /// # Errors
+    /// Any [`ImageError`] of a registry, and `Unsupported` for what this node cannot run.
+    pub async fn resolve(&self) -> Result<ResolvedImage, ImageError> {
+        let session = &self.0;
+        let reference = &session.reference;
+        let unsupported = |source| ImageError::Unsupported {
+            reference: reference.to_string(),
+            source,
+        };
+        let selector = reference.selector();
+        let mut fetched = session.manifest(&selector, reference.digest()).await?;
+        let top = fetched.digest.clone();
+        let mut depth = 0;
+        let manifest = loop {
+            let parsed = Document::parse(&fetched.bytes, &fetched.media_type);
+            let index = match parsed.map_err(unsupported)? {
+                Document::Manifest(manifest) => break manifest,
+                Document::Index(index) => index,
+            };
+            depth += 1;
+            if depth > INDEX_DEPTH_MAX {
+                let text = format!("indexes are nested more than {INDEX_DEPTH_MAX} deep");
+                return Err(unsupported(ManifestError::Unsupported(text)));
+            }
+            let chosen = index.choose().map_err(unsupported)?;
+            let digest = &chosen.digest;
+            fetched = session.manifest(&digest.to_string(), Some(digest)).await?;
+            chosen
+                .check_size("manifest", &fetched.bytes)
+                .map_err(unsupported)?;
+        };
+        let config = session.small_blob(&manifest.config.digest).await?;
+        let image = Parts {
+            manifest,
+            manifest_digest: fetched.digest,
+            bytes: fetched.bytes,
+        };
+        let source = Source::Registry(Arc::clone(session));
+        image.join(reference.clone(), top, config.bytes, source)
+    }
+}
 
 /// A parsed manifest with its bytes, before its configuration is known.
 pub(super) struct Parts {
@@ -389,6 +345,10 @@ impl Parts {
             reference: reference.to_string(),
             source,
         };
+        let described = &self.manifest.config;
+        described
+            .check_size("configuration", &config)
+            .map_err(unsupported)?;
         let (config, diff_ids) = manifest::parse_config(config).map_err(unsupported)?;
         let layers = manifest::layers(&self.manifest, diff_ids).map_err(unsupported)?;
         Ok(ResolvedImage {

@@ -4,19 +4,23 @@
 //! the outcome. Trying again, and going on to the next endpoint, is the business of `registry`.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{
     ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
 };
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{Client, Method, Response, StatusCode, Url};
+use tokio::sync::Semaphore;
 
-use super::auth::{self, Challenge, Credentials, TokenRequest};
+use super::auth::{self, Challenge, Credentials, Given, TokenRequest};
 use super::clients::Clients;
 use super::error::ImageError;
-use super::hosts::{Endpoint, authority, is_loopback};
+use super::hosts::{Endpoint, authority, canonical, host_of, is_loopback};
+use super::keyring::Keyring;
 use super::reference::Reference;
+use super::registry::Patience;
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;
@@ -41,29 +45,60 @@ pub(super) enum Failure {
 pub(super) struct Session {
     pub(super) reference: Reference,
     pub(super) endpoints: Vec<Endpoint>,
-    pub(super) stall_timeout: Duration,
-    credentials: Credentials,
+    pub(super) patience: Patience,
+    /// Transfers of blobs under way, over all pulls.
+    pub(super) connections: Arc<Semaphore>,
+    /// Requests that were made again.
+    pub(super) repeated: AtomicU64,
+    stall_timeout: Duration,
+    offer: Offer,
     clients: Arc<Clients>,
     /// By endpoint name: what it accepted last.
-    granted: Mutex<HashMap<String, HeaderValue>>,
+    granted: Mutex<HashMap<String, Grant>>,
+}
+
+/// What can be shown to those who ask for credentials.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Offer {
+    /// What the client gave for this pull.
+    pub(super) given: Given,
+    /// What the operator keeps; for when the client gave nothing.
+    pub(super) keyring: Keyring,
+}
+
+/// What an endpoint accepted, and which of the credentials offered to it that was made from.
+#[derive(Debug, Clone)]
+struct Grant {
+    header: HeaderValue,
+    offered: usize,
+}
+
+/// What all sessions of a driver have in common.
+#[derive(Debug, Clone)]
+pub(super) struct Manners {
+    pub(super) clients: Arc<Clients>,
+    pub(super) connections: Arc<Semaphore>,
+    pub(super) stall_timeout: Duration,
+    pub(super) patience: Patience,
 }
 
 impl Session {
     pub(super) fn new(
         reference: Reference,
-        credentials: Credentials,
+        offer: Offer,
         endpoints: Vec<Endpoint>,
-        clients: Arc<Clients>,
-        stall_timeout: Duration,
+        manners: Manners,
     ) -> Self {
-        let granted = Mutex::default();
         Self {
             reference,
             endpoints,
-            stall_timeout,
-            credentials,
-            clients,
-            granted,
+            patience: manners.patience,
+            connections: manners.connections,
+            repeated: AtomicU64::new(0),
+            stall_timeout: manners.stall_timeout,
+            offer,
+            clients: manners.clients,
+            granted: Mutex::default(),
         }
     }
 
@@ -76,6 +111,17 @@ impl Session {
         path: &str,
         headers: &HeaderMap,
     ) -> Result<Response, Failure> {
+        self.request(Method::GET, endpoint, path, headers).await
+    }
+
+    /// The same with another method that has no body.
+    pub(super) async fn request(
+        &self,
+        method: Method,
+        endpoint: &Endpoint,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response, Failure> {
         let mut url = endpoint
             .base
             .join(path)
@@ -83,30 +129,86 @@ impl Session {
         if let Some(namespace) = &endpoint.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
-        // Once with what was accepted before, once more with an answer to the challenge.
-        for attempt in 0..2 {
-            let granted = self.granted(endpoint);
-            let response = self.follow(endpoint, url.clone(), headers, granted).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && attempt == 0 {
-                let grant = self.answer_challenge(endpoint, &response).await?;
-                let mut all = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
-                all.insert(endpoint.name.clone(), grant);
+        let send = async |authorization| {
+            let method = method.clone();
+            self.follow(method, endpoint, url.clone(), headers, authorization)
+                .await
+        };
+        let granted = self.granted(endpoint);
+        let first = granted.as_ref().map_or(0, |grant| grant.offered);
+        // With what was accepted before: it may have expired since.
+        let mut response = send(granted.map(|grant| grant.header)).await?;
+        let offers = self.offers(endpoint);
+        for offered in first..offers.len() {
+            if response.status() != StatusCode::UNAUTHORIZED {
+                return self.classify(endpoint, response).await;
+            }
+            let is_last = offered + 1 == offers.len();
+            let header = self.answer_challenge(endpoint, &response, &offers[offered]);
+            let header = match header.await {
+                Err(Failure::Final(ImageError::Unauthorized { .. })) if !is_last => continue,
+                header => header?,
+            };
+            let next = send(Some(header.clone())).await?;
+            let refused = matches!(
+                next.status(),
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+            );
+            if refused && !is_last {
                 continue;
             }
-            return self.classify(endpoint, response).await;
+            let mut all = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
+            all.insert(endpoint.name.clone(), Grant { header, offered });
+            drop(all);
+            response = next;
+            if refused {
+                break;
+            }
         }
-        Err(self.unauthorized(endpoint, "the credentials are not accepted"))
+        match response.status() {
+            StatusCode::UNAUTHORIZED => {
+                Err(self.unauthorized(endpoint, "the credentials are not accepted"))
+            }
+            _ => self.classify(endpoint, response).await,
+        }
     }
 
-    fn granted(&self, endpoint: &Endpoint) -> Option<HeaderValue> {
+    fn granted(&self, endpoint: &Endpoint) -> Option<Grant> {
         let all = self.granted.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(&endpoint.name).cloned()
+    }
+
+    /// The credentials that an endpoint may see, in the order in which they are tried; at least
+    /// one, which may be none.
+    fn offers(&self, endpoint: &Endpoint) -> Vec<Credentials> {
+        let host = match &endpoint.namespace {
+            // A mirror is asked as itself.
+            Some(_) => endpoint.name.as_str(),
+            None => self.reference.host(),
+        };
+        let given = &self.offer.given;
+        if given.credentials != Credentials::Anonymous {
+            let meant = given.server.as_deref().is_none_or(|server| {
+                let server = canonical(host_of(server));
+                server == canonical(host) || server == canonical(self.reference.host())
+            });
+            return vec![match meant {
+                true => given.credentials.clone(),
+                false => Credentials::Anonymous,
+            }];
+        }
+        let mut found = self.offer.keyring.find(host, self.reference.path());
+        if found.is_empty() {
+            found.push(Credentials::Anonymous);
+        }
+        found
     }
 
     /// Sends the request and follows redirects. Credentials and the operator's headers go only to
     /// the endpoint's own origin.
     async fn follow(
         &self,
+        method: Method,
         endpoint: &Endpoint,
         mut url: Url,
         headers: &HeaderMap,
@@ -120,13 +222,9 @@ impl Session {
                     headers.insert(AUTHORIZATION, authorization.clone());
                 }
             }
-            let client = match url.scheme() {
-                "http" => self.clients.plain(),
-                _ => self.clients.tls(&endpoint.tls),
-            };
-            let client = client.map_err(|error| self.unusable_client(endpoint, &error))?;
-            let request = client.get(url.clone()).headers(headers).send();
-            let response = self.bounded(request).await?;
+            let client = self.client(endpoint, &url)?;
+            let request = client.request(method.clone(), url.clone());
+            let response = self.bounded(request.headers(headers).send()).await?;
             if !response.status().is_redirection() {
                 return Ok(response);
             }
@@ -153,20 +251,21 @@ impl Session {
         &self,
         endpoint: &Endpoint,
         response: &Response,
+        credentials: &Credentials,
     ) -> Result<HeaderValue, Failure> {
         let refused = |detail: &str| self.unauthorized(endpoint, detail);
         let values = response.headers().get_all(WWW_AUTHENTICATE).iter();
         let texts = values.filter_map(|value| value.to_str().ok());
         let challenges: Vec<Challenge> = texts.flat_map(Challenge::parse).collect();
         let find = |scheme: &str| challenges.iter().find(|each| each.scheme == scheme);
-        if let Credentials::RegistryToken(token) = &self.credentials {
+        if let Credentials::RegistryToken(token) = credentials {
             return auth::bearer(token).ok_or_else(|| refused("the given token cannot be sent"));
         }
         if let Some(challenge) = find("bearer") {
-            let token = self.token(endpoint, challenge).await?;
+            let token = self.token(endpoint, challenge, credentials).await?;
             return auth::bearer(&token).ok_or_else(|| refused("its token cannot be sent"));
         }
-        match (find("basic"), &self.credentials) {
+        match (find("basic"), credentials) {
             (Some(_), Credentials::Password { username, password }) => {
                 let grant = auth::basic(username, password);
                 grant.ok_or_else(|| refused("the given password cannot be sent"))
@@ -176,9 +275,14 @@ impl Session {
         }
     }
 
-    async fn token(&self, endpoint: &Endpoint, challenge: &Challenge) -> Result<String, Failure> {
+    async fn token(
+        &self,
+        endpoint: &Endpoint,
+        challenge: &Challenge,
+        credentials: &Credentials,
+    ) -> Result<String, Failure> {
         let scope = format!("repository:{}:pull", self.reference.path());
-        let request = TokenRequest::new(challenge, &scope, &self.credentials);
+        let request = TokenRequest::new(challenge, &scope, credentials);
         let Some(request) = request else {
             return Err(self.protocol(endpoint, "its challenge has no usable realm".to_owned()));
         };
@@ -190,11 +294,7 @@ impl Session {
             let detail = "its token server would get the password over plain HTTP";
             return Err(self.unauthorized(endpoint, detail));
         }
-        let client = match request.url.scheme() {
-            "http" => self.clients.plain(),
-            _ => self.clients.tls(&endpoint.tls),
-        };
-        let client = client.map_err(|error| self.unusable_client(endpoint, &error))?;
+        let client = self.client(endpoint, &request.url)?;
         let mut builder = match request.form {
             None => client.get(request.url),
             Some(form) => {
@@ -225,9 +325,7 @@ impl Session {
             .headers()
             .get(RETRY_AFTER)
             .and_then(|value| value.to_str().ok());
-        let after = after
-            .and_then(|text| text.parse().ok())
-            .map(Duration::from_secs);
+        let after = after.and_then(|text| retry_after(text, SystemTime::now()));
         let body = self.body(response, ERROR_MAX).await.unwrap_or_default();
         let detail = match error_text(&body) {
             Some(text) => format!("{status}: {text}"),
@@ -289,6 +387,12 @@ impl Session {
         }
     }
 
+    /// The client for one address that an endpoint has led to.
+    fn client(&self, endpoint: &Endpoint, url: &Url) -> Result<Client, Failure> {
+        let client = self.clients.get(url, &endpoint.client);
+        client.map_err(|error| self.unusable_client(endpoint, &error))
+    }
+
     fn unusable_client(&self, endpoint: &Endpoint, error: &reqwest::Error) -> Failure {
         Failure::Final(ImageError::Unavailable {
             reference: self.reference.to_string(),
@@ -337,6 +441,15 @@ fn chain(error: &reqwest::Error) -> String {
     text
 }
 
+/// How long a server asks us to wait: seconds, or a date (RFC 9110, Retry-After).
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    if let Ok(seconds) = text.trim().parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text.trim()).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
 /// What the registry says in its error document (distribution-spec, "Error Codes"), made safe to
 /// show.
 fn error_text(body: &[u8]) -> Option<String> {
@@ -355,4 +468,24 @@ fn error_text(body: &[u8]) -> Option<String> {
     let first = errors.errors.first()?;
     let text = format!("{}: {}", first.code, first.message);
     Some(text.chars().filter(|c| !c.is_control()).take(300).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_asked_for_in_seconds_or_as_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, expected) in [
+            ("7", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:47 GMT", Some(10)),
+            ("Sun, 06 Nov 1994 08:49:30 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(text, now), expected, "{text}");
+        }
+    }
 }

@@ -26,6 +26,12 @@ pub struct Metrics {
     pub readers: Gauge,
     /// Calls by endpoint and gRPC code.
     pub api: Family<2, Histogram>,
+    /// Pulls by what came of them: `pulled`, `present`, or why not.
+    pub pulls: Family<1, Counter>,
+    /// Bytes of layers that came over the network.
+    pub pulled_bytes: Counter,
+    /// Requests to registries that were made again.
+    pub registry_retries: Counter,
     /// From the end of a container's process until that is committed.
     pub exit_lag: Histogram,
     /// Whether a shim is connected.
@@ -78,6 +84,7 @@ impl Metrics {
             let labels = pairs(["endpoint", "code"], values);
             to.histogram("api_request_duration_seconds", &labels, histogram);
         });
+        self.write_pulls(to);
         let help = "From the end of a container's process until its exit is in the database.";
         to.describe("quilt_exit_lag_seconds", help, Kind::Histogram);
         to.histogram("quilt_exit_lag_seconds", &[], &self.exit_lag);
@@ -92,6 +99,27 @@ impl Metrics {
         let at = u64::try_from(self.last_sweep_ns.get()).unwrap_or(0);
         let at = Duration::from_nanos(at).as_secs_f64();
         to.sample("quilt_last_sweep_timestamp_seconds", &[], at);
+    }
+}
+
+impl Metrics {
+    fn write_pulls(&self, to: &mut Exposition) {
+        let help = "Pulls by what came of them.";
+        to.describe("quilt_pulls_total", help, Kind::Counter);
+        self.pulls.each(|values, counter| {
+            let labels = pairs(["outcome"], values);
+            to.sample("quilt_pulls_total", &labels, counter.get());
+        });
+        let help = "Bytes of layers, compressed, that came over the network.";
+        to.describe("quilt_pulled_bytes_total", help, Kind::Counter);
+        to.sample("quilt_pulled_bytes_total", &[], self.pulled_bytes.get());
+        let help = "Requests to registries that were made again.";
+        to.describe("quilt_registry_retries_total", help, Kind::Counter);
+        to.sample(
+            "quilt_registry_retries_total",
+            &[],
+            self.registry_retries.get(),
+        );
     }
 }
 

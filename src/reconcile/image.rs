@@ -1,10 +1,9 @@
 //! One look at a pull or at an image that is to go, and the import of an archive.
 //!
 //! ```text
-//!  asked for ─► resolved ─► rows of layers ─► layers fetched side by side ─► committed bottom to
-//! top
-//!                                                                  ─► row of the image, and
-//! answered
+//!  asked for ─► resolved ─► rows of layers ─► layers fetched side by side
+//!      │                                        ─► committed bottom to top ─► row of the image,
+//!      └─► here already, as the registry says ───────────────────────────────► and answered
 //! ```
 
 use std::path::Path;
@@ -12,11 +11,13 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
+use super::pull_progress::{self, Watch};
 use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{
-    CommittedLayer, Credentials, Digest, ImageError, Reference, ResolvedImage, StagedLayer,
+    CommittedLayer, Credentials, Digest, Given, ImageError, Lookup, Reference, ResolvedImage,
+    StagedLayer,
 };
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
@@ -27,9 +28,20 @@ use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 use crate::state::pull::{self, Secret};
+use crate::state::pull_progress::LayerStage;
 
 /// Pause until a layer that is being removed is gone and can be fetched again.
 const LEAVING_NS: i64 = 20_000_000;
+
+/// What came of a pull.
+enum Pulled {
+    /// An image whose layers are all here now.
+    New(Box<ResolvedImage>),
+    /// What the name means at the registry is here under these names.
+    Known { id: String, names: Vec<String> },
+    /// A layer of it is being removed just now.
+    Leaving,
+}
 
 /// Pulls what was asked for, and answers. `key` is the reference, with a fingerprint of the
 /// credentials if there are any.
@@ -68,9 +80,19 @@ async fn fetch_and_answer(
         error,
         stages: stages.finish(),
     };
+    let pulls = &back.store.metrics().pulls;
     match result {
-        Ok(None) => return Ok(Outcome::Again(LEAVING_NS)),
-        Ok(Some(image)) => {
+        Ok(Pulled::Leaving) => return Ok(Outcome::Again(LEAVING_NS)),
+        Ok(Pulled::Known { id, names }) => {
+            let done = done(stages, id.clone(), None);
+            let known = back.observed.pull_known(key.to_owned(), id, names, done);
+            if !known.await? {
+                return Ok(Outcome::Again(0));
+            }
+            pulls.get(["present"]).increment();
+            fault::point("image.known").await?;
+        }
+        Ok(Pulled::New(image)) => {
             stages.enter("record");
             let names = std::slice::from_ref(&image.reference);
             let new = record(back, &image, names, reference);
@@ -79,6 +101,7 @@ async fn fetch_and_answer(
                 .image_present(new, Some(key.to_owned()), done)
                 .await?;
             back.image_records.notify_one();
+            pulls.get(["pulled"]).increment();
             fault::point("image.recorded").await?;
         }
         Err(error) if error.is_passing() => return Err(error),
@@ -86,10 +109,12 @@ async fn fetch_and_answer(
             let text = error.full_text();
             tracing::warn!(reference, error = text, "cannot pull");
             let done = done(stages, reference.to_owned(), Some(text.clone()));
+            let kind = kind_of(&error);
             let kept_until = now_ns().saturating_add(back.image_rules.failed_pull_kept_ns);
             back.observed
-                .pull_failed(key.to_owned(), (kind_of(&error), text), kept_until, done)
+                .pull_failed(key.to_owned(), (kind, text), kept_until, done)
                 .await?;
+            pulls.get([kind]).increment();
             back.unused_layers.notify_one();
             fault::point("image.failed").await?;
         }
@@ -112,12 +137,7 @@ fn kind_of(error: &ReconcileError) -> &'static str {
     }
 }
 
-/// `None` when a layer of the image is being removed just now.
-async fn fetch(
-    back: &Back,
-    key: &str,
-    stages: &mut Stages<'_>,
-) -> Result<Option<ResolvedImage>, ReconcileError> {
+async fn fetch(back: &Back, key: &str, stages: &mut Stages<'_>) -> Result<Pulled, ReconcileError> {
     let parsed: Reference = pull::reference_of(key)
         .parse()
         .map_err(|error| ReconcileError::Plan(format!("{error}")))?;
@@ -126,11 +146,60 @@ async fn fetch(
         secret => secret.unwrap_or_default(),
     };
     stages.enter("resolve");
-    let image = back.images.resolve(&parsed, &credentials(secret)).await?;
-    fault::point("image.resolved").await?;
-    Ok(store_layers(back, key, &image, stages)
-        .await?
-        .then_some(image))
+    let lookup = back.images.lookup(&parsed, &given(secret))?;
+    let fetched = async {
+        if let Some(known) = known(back, &parsed, &lookup).await? {
+            return Ok(known);
+        }
+        let image = lookup.resolve().await?;
+        fault::point("image.resolved").await?;
+        let stored = store_layers(back, key, &image, stages).await?;
+        Ok(match stored {
+            true => Pulled::New(Box::new(image)),
+            false => Pulled::Leaving,
+        })
+    };
+    let fetched = fetched.await;
+    back.store.metrics().registry_retries.add(lookup.repeated());
+    fetched
+}
+
+/// Whether what the registry now calls by this name is here already, under this name and its
+/// digest: then the digest is all that is asked for. The registry is asked in any case, for the
+/// name may have moved, and these credentials may not see it.
+async fn known(
+    back: &Back,
+    reference: &Reference,
+    lookup: &Lookup,
+) -> Result<Option<Pulled>, ReconcileError> {
+    let name = reference.to_string();
+    let Some(image) = back.store.image_by_reference(&name).await? else {
+        return Ok(None);
+    };
+    let Some(digest) = lookup.digest().await else {
+        return Ok(None);
+    };
+    let by_digest = reference.with_digest(&digest).to_string();
+    if !image.digests.contains(&by_digest) {
+        return Ok(None);
+    }
+    if let Some(top) = &image.top_chain_id {
+        for layer in back.store.layer_chain(top).await? {
+            if !is_there(back, &chain_id(&layer)?).await? {
+                return Ok(None);
+            }
+        }
+    }
+    let (id, names) = (image.id, vec![name, by_digest]);
+    Ok(Some(Pulled::Known { id, names }))
+}
+
+fn given(secret: Secret) -> Given {
+    let server = Some(secret.server_address.clone()).filter(|server| !server.is_empty());
+    Given {
+        credentials: credentials(secret),
+        server,
+    }
 }
 
 fn credentials(secret: Secret) -> Credentials {
@@ -139,6 +208,7 @@ fn credentials(secret: Secret) -> Credentials {
         password,
         identity_token,
         registry_token,
+        server_address: _,
     } = secret;
     if !registry_token.is_empty() {
         return Credentials::RegistryToken(registry_token);
@@ -152,8 +222,8 @@ fn credentials(secret: Secret) -> Credentials {
     Credentials::Password { username, password }
 }
 
-/// Brings every layer of an image to its place, held by `holder`, a row of `pulls`; `false` when
-/// one is being removed just now.
+/// Brings every layer of an image to its place, held by `holder`, a row of `pulls` whose progress
+/// it is; `false` when one is being removed just now.
 async fn store_layers(
     back: &Back,
     holder: &str,
@@ -176,31 +246,11 @@ async fn store_layers(
     }
     fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
-    let image = Arc::new(image.clone());
-    let of = image.layers.len();
-    let mut fetching = JoinSet::new();
-    let mut staged: Vec<Option<StagedLayer>> = Vec::new();
-    for (index, layer) in image.layers.iter().enumerate() {
-        staged.push(None);
-        if is_there(back, &layer.chain_id).await? {
-            continue;
-        }
-        let (back, image) = (back.clone(), Arc::clone(&image));
-        fetching
-            .spawn(async move { (index, back.images.fetch_layer(&image, index, &|_| {}).await) });
-    }
-    stages.count(of - fetching.len(), of);
-    // Dropping the set on an error ends the other downloads; what they staged goes with them.
-    while let Some(joined) = fetching.join_next().await {
-        let (index, layer) = joined.map_err(|_| ReconcileError::Panicked)?;
-        staged[index] = Some(layer?);
-        stages.count(of - fetching.len(), of);
-        fault::point("image.layer_fetched").await?;
-    }
+    let staged = fetch_layers(back, holder, image, stages).await?;
     fault::point("image.fetched").await?;
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
-    for layer in staged.into_iter().flatten() {
+    for layer in staged {
         let damaged = back
             .store
             .is_layer_damaged(&layer.chain_id().to_string())
@@ -218,6 +268,69 @@ async fn store_layers(
         fault::point("image.layer_recorded").await?;
     }
     Ok(true)
+}
+
+/// Fetches the layers that are not here, side by side; returns them bottom first.
+async fn fetch_layers(
+    back: &Back,
+    holder: &str,
+    image: &ResolvedImage,
+    stages: &mut Stages<'_>,
+) -> Result<Vec<StagedLayer>, ReconcileError> {
+    let image = Arc::new(image.clone());
+    let of = image.layers.len();
+    let (back_too, key, image_too) = (back.clone(), holder.to_owned(), Arc::clone(&image));
+    let mut watch = blocking(move || Ok(Watch::new(&key, &back_too, &image_too))).await?;
+    let mut missing = Vec::new();
+    for (index, layer) in image.layers.iter().enumerate() {
+        match is_there(back, &layer.chain_id).await? {
+            true => watch.reached(index, LayerStage::Present),
+            false => missing.push(index),
+        }
+    }
+    watch.begin(back).await?;
+    fault::point("image.pull_begun").await?;
+    let mut fetching = JoinSet::new();
+    for index in missing {
+        let (back, image, progress) = (back.clone(), Arc::clone(&image), watch.progress(index));
+        fetching.spawn(async move {
+            (
+                index,
+                back.images.fetch_layer(&image, index, &progress).await,
+            )
+        });
+    }
+    stages.count(of - fetching.len(), of);
+    let mut staged: Vec<Option<StagedLayer>> = (0..of).map(|_| None).collect();
+    let mut tick = tokio::time::interval(pull_progress::PERIOD);
+    tick.reset();
+    // Dropping the set on an error ends the other downloads; what they staged goes with them.
+    let failed = loop {
+        let joined = tokio::select! {
+            joined = fetching.join_next() => joined,
+            _ = tick.tick() => {
+                watch.note(back).await;
+                continue;
+            }
+        };
+        let Some(joined) = joined else { break None };
+        match joined.map_err(|_| ReconcileError::Panicked) {
+            Ok((index, Ok(layer))) => {
+                staged[index] = Some(layer);
+                watch.reached(index, LayerStage::Fetched);
+            }
+            Ok((_, Err(error))) => break Some(error.into()),
+            Err(panicked) => break Some(panicked),
+        }
+        stages.count(of - fetching.len(), of);
+        fault::point("image.layer_fetched").await?;
+    };
+    watch.note(back).await;
+    back.store.metrics().pulled_bytes.add(watch.fetched_bytes());
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(staged.into_iter().flatten().collect()),
+    }
 }
 
 /// Whether a layer need not be fetched. One that came into its place just before its daemon died is

@@ -18,6 +18,7 @@ pub mod monitor;
 mod mounts;
 mod processes;
 pub mod pruner;
+mod pull_progress;
 mod rebuild;
 pub mod records;
 pub mod recovery;

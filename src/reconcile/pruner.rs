@@ -1,11 +1,12 @@
-//! Keeps history within its bounds, off everybody's path: a little at a time, at start and then
-//! once a minute.
+//! Keeps history within its bounds, and unfinished downloads, off everybody's path: a little at a
+//! time, at start and then once a minute.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::Back;
+use super::{Back, ReconcileError, blocking};
 use crate::state::now_ns;
 use crate::state::retention::{BATCH, History};
 
@@ -33,11 +34,36 @@ pub async fn run(back: Back, retention: Retention, mut stop: watch::Receiver<boo
         for history in histories(&retention) {
             prune(&back, history, &stop).await;
         }
+        if let Err(error) = forget_downloads(&back).await {
+            tracing::warn!(%error, "cannot delete unfinished downloads; it is tried again");
+        }
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             _ = stop.changed() => {}
         }
     }
+}
+
+/// Deletes what is kept of blobs that no pull is remembered for. A row comes before its file, so
+/// what has none is no beginning.
+async fn forget_downloads(back: &Back) -> Result<(), ReconcileError> {
+    let too = back.clone();
+    let kept = blocking(move || Ok(too.images.list_downloads()?)).await?;
+    if kept.is_empty() {
+        return Ok(());
+    }
+    let wanted: HashSet<String> = back.store.pulled_blobs().await?.into_iter().collect();
+    let back = back.clone();
+    blocking(move || {
+        let unwanted = kept
+            .iter()
+            .filter(|digest| !wanted.contains(&digest.to_string()));
+        for digest in unwanted {
+            back.images.remove_download(digest)?;
+        }
+        Ok(())
+    })
+    .await
 }
 
 fn histories(retention: &Retention) -> [History; 3] {

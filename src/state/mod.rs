@@ -31,6 +31,7 @@ pub mod opening;
 pub mod operation;
 pub mod progress;
 pub mod pull;
+pub mod pull_progress;
 mod readers;
 mod reboot;
 pub mod rebuild;

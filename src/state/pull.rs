@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sqlx::FromRow;
 
 use super::error::during;
+use super::event::Subject;
 use super::operation::Finished;
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
@@ -26,6 +27,8 @@ pub struct Secret {
     pub identity_token: String,
     /// Access token.
     pub registry_token: String,
+    /// The host that may see all this; empty is every host that serves the image.
+    pub server_address: String,
 }
 
 impl std::fmt::Debug for Secret {
@@ -180,6 +183,45 @@ impl DesiredWriter {
     }
 }
 
+impl ObservedWriter {
+    /// A pull found what it names here already. `false` says that the image has gone or has lost
+    /// one of these names meanwhile, and that nothing was written.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn pull_known(
+        &self,
+        key: String,
+        id: String,
+        names: Vec<String>,
+        done: Finished,
+    ) -> Result<bool, StateError> {
+        self.0
+            .write("answer a pull", move |tx| {
+                Box::pin(async move {
+                    for name in &names {
+                        let known: Option<i64> = sqlx::query_scalar(
+                            "SELECT 1 FROM images i JOIN image_references r ON r.image_id = i.id
+                             WHERE i.id = ? AND i.desired = 'present' AND r.reference = ?",
+                        )
+                        .bind(&id)
+                        .bind(name)
+                        .fetch_optional(&mut tx.connection)
+                        .await
+                        .map_err(during("find an image"))?;
+                        if known.is_none() {
+                            return Ok(false);
+                        }
+                    }
+                    tx.operation(&done).await?;
+                    tx.pull_answered(&key, &Ok(id)).await?;
+                    Ok(true)
+                })
+            })
+            .await
+    }
+}
+
 impl Tx {
     pub(super) async fn pull_answered(
         &mut self,
@@ -202,6 +244,7 @@ impl Tx {
         .execute(&mut self.connection)
         .await
         .map_err(during("answer a pull"))?;
+        self.pull_rests(reference, outcome.is_ok()).await?;
         self.touch(ObjectKey::Pull(reference.to_owned()));
         self.let_go_of_layers(reference).await?;
         self.release_unused_layers().await
@@ -272,6 +315,8 @@ impl ObservedWriter {
             .write("answer a pull", move |tx| {
                 Box::pin(async move {
                     tx.operation(&done).await?;
+                    let subject = Subject::Image(reference_of(&reference));
+                    tx.event(subject, "pull_failed", &error).await?;
                     tx.keep_layers_for_retry(&reference, kept_until).await?;
                     tx.pull_answered(&reference, &Err((kind, error))).await
                 })

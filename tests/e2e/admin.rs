@@ -11,10 +11,12 @@ use crate::support::pod::{exited, resources, shell};
 use crate::support::{Node, container, eventually};
 
 /// Commands that only read, and so answer with and without a daemon.
-const READING: [&[&str]; 6] = [
+const READING: [&[&str]; 8] = [
     &["ps", "-a"],
     &["pods"],
     &["images"],
+    &["pulls"],
+    &["pulls", "--layers"],
     &["events"],
     &["jobs"],
     &["explain"],

@@ -283,6 +283,8 @@ impl Walk {
         .await;
         self.call("PullImage", async |cri| cri.pull(name).await)
             .await;
+        self.call("PullImage again", async |cri| cri.pull(name).await)
+            .await;
         let id = self
             .call("RunPodSandbox", async |cri| cri.run_pod(pod).await)
             .await;

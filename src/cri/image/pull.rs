@@ -51,6 +51,7 @@ fn secret(auth: v1::AuthConfig) -> Result<Secret, CallError> {
         password: auth.password,
         identity_token: auth.identity_token,
         registry_token: auth.registry_token,
+        server_address: auth.server_address,
     };
     if secret.username.is_empty() && !auth.auth.is_empty() {
         let invalid = || CallError::invalid("auth.auth", "is not base64 of username:password");
@@ -62,7 +63,15 @@ fn secret(auth: v1::AuthConfig) -> Result<Secret, CallError> {
         secret.username = username.to_owned();
         secret.password = password.trim_end_matches('\0').to_owned();
     }
-    Ok(secret)
+    // Kubelet names the host also where it has nothing for it.
+    let empty = Secret {
+        server_address: secret.server_address.clone(),
+        ..Secret::default()
+    };
+    Ok(match secret == empty {
+        true => Secret::default(),
+        false => secret,
+    })
 }
 
 /// What came of a pull, as kubelet takes it (`RegistryUnavailable` is one of its sentinel words,

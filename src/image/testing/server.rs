@@ -4,9 +4,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-/// A request: path with query, headers with lowercase names.
+/// A request: method, path with query, headers with lowercase names.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
+    pub(crate) method: String,
     pub(crate) path: String,
     pub(crate) headers: Vec<(String, String)>,
 }
@@ -74,18 +75,15 @@ impl Response {
         let Some(range) = request.header("range") else {
             return self;
         };
-        let from: usize = range
-            .trim_start_matches("bytes=")
-            .trim_end_matches('-')
-            .parse()
-            .unwrap();
+        let (from, to) = range.trim_start_matches("bytes=").split_once('-').unwrap();
         let total = self.body.len();
+        let from: usize = from.parse().unwrap();
+        let to = to.parse().map_or(total, |last: usize| last + 1);
+        self.body.truncate(to);
         self.body.drain(..from);
         self.status = 206;
-        self.header(
-            "content-range",
-            &format!("bytes {from}-{}/{total}", total - 1),
-        )
+        let range = format!("bytes {from}-{}/{total}", to - 1);
+        self.header("content-range", &range)
     }
 }
 
@@ -114,7 +112,11 @@ impl Server {
                         seen.push(request.clone());
                         seen.len() - 1
                     };
-                    send(&stream, &answer(&request, before));
+                    let mut response = answer(&request, before);
+                    if request.method == "HEAD" {
+                        response.cut_after = Some(0);
+                    }
+                    send(&stream, &response);
                 });
             }
         });
@@ -131,7 +133,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     let mut words = first.split(' ').map(str::to_owned);
-    let path = words.nth(1)?;
+    let (method, path) = (words.next()?, words.next()?);
     let mut headers = Vec::new();
     for line in lines
         .map_while(Result::ok)
@@ -140,7 +142,11 @@ fn read(stream: &TcpStream) -> Option<Request> {
         let (name, value) = line.split_once(':')?;
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    Some(Request { path, headers })
+    Some(Request {
+        method,
+        path,
+        headers,
+    })
 }
 
 fn send(mut stream: &TcpStream, response: &Response) {

@@ -109,11 +109,7 @@ async fn content_that_is_not_what_its_digest_says_counts_for_nothing() {
             .await;
         let error = match resolved {
             Err(error) => error,
-            Ok(image) => node
-                .driver
-                .fetch_layer(&image, 1, &|_| ())
-                .await
-                .unwrap_err(),
+            Ok(image) => node.fetch(&image, 1).await.unwrap_err(),
         };
         let expected = matches!(error, ImageError::DigestMismatch { .. })
             || swap == "layer" && matches!(error, ImageError::Unpack { .. });
@@ -157,17 +153,17 @@ async fn an_abandoned_pull_leaves_nothing() {
         .resolve(&name, &Credentials::Anonymous)
         .await
         .unwrap();
-    let arrived = tokio::sync::Notify::new();
-    let progress = |_| arrived.notify_one();
+    let progress: Arc<LayerProgress> = Arc::default();
+    let arrived = async {
+        while progress.received() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
     tokio::select! {
         ended = node.driver.fetch_layer(&resolved, 1, &progress) => panic!("{ended:?}"),
-        () = arrived.notified() => {}
+        () = arrived => {}
     }
-    let error = node
-        .driver
-        .fetch_layer(&resolved, 1, &|_| ())
-        .await
-        .unwrap_err();
+    let error = node.fetch(&resolved, 1).await.unwrap_err();
     assert!(matches!(error, ImageError::Unavailable { .. }), "{error:?}");
     node.nothing_is_left();
 }

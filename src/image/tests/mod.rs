@@ -1,7 +1,9 @@
 //! Pulling and importing for real, from servers that behave and servers that do not.
 
+mod access;
 mod faults;
 mod import;
+mod kept;
 mod pull;
 mod registry;
 mod stack;
@@ -24,7 +26,10 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let root = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    fn at(root: tempfile::TempDir) -> Self {
         let config = ImageConfig {
             certs_d: root.path().join("certs.d"),
             stall_timeout: Duration::from_millis(700),
@@ -33,6 +38,13 @@ impl Node {
         };
         let driver = ImageDriver::new(&root.path().join("lib"), config).unwrap();
         Self { root, driver }
+    }
+
+    /// A driver that is configured otherwise, in the same place.
+    fn configure(&mut self, change: impl FnOnce(&mut ImageConfig)) {
+        let mut config = self.driver.config.clone();
+        change(&mut config);
+        self.driver = ImageDriver::new(&self.root.path().join("lib"), config).unwrap();
     }
 
     /// Puts hosts.toml for `host`.
@@ -55,8 +67,13 @@ impl Node {
         Ok(image)
     }
 
+    async fn fetch(&self, image: &ResolvedImage, layer: usize) -> Result<StagedLayer, ImageError> {
+        let progress = Arc::default();
+        self.driver.fetch_layer(image, layer, &progress).await
+    }
+
     async fn layers(&self, image: &ResolvedImage) -> Result<(), ImageError> {
-        let fetches = (0..image.layers.len()).map(|at| self.driver.fetch_layer(image, at, &|_| ()));
+        let fetches = (0..image.layers.len()).map(|at| self.fetch(image, at));
         for staged in futures_util::future::join_all(fetches).await {
             self.driver.commit_layer(staged?)?;
         }

@@ -47,9 +47,8 @@ impl RealRegistry {
     }
 
     async fn push(&self, repository: &str, image: &TestImage) {
-        let client = super::clients::Clients::new(Duration::from_secs(5))
-            .plain()
-            .unwrap();
+        let client = reqwest::Client::builder().no_proxy().tls_certs_only([]);
+        let client = client.build().unwrap();
         let base = format!("http://{}/v2/{repository}", self.address);
         for (digest, bytes) in &image.blobs {
             let started = client

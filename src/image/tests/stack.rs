@@ -73,7 +73,7 @@ async fn layers_are_committed_from_the_bottom() {
         .resolve(&name, &Credentials::Anonymous)
         .await
         .unwrap();
-    let top = node.driver.fetch_layer(&image, 1, &|_| ()).await.unwrap();
+    let top = node.fetch(&image, 1).await.unwrap();
     let error = node.driver.commit_layer(top).unwrap_err();
     let ImageError::Store { source, .. } = error else {
         panic!("{error:?}")

@@ -16,6 +16,7 @@ use crate::state::inspect::{Bounds, Inspector, Rows, Value};
 const ROWS: &[(i64, &str)] = &[
     (1, include_str!("rows/0001.sql")),
     (2, include_str!("rows/0002.sql")),
+    (8, include_str!("rows/0008.sql")),
     (9, include_str!("rows/0009.sql")),
     (10, include_str!("rows/0010.sql")),
 ];

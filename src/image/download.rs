@@ -1,0 +1,559 @@
+//! Large blobs on their way: kept on disk in pieces until they are a layer, so that a download goes
+//! on where it was after the daemon ended, and several connections can fetch one blob.
+//!
+//! ```text
+//!   downloads/<algorithm>-<hex>/<offset in hex>     one file a piece of 8 MiB, appended to
+//! ```
+//! The length of a file says how much of its piece is here: a process that dies in the middle of a
+//! write leaves a shorter file, never a wrong one. What a power failure leaves may be wrong; the
+//! digest finds that out, and the blob is fetched again from nothing. The reader follows behind the
+//! writers, so a blob is decompressed while it comes. Which blobs are wanted is not known here.
+
+use std::collections::HashSet;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::digest::{Digest, Hasher};
+use super::layers::{LayerError, failed};
+use super::progress::LayerProgress;
+use crate::sys::tree;
+
+/// Bytes of one piece: what one request asks for.
+pub(super) const PIECE_BYTES: u64 = 8 << 20;
+/// Bytes read at once.
+const READ_BYTES: usize = 128 << 10;
+
+/// Digests of the blobs that are being fetched.
+type Busy = Arc<Mutex<HashSet<Digest>>>;
+
+/// The downloads under one root directory.
+#[derive(Debug)]
+pub(super) struct Downloads {
+    directory: PathBuf,
+    busy: Busy,
+}
+
+impl Downloads {
+    /// Makes `downloads/` under `root`, for root alone.
+    pub(super) fn open(root: &Path) -> Result<Self, LayerError> {
+        let directory = root.join("downloads");
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.map_err(failed("making", &directory))?;
+        Ok(Self {
+            directory,
+            busy: Busy::default(),
+        })
+    }
+
+    /// The download of a blob, with what earlier ones have left of it; `None` while another one
+    /// of the same blob is under way.
+    pub(super) fn take(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<Arc<Download>>, LayerError> {
+        let mut busy = lock(&self.busy);
+        if !busy.insert(digest.clone()) {
+            return Ok(None);
+        }
+        drop(busy);
+        // From here on dropping it makes the blob free again.
+        let mut download = Download {
+            directory: self.path(digest),
+            digest: digest.clone(),
+            size,
+            arrived: Mutex::default(),
+            changed: Condvar::new(),
+            busy: Arc::clone(&self.busy),
+        };
+        let pieces = download
+            .look()
+            .map_err(failed("reading", &download.directory))?;
+        download.arrived = Mutex::new(Arrived {
+            received: pieces.iter().sum(),
+            pieces,
+            ..Arrived::default()
+        });
+        Ok(Some(Arc::new(download)))
+    }
+
+    /// Digests of all blobs of which something is here, in no order.
+    pub(super) fn list(&self) -> Result<Vec<Digest>, LayerError> {
+        let failed = |source| failed("listing", &self.directory)(source);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let digest = name
+                .to_str()
+                .and_then(|name| name.replacen('-', ":", 1).parse().ok());
+            found.extend(digest);
+        }
+        Ok(found)
+    }
+
+    /// Blocks: bytes here of a blob. Wrong while it is being fetched.
+    pub(super) fn kept(&self, digest: &Digest) -> u64 {
+        let files = std::fs::read_dir(self.path(digest)).into_iter().flatten();
+        let lengths = files.flatten().filter_map(|file| file.metadata().ok());
+        lengths.map(|file| file.len()).sum()
+    }
+
+    /// Deletes what is here of a blob, unless it is being fetched. Blocks on the disk.
+    pub(super) fn remove(&self, digest: &Digest) -> Result<(), LayerError> {
+        // Held meanwhile: nobody begins to fetch what is being deleted.
+        let busy = lock(&self.busy);
+        if busy.contains(digest) {
+            return Ok(());
+        }
+        let path = self.path(digest);
+        tree::remove_tree(&path).map_err(failed("deleting", &path))
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.directory
+            .join(digest.to_string().replacen(':', "-", 1))
+    }
+}
+
+/// One blob on its way. Blocking calls are marked; the others only take a short lock.
+#[derive(Debug)]
+pub(super) struct Download {
+    directory: PathBuf,
+    digest: Digest,
+    size: u64,
+    arrived: Mutex<Arrived>,
+    changed: Condvar,
+    busy: Busy,
+}
+
+#[derive(Debug, Default)]
+struct Arrived {
+    /// Bytes here of each piece, counted from its beginning.
+    pieces: Vec<u64>,
+    /// Their sum.
+    received: u64,
+    /// No more will come.
+    closed: bool,
+    /// What all of it hashes to, if that is wrong.
+    wrong: Option<Digest>,
+    /// Who may still write.
+    writers: usize,
+}
+
+/// A part of a blob that is still to be fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Number of its piece.
+    pub(super) piece: usize,
+    /// First byte.
+    pub(super) from: u64,
+    /// Byte after the last.
+    pub(super) to: u64,
+}
+
+impl Download {
+    /// Its blob.
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Bytes of the whole blob.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes that are here.
+    pub(super) fn received(&self) -> u64 {
+        lock(&self.arrived).received
+    }
+
+    /// What all of it hashes to, when it was read to its end and that is not its digest.
+    pub(super) fn wrong(&self) -> Option<Digest> {
+        lock(&self.arrived).wrong.clone()
+    }
+
+    /// What is not here yet, in order.
+    pub(super) fn missing(&self) -> Vec<Missing> {
+        let arrived = lock(&self.arrived);
+        let all = arrived.pieces.iter().enumerate();
+        let parts = all.map(|(piece, have)| Missing {
+            piece,
+            from: start_of(piece) + have,
+            to: self.end_of(piece),
+        });
+        parts.filter(|part| part.from < part.to).collect()
+    }
+
+    /// What is still missing of one piece.
+    pub(super) fn missing_of(&self, piece: usize) -> Option<Missing> {
+        self.missing().into_iter().find(|part| part.piece == piece)
+    }
+
+    /// Somebody who will write from byte `from` of the blob on. What is here of a piece behind that
+    /// is replaced.
+    pub(super) fn writer(self: &Arc<Self>, from: u64) -> Writer {
+        lock(&self.arrived).writers += 1;
+        Writer {
+            download: Arc::clone(self),
+            at: from,
+        }
+    }
+
+    /// Opens the file of a piece to go on at byte `at` of the blob.
+    fn append_to(&self, piece: usize, at: u64, progress: &LayerProgress) -> io::Result<File> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.directory)?;
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o600);
+        let file = options.open(self.file(piece))?;
+        let have = at - start_of(piece);
+        file.set_len(have)?;
+        let mut arrived = lock(&self.arrived);
+        let before = std::mem::replace(&mut arrived.pieces[piece], have);
+        arrived.received = arrived.received - before + have;
+        progress.has(arrived.received);
+        Ok(file)
+    }
+
+    fn grew(&self, piece: usize, bytes: u64, progress: &LayerProgress) {
+        let mut arrived = lock(&self.arrived);
+        arrived.pieces[piece] += bytes;
+        arrived.received += bytes;
+        progress.has(arrived.received);
+        drop(arrived);
+        self.changed.notify_all();
+    }
+
+    /// What comes of this download is all there is: whoever waits for more gets an error. Undone
+    /// by [`Download::reopen`].
+    pub(super) fn close(&self) {
+        lock(&self.arrived).closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Blocks: forgets all that is here, so that the blob can be fetched from nothing. Those who
+    /// write have nobody any more who sends them something, and end first.
+    pub(super) fn reopen(&self) -> Result<(), LayerError> {
+        let arrived = lock(&self.arrived);
+        let ended = self
+            .changed
+            .wait_while(arrived, |arrived| arrived.writers > 0);
+        drop(ended);
+        self.discard()?;
+        let mut arrived = lock(&self.arrived);
+        arrived.pieces.fill(0);
+        arrived.received = 0;
+        arrived.closed = false;
+        arrived.wrong = None;
+        Ok(())
+    }
+
+    /// Blocks: deletes what is here; it has become a layer, or is not what it should be.
+    pub(super) fn discard(&self) -> Result<(), LayerError> {
+        tree::remove_tree(&self.directory).map_err(failed("deleting", &self.directory))
+    }
+
+    /// Blocks: how much of each piece is here. A piece longer than its place is none of ours.
+    fn look(&self) -> io::Result<Vec<u64>> {
+        let count = self.size.div_ceil(PIECE_BYTES);
+        let mut pieces = Vec::new();
+        for piece in 0..usize::try_from(count).map_err(io::Error::other)? {
+            let room = self.end_of(piece) - start_of(piece);
+            let path = self.file(piece);
+            pieces.push(match std::fs::symlink_metadata(&path) {
+                Ok(meta) if meta.is_file() && meta.len() <= room => meta.len(),
+                Ok(_) => {
+                    tree::remove_tree(&path)?;
+                    0
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                Err(error) => return Err(error),
+            });
+        }
+        Ok(pieces)
+    }
+
+    fn file(&self, piece: usize) -> PathBuf {
+        self.directory.join(format!("{:012x}", start_of(piece)))
+    }
+
+    fn end_of(&self, piece: usize) -> u64 {
+        (start_of(piece) + PIECE_BYTES).min(self.size)
+    }
+
+    /// Blocks until byte `at` is here; returns how many bytes of its piece are, from it on.
+    fn wait_for(&self, at: u64) -> io::Result<u64> {
+        let piece = piece_of(at);
+        let end = |arrived: &Arrived| start_of(piece) + arrived.pieces[piece];
+        let arrived = lock(&self.arrived);
+        let waits = |arrived: &mut Arrived| end(arrived) <= at && !arrived.closed;
+        let arrived = self.changed.wait_while(arrived, waits);
+        let arrived = arrived.unwrap_or_else(PoisonError::into_inner);
+        match end(&arrived).checked_sub(at) {
+            None | Some(0) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Some(bytes) => Ok(bytes),
+        }
+    }
+}
+
+/// Writes one answer's worth of a blob.
+pub(super) struct Writer {
+    download: Arc<Download>,
+    at: u64,
+}
+
+impl Writer {
+    /// Blocks: writes what `source` brings until it ends.
+    pub(super) fn run(
+        mut self,
+        mut source: mpsc::Receiver<Bytes>,
+        progress: &LayerProgress,
+    ) -> Result<(), LayerError> {
+        let download = Arc::clone(&self.download);
+        let failed = failed("writing", &download.directory);
+        let mut open: Option<(usize, File)> = None;
+        while let Some(mut data) = source.blocking_recv() {
+            while !data.is_empty() {
+                let piece = piece_of(self.at);
+                let mut file = match open.take() {
+                    Some((of, file)) if of == piece => file,
+                    _ => download
+                        .append_to(piece, self.at, progress)
+                        .map_err(&failed)?,
+                };
+                let room = download.end_of(piece).saturating_sub(self.at);
+                let room = usize::try_from(room).unwrap_or(usize::MAX);
+                let part = data.split_to(room.min(data.len()));
+                file.write_all(&part).map_err(&failed)?;
+                self.at += part.len() as u64;
+                download.grew(piece, part.len() as u64, progress);
+                open = Some((piece, file));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        lock(&self.download.arrived).writers -= 1;
+        self.download.changed.notify_all();
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        lock(&self.busy).remove(&self.digest);
+    }
+}
+
+fn start_of(piece: usize) -> u64 {
+    piece as u64 * PIECE_BYTES
+}
+
+fn piece_of(at: u64) -> usize {
+    usize::try_from(at / PIECE_BYTES).unwrap_or(usize::MAX)
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads a blob from its first byte on while it is fetched, and ends only if its digest is right.
+/// For one blocking thread.
+pub(super) struct Follower {
+    download: Arc<Download>,
+    at: u64,
+    open: Option<(usize, File)>,
+    buffer: Vec<u8>,
+    used: usize,
+    hasher: Option<Hasher>,
+    taken: Arc<AtomicU64>,
+}
+
+impl Follower {
+    /// `taken` counts the bytes read.
+    pub(super) fn new(download: Arc<Download>, taken: Arc<AtomicU64>) -> Self {
+        Self {
+            hasher: Some(Hasher::new(download.digest.algorithm())),
+            download,
+            at: 0,
+            open: None,
+            buffer: Vec::new(),
+            used: 0,
+            taken,
+        }
+    }
+
+    fn read_on(&mut self) -> io::Result<()> {
+        let here = self.download.wait_for(self.at)?;
+        let piece = piece_of(self.at);
+        let mut file = match self.open.take() {
+            Some((of, file)) if of == piece => file,
+            // The reader reaches a piece at its beginning.
+            _ => File::open(self.download.file(piece))?,
+        };
+        let wanted = READ_BYTES.min(usize::try_from(here).unwrap_or(usize::MAX));
+        self.buffer.resize(wanted, 0);
+        self.used = 0;
+        file.read_exact(&mut self.buffer)?;
+        self.open = Some((piece, file));
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(&self.buffer);
+        }
+        self.at += wanted as u64;
+        self.taken.fetch_add(wanted as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// All of it was read: is it what its digest says?
+    fn check(&mut self) -> io::Result<()> {
+        if let Some(hasher) = self.hasher.take() {
+            let actual = hasher.finish();
+            if actual != self.download.digest {
+                lock(&self.download.arrived).wrong = Some(actual);
+            }
+        }
+        match self.download.wrong() {
+            Some(_) => Err(io::ErrorKind::InvalidData.into()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl BufRead for Follower {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.used == self.buffer.len() {
+            if self.at == self.download.size {
+                self.check()?;
+                return Ok(&[]);
+            }
+            self.read_on()?;
+        }
+        Ok(&self.buffer[self.used..])
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.used += amount;
+    }
+}
+
+impl Read for Follower {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(into.len());
+        into[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn noise(bytes: u64) -> Vec<u8> {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        (0..bytes).map(|_| next()).collect()
+    }
+
+    fn write(download: &Arc<Download>, at: u64, data: &[u8]) {
+        let (sender, receiver) = mpsc::channel(1);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for part in data.chunks(100_000) {
+                    sender.blocking_send(Bytes::copy_from_slice(part)).unwrap();
+                }
+                drop(sender);
+            });
+            let writer = download.writer(at);
+            writer.run(receiver, &LayerProgress::default()).unwrap();
+        });
+    }
+
+    fn read(download: &Arc<Download>) -> io::Result<Vec<u8>> {
+        let mut all = Vec::new();
+        Follower::new(Arc::clone(download), Arc::default()).read_to_end(&mut all)?;
+        Ok(all)
+    }
+
+    #[test]
+    fn pieces_come_in_any_order_and_stay_when_the_process_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let blob = noise(2 * PIECE_BYTES + 5);
+        let (digest, size) = (Digest::sha256(&blob), blob.len() as u64);
+        let half = usize::try_from(PIECE_BYTES / 2).unwrap();
+        let second = usize::try_from(PIECE_BYTES).unwrap();
+        let downloads = Downloads::open(root.path()).unwrap();
+        let download = downloads.take(&digest, size).unwrap().unwrap();
+        assert!(downloads.take(&digest, size).unwrap().is_none(), "busy");
+        write(&download, PIECE_BYTES, &blob[second..2 * second]);
+        write(&download, 0, &blob[..half]);
+        downloads.remove(&digest).unwrap();
+        drop(download);
+
+        let downloads = Downloads::open(root.path()).unwrap();
+        assert_eq!(downloads.list().unwrap(), std::slice::from_ref(&digest));
+        let download = downloads.take(&digest, size).unwrap().unwrap();
+        assert_eq!(download.received(), PIECE_BYTES + half as u64);
+        let missing = download.missing();
+        assert_eq!(
+            missing.iter().map(|part| part.from).collect::<Vec<_>>(),
+            [half as u64, 2 * PIECE_BYTES]
+        );
+        let reader = Arc::clone(&download);
+        let reading = std::thread::spawn(move || read(&reader).unwrap());
+        write(&download, half as u64, &blob[half..second]);
+        write(&download, 2 * PIECE_BYTES, &blob[2 * second..]);
+        assert!(download.missing().is_empty());
+        assert!(reading.join().unwrap() == blob, "another content");
+        download.discard().unwrap();
+        assert!(downloads.list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_not_its_digest_never_ends_well_and_can_begin_anew() {
+        let root = tempfile::tempdir().unwrap();
+        let blob = noise(1000);
+        let downloads = Downloads::open(root.path()).unwrap();
+        let download = downloads.take(&Digest::sha256(&blob), 1000).unwrap();
+        let download = download.unwrap();
+        write(&download, 0, &[0; 1000]);
+        read(&download).unwrap_err();
+        assert_eq!(download.wrong(), Some(Digest::sha256(&[0; 1000])));
+        download.reopen().unwrap();
+        write(&download, 0, &blob[..10]);
+        // An answer with the whole blob replaces what is there of a piece.
+        write(&download, 0, &blob);
+        assert_eq!(read(&download).unwrap(), blob);
+    }
+
+    #[test]
+    fn who_waits_for_more_than_will_come_gets_an_error() {
+        let root = tempfile::tempdir().unwrap();
+        let downloads = Downloads::open(root.path()).unwrap();
+        let download = downloads.take(&Digest::sha256(b"x"), 20).unwrap().unwrap();
+        write(&download, 0, b"0123456789");
+        let reader = Arc::clone(&download);
+        let reading = std::thread::spawn(move || read(&reader));
+        download.close();
+        let error = reading.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
+    }
+}
