@@ -150,7 +150,8 @@ impl CallError {
         match self {
             Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Impossible(_) | Self::State(StateError::Transition { .. }) => {
+            Self::Impossible(_)
+            | Self::State(StateError::Transition { .. } | StateError::PortTaken { .. }) => {
                 Code::FailedPrecondition
             }
             Self::Deadline { .. } | Self::Late { .. } | Self::ExecTimeout { .. } => {

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::lifecycle::address::Pool;
 use crate::shim::client::ShimClient;
@@ -54,6 +54,7 @@ pub struct Front {
     info: Arc<NodeInfo>,
     health: Health,
     stopped: Stopped,
+    range_told: Arc<Notify>,
     streams: Arc<Semaphore>,
 }
 
@@ -74,6 +75,8 @@ pub struct Signals {
     pub health: Health,
     /// Whether the daemon ends.
     pub stopped: Stopped,
+    /// Told when kubelet has told another pod range.
+    pub range_told: Arc<Notify>,
 }
 
 impl Front {
@@ -87,6 +90,7 @@ impl Front {
             health: signals.health,
             info: Arc::new(info),
             stopped: signals.stopped,
+            range_told: signals.range_told,
             streams: Arc::new(Semaphore::new(events::STREAMS)),
         }
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front};
+use crate::lifecycle::address;
 use crate::proto::cri as v1;
 
 /// Name under which the runtime appears in `kubectl get node -o wide`.
@@ -96,7 +97,8 @@ pub(super) async fn runtime_config(
     })
 }
 
-/// UpdateRuntimeConfig: the pod range is checked and kept; the pool does not follow it yet.
+/// UpdateRuntimeConfig: from now on new pods get their addresses out of the range; the back gives
+/// the bridge its address in it. Pods that are there keep theirs.
 pub(super) async fn update_runtime_config(
     front: Front,
     request: v1::UpdateRuntimeConfigRequest,
@@ -109,15 +111,11 @@ pub(super) async fn update_runtime_config(
     else {
         return Ok(v1::UpdateRuntimeConfigResponse {});
     };
-    for cidr in network.pod_cidr.split(',') {
-        if cidr.trim().parse::<ipnet::IpNet>().is_err() {
-            let why = format!("{cidr:?} is not a network in CIDR notation");
-            return Err(CallError::invalid(
-                "runtime_config.network_config.pod_cidr",
-                why,
-            ));
-        }
+    if let Err(why) = address::parse_range(&network.pod_cidr) {
+        let field = "runtime_config.network_config.pod_cidr";
+        return Err(CallError::invalid(field, why));
     }
     front.desired.set_pod_cidr(network.pod_cidr).await?;
+    front.range_told.notify_one();
     Ok(v1::UpdateRuntimeConfigResponse {})
 }

@@ -5,12 +5,13 @@ mod listen;
 mod servers;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
@@ -20,10 +21,10 @@ use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
-use crate::network::{self, BridgeSpec, NetworkConfig};
+use crate::network;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, collector, monitor, pruner, records, recovery, sampler,
-    shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, collector, monitor, node_network, pruner, records,
+    recovery, sampler, shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -163,11 +164,6 @@ async fn start(
     }
     network::ensure_pin_directory(&paths.sandboxes())?;
     let (health, health_seen) = watch::channel(Report::default());
-    if let Err(error) = ensure_bridge(&config.network, paths) {
-        let problem = format!("{error:#}");
-        tracing::error!(problem, "pods cannot be connected");
-        health.send_modify(|report| report.network_problem = Some(problem));
-    }
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
@@ -190,6 +186,7 @@ async fn start(
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
+    node_network::mend(&back, &health).await;
     let pins = back.image_rules.pins.clone();
     back.observed.pin_images(pins).await?;
     let sweeper = sweep::Sweeper {
@@ -202,6 +199,13 @@ async fn start(
         shim,
         health,
     };
+    let range_told = Arc::new(Notify::new());
+    tasks.spawn(node_network::run(
+        back.clone(),
+        sweeper.health.clone(),
+        Arc::clone(&range_told),
+        stopped.clone(),
+    ));
     meet_shim(&back, link, watched, tasks, stopped).await;
     sweeper.at_start().await;
     spawn_upkeep(&back, config, sweeper, checks, tasks, stopped);
@@ -209,6 +213,7 @@ async fn start(
         shim: shim_seen,
         health: health_seen,
         stopped: stopped.clone(),
+        range_told: Arc::clone(&range_told),
     };
     let front = Front::new(store, desired, signals, node_info(config, paths));
     tasks.spawn(cri::events::keep_given(front.clone()));
@@ -280,23 +285,14 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn ensure_bridge(config: &NetworkConfig, paths: &Paths) -> anyhow::Result<()> {
-    let marker = paths.marker();
-    network::ensure_bridge(&BridgeSpec {
-        name: &config.bridge,
-        gateway: config.gateway(),
-        mtu: config.mtu,
-        alias: &marker,
-    })?;
-    Ok(())
-}
-
 fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
     NodeInfo {
         pool: Pool {
             subnet: config.network.subnet,
             gateway: config.network.gateway().addr(),
             bridge: config.network.bridge.clone(),
+            subnet6: config.network.subnet6,
+            quarantine_ns: config.network.address_rest_ns(),
         },
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),
@@ -411,6 +407,7 @@ async fn leave_nothing_unused(back: &Back) {
     }
     let back = back.clone();
     let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
+        network::remove_rules(&back.network.bridge, &back.paths.marker())?;
         network::remove_bridge(&back.network.bridge, &back.paths.marker())?;
         network::remove_pin_directory(&back.paths.sandboxes())?;
         if back.cgroups.exists(&back.cgroup_root) {

@@ -1,8 +1,9 @@
-//! Which address the next pod gets: round robin through the subnet, never one twice.
+//! Which addresses the next pod gets: IPv4 round robin through the subnet, never one twice, and the
+//! IPv6 one that belongs to it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// The pod network a sandbox is put into.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +14,111 @@ pub struct Pool {
     pub gateway: Ipv4Addr,
     /// The bridge.
     pub bridge: String,
+    /// All IPv6 addresses, if pods get one; the first is the bridge's own.
+    pub subnet6: Option<Ipv6Net>,
+    /// How long an address that has come back is not given out again, ns.
+    pub quarantine_ns: i64,
+}
+
+impl Pool {
+    /// The pool with what a range of kubelet's replaces of it.
+    #[must_use]
+    pub fn within(mut self, range: &[IpNet]) -> Self {
+        for net in range {
+            match net {
+                IpNet::V4(subnet) => {
+                    self.subnet = *subnet;
+                    self.gateway = first4(*subnet);
+                }
+                IpNet::V6(subnet) => self.subnet6 = Some(*subnet),
+            }
+        }
+        self
+    }
+}
+
+/// The first address of a subnet, which is the bridge's.
+#[must_use]
+pub fn first4(subnet: Ipv4Net) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(subnet.network()).saturating_add(1))
+}
+
+/// The same for IPv6.
+#[must_use]
+pub fn first6(subnet: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()).saturating_add(1))
+}
+
+/// Reads a pod range as kubelet tells it: one network, or one of each family with a comma.
+///
+/// # Errors
+/// Why it can be none, in words.
+pub fn parse_range(text: &str) -> Result<Vec<IpNet>, String> {
+    let mut nets: Vec<IpNet> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let net: IpNet = part
+            .parse()
+            .map_err(|_| format!("{part:?} is not a network in CIDR notation"))?;
+        if let Some(why) = unfit(net) {
+            return Err(format!("{part:?}: {why}"));
+        }
+        if nets.iter().any(|other| {
+            matches!(
+                (other, net),
+                (IpNet::V4(_), IpNet::V4(_)) | (IpNet::V6(_), IpNet::V6(_))
+            )
+        }) {
+            return Err(format!("{text:?} has two networks of one family"));
+        }
+        nets.push(net.trunc());
+    }
+    Ok(nets)
+}
+
+/// Why a network can be no pod network, if it cannot.
+#[must_use]
+pub fn unfit(net: IpNet) -> Option<&'static str> {
+    let address = net.network();
+    let unfit_prefix = match net {
+        IpNet::V4(net) if !(8..=29).contains(&net.prefix_len()) => {
+            Some("the prefix length must be between 8 and 29")
+        }
+        IpNet::V6(net) if !(32..=120).contains(&net.prefix_len()) => {
+            Some("the prefix length must be between 32 and 120")
+        }
+        _ => None,
+    };
+    let reserved = match address {
+        std::net::IpAddr::V4(address) => address.octets()[0] == 0,
+        std::net::IpAddr::V6(address) => {
+            address.is_unspecified() || address.is_unicast_link_local() || address.octets()[0] == 0
+        }
+    };
+    unfit_prefix.or_else(|| {
+        (address.is_loopback() || address.is_multicast() || reserved)
+            .then_some("pods cannot have such addresses")
+    })
+}
+
+/// The IPv6 address that belongs to an IPv4 one: its last bits are the same, all 32 where there is
+/// room. One that is taken, because ranges have changed, leaves it the next free one.
+#[must_use]
+pub fn beside(subnet: Ipv6Net, address: Ipv4Addr, used: &[Ipv6Addr]) -> Option<Ipv6Addr> {
+    let hosts = u128::MAX
+        .checked_shr(u32::from(subnet.prefix_len()))
+        .unwrap_or(0);
+    let network = u128::from(subnet.network());
+    let wanted = u128::from(u32::from(address)) & hosts;
+    // With each address in use at most one candidate falls out, and two are never given.
+    let tries = u128::try_from(used.len())
+        .unwrap_or(hosts)
+        .saturating_add(3)
+        .min(hosts.saturating_add(1));
+    (0..tries)
+        .map(|step| wanted.wrapping_add(step) & hosts)
+        .filter(|host| *host > 1)
+        .map(|host| Ipv6Addr::from(network | host))
+        .find(|candidate| !used.contains(candidate))
 }
 
 /// How many addresses a pool can give out: all but network, broadcast and gateway.
@@ -51,6 +157,8 @@ mod tests {
             subnet,
             gateway,
             bridge: "b".into(),
+            subnet6: None,
+            quarantine_ns: 0,
         }
     }
 
@@ -68,6 +176,56 @@ mod tests {
             last = Some(number);
         }
         assert_eq!(next_free(&pool, &used, last), None);
+    }
+
+    #[test]
+    fn the_ipv6_address_ends_like_the_ipv4_one_unless_it_is_taken() {
+        let wide: Ipv6Net = "fd00:1::/64".parse().expect("a network");
+        let address = Ipv4Addr::new(10, 9, 8, 7);
+        let given = beside(wide, address, &[]).expect("an address");
+        assert_eq!(
+            given,
+            "fd00:1::a09:807".parse::<Ipv6Addr>().expect("an address")
+        );
+        let next = beside(wide, address, &[given]).expect("an address");
+        assert_eq!(
+            next,
+            "fd00:1::a09:808".parse::<Ipv6Addr>().expect("an address")
+        );
+        let narrow: Ipv6Net = "fd00:1::/120".parse().expect("a network");
+        let mut used = Vec::new();
+        while let Some(given) = beside(narrow, address, &used) {
+            assert!(narrow.contains(&given) && !used.contains(&given));
+            assert!(given != first6(narrow) && given != narrow.network());
+            used.push(given);
+        }
+        assert_eq!(used.len(), 254);
+    }
+
+    #[test]
+    fn a_range_is_one_network_or_one_of_each_family() {
+        let range = parse_range("10.5.0.0/24, fd00:5::/64").expect("a range");
+        let wider = pool(28).within(&range);
+        assert_eq!(wider.gateway, Ipv4Addr::new(10, 5, 0, 1));
+        assert_eq!(
+            wider.subnet6.map(|net| net.to_string()),
+            Some("fd00:5::/64".into())
+        );
+        for bad in [
+            "",
+            "10.5.0.0",
+            "10.5.0.0/30",
+            "127.0.0.0/8",
+            "fe80::/64",
+            "::/64",
+            "fd00::/121",
+            "10.5.0.0/24,10.6.0.0/24",
+            "10.5.0.0/24,",
+            "224.0.0.0/24",
+            "ff02::/64",
+        ] {
+            assert!(parse_range(bad).is_err(), "{bad:?}");
+        }
     }
 
     proptest! {

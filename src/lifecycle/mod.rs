@@ -11,6 +11,7 @@ pub mod event;
 pub mod image;
 pub mod job;
 pub mod layer;
+pub mod port;
 pub mod process;
 pub mod record;
 pub mod reference;

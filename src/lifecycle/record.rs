@@ -5,8 +5,9 @@
 //! it only when its name, its ids, its digests and its numbers fit each other.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -128,6 +129,32 @@ pub struct AddressRecord {
     pub host_link: String,
     /// The pod's end.
     pub pod_link: String,
+    /// The IPv6 address, for a pod that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<Ipv6Given>,
+}
+
+/// An IPv6 address that was given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6Given {
+    /// The pod's.
+    pub address: Ipv6Addr,
+    /// Bits of the subnet's mask.
+    pub prefix_length: u8,
+    /// The bridge's.
+    pub gateway: Ipv6Addr,
+}
+
+impl Ipv6Given {
+    fn check(&self) -> Result<(), BadRecord> {
+        let subnet = Ipv6Net::new(self.gateway, self.prefix_length)
+            .map_err(|_| bad("ipv6.prefix_length", self.prefix_length, "it is too long"))?;
+        if subnet.contains(&self.address) && self.address != self.gateway {
+            return Ok(());
+        }
+        let why = "it is not the gateway's neighbour";
+        Err(bad("ipv6.address", self.address, why))
+    }
 }
 
 impl Record for SandboxRecord {
@@ -169,7 +196,7 @@ impl Record for SandboxRecord {
                 "it is not the gateway's neighbour",
             ));
         }
-        Ok(())
+        address.ipv6.as_ref().map_or(Ok(()), Ipv6Given::check)
     }
 }
 
@@ -448,6 +475,11 @@ mod tests {
                 bridge: "quilt0".into(),
                 host_link: host_link(&id),
                 pod_link: "eth0".into(),
+                ipv6: Some(Ipv6Given {
+                    address: "fd00::9".parse().expect("an address"),
+                    prefix_length: 64,
+                    gateway: "fd00::1".parse().expect("an address"),
+                }),
             }),
             id,
             spec: SandboxSpec::default(),
@@ -511,6 +543,21 @@ mod tests {
         assert!(refused(&|record| record.init = Some((1, 5))));
         assert!(refused(&|record| address(record).host_link = "eth0".into()));
         assert!(refused(&|record| address(record).prefix_length = 33));
+        let ipv6 = |prefix_length, gateway: &str| {
+            let gateway = gateway.parse().expect("an address");
+            let address = "fd00::9".parse().expect("an address");
+            Some(Ipv6Given {
+                address,
+                prefix_length,
+                gateway,
+            })
+        };
+        assert!(refused(
+            &|record| address(record).ipv6 = ipv6(129, "fd00::1")
+        ));
+        assert!(refused(&|record| address(record).ipv6 = ipv6(64, "fd01::1")));
+        assert!(refused(&|record| address(record).ipv6 = ipv6(64, "fd00::9")));
+        assert!(!refused(&|record| address(record).ipv6 = None));
         assert!(refused(
             &|record| address(record).address = Ipv4Addr::new(8, 8, 8, 8)
         ));

@@ -47,7 +47,7 @@ pub struct SandboxSpec {
     pub annotations: Map,
     /// resolv.conf; `None` takes the node's.
     pub dns: Option<DnsSpec>,
-    /// Ports as asked for; kept, not applied yet.
+    /// Ports as asked for; `port::host_ports` says which of the node's lead to it.
     pub port_mappings: Vec<PortMapping>,
     /// Parent in the cgroup hierarchy; empty takes the configured root.
     pub cgroup_parent: String,

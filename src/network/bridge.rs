@@ -1,13 +1,12 @@
 //! The bridge that joins the node's pods: one per daemon, made when absent.
 //!
 //! An interface is known as ours by its alias. One of the same name without that alias, of another
-//! kind or with another address belongs to somebody, and is refused, never changed. The node's
-//! forwarding and firewall are not touched: pods reach each other on the bridge, and the node at
-//! the bridge's address. Where the kernel's `br_netfilter` is on (`/proc/sys/net/bridge/
-//! bridge-nf-call-iptables` is 1), the node's firewall sees bridged frames as if forwarded, and a
-//! FORWARD policy of DROP cuts pods off from each other.
+//! kind belongs to somebody, and is refused, never changed. Pods reach each other on the bridge,
+//! and the node at the bridge's addresses, one for each of the pods' subnets. Where the kernel's
+//! `br_netfilter` is on (`/proc/sys/net/bridge/bridge-nf-call-iptables` is 1), the node's firewall
+//! sees bridged frames as if forwarded, and a FORWARD policy of DROP cuts pods off from each other.
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_route::link::{
     BridgeStpState, InfoBridge, InfoData, InfoKind, LinkAttribute, LinkInfo,
 };
@@ -18,7 +17,7 @@ use super::error::NetworkError;
 use super::link::{self, Link};
 use super::netlink::Socket;
 use super::pod::mac_address;
-use super::sysctl::refuse_router_advertisements;
+use super::sysctl::{prepare_for_ipv6, refuse_router_advertisements};
 
 /// A bridge, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -27,18 +26,31 @@ pub struct BridgeSpec<'a> {
     pub name: &'a str,
     /// Its own address, which is the pods' gateway, with the prefix length of their subnet.
     pub gateway: Ipv4Net,
+    /// Further addresses: the IPv6 gateway, and those of pods that were made under another
+    /// configuration. Whatever else it has is taken from it.
+    pub others: &'a [IpNet],
     /// Largest packet in bytes.
     pub mtu: u32,
     /// What marks it as ours: `quilt:` and something that only this daemon's root has.
     pub alias: &'a str,
 }
 
+impl BridgeSpec<'_> {
+    /// All addresses that it should have.
+    pub(super) fn addresses(&self) -> Vec<IpNet> {
+        let mut all = vec![IpNet::V4(self.gateway)];
+        let others = self.others.iter();
+        all.extend(others.filter(|net| **net != IpNet::V4(self.gateway)));
+        all
+    }
+}
+
 /// Creates the bridge, or completes an existing one of ours, and sets it up.
 ///
 /// # Errors
 ///
-/// [`NetworkError::NotOurs`], [`NetworkError::BridgeAddress`] and [`NetworkError::SubnetInUse`]
-/// when the name or the subnet is somebody else's; then nothing has been changed.
+/// [`NetworkError::NotOurs`] and [`NetworkError::SubnetInUse`] when the name or a subnet is
+/// somebody else's; then nothing has been changed.
 pub fn ensure_bridge(spec: &BridgeSpec<'_>) -> Result<(), NetworkError> {
     link::validate_name("bridge", spec.name)?;
     link::validate_alias(spec.alias)?;
@@ -49,27 +61,40 @@ pub fn ensure_bridge(spec: &BridgeSpec<'_>) -> Result<(), NetworkError> {
     if let Some(found) = &existing {
         require_ours(found, spec.alias)?;
     }
-    check_addresses(&mut socket, spec, existing.as_ref())?;
+    let strange = check_addresses(&mut socket, spec, existing.as_ref())?;
     if existing.is_none() {
         create(&mut socket, spec)?;
     }
     let bridge = link::find(&mut socket, spec.name)?.ok_or_else(|| vanished(spec.name))?;
     // Before it is up, and so before a pod can say anything to the node.
     refuse_router_advertisements(spec.name)?;
+    let wanted = spec.addresses();
+    if wanted.iter().any(|net| matches!(net, IpNet::V6(_))) {
+        prepare_for_ipv6(spec.name)?;
+    }
     let mut message = link::indexed(bridge.index);
     if bridge.mtu != spec.mtu {
         message.attributes.push(LinkAttribute::Mtu(spec.mtu));
     }
     link::set_up(&mut message);
-    let requests = vec![
-        address::assign(bridge.index, spec.gateway),
-        link::change(message),
-    ];
+    // What goes comes first: an address takes others of its subnet with it.
+    let mut requests: Vec<_> = strange
+        .iter()
+        .map(|net| address::withdraw(bridge.index, *net))
+        .collect();
+    requests.extend(wanted.iter().map(|net| address::assign(bridge.index, *net)));
+    requests.push(link::change(message));
     let outcomes = socket
         .batch(requests)
         .map_err(NetworkError::netlink("configure the bridge", spec.name))?;
-    for (outcome, action) in outcomes.into_iter().zip(["give an address to", "set up"]) {
-        outcome.map_err(NetworkError::netlink(action, spec.name))?;
+    let actions = std::iter::repeat_n("take an address from", strange.len())
+        .chain(std::iter::repeat_n("give an address to", wanted.len()))
+        .chain(["set up"]);
+    for (outcome, action) in outcomes.into_iter().zip(actions) {
+        match outcome {
+            Err(error) if address::already_gone(&error) && action.starts_with("take") => {}
+            other => drop(other.map_err(NetworkError::netlink(action, spec.name))?),
+        }
     }
     Ok(())
 }
@@ -124,23 +149,23 @@ fn require_ours(found: &Link, alias: &str) -> Result<(), NetworkError> {
 }
 
 /// Refuses a subnet that the node already uses elsewhere: two interfaces in one subnet would take
-/// each other's traffic.
+/// each other's traffic. Returns what the bridge has and should not have.
 fn check_addresses(
     socket: &mut Socket,
     spec: &BridgeSpec<'_>,
     bridge: Option<&Link>,
-) -> Result<(), NetworkError> {
-    let subnet = spec.gateway.trunc();
+) -> Result<Vec<IpNet>, NetworkError> {
+    let wanted = spec.addresses();
+    let mut strange = Vec::new();
     for found in address::list(socket)? {
         if bridge.is_some_and(|bridge| bridge.index == found.index) {
-            if found.address != spec.gateway {
-                return Err(NetworkError::BridgeAddress {
-                    name: spec.name.to_owned(),
-                    found: found.address,
-                    wanted: spec.gateway,
-                });
+            if !wanted.contains(&found.address) {
+                strange.push(found.address);
             }
-        } else if overlaps(subnet, found.address) {
+            continue;
+        }
+        let mut subnets = wanted.iter().map(IpNet::trunc);
+        if let Some(subnet) = subnets.find(|net| overlaps(*net, found.address)) {
             return Err(NetworkError::SubnetInUse {
                 subnet,
                 address: found.address,
@@ -148,10 +173,10 @@ fn check_addresses(
             });
         }
     }
-    Ok(())
+    Ok(strange)
 }
 
-fn overlaps(left: Ipv4Net, right: Ipv4Net) -> bool {
+fn overlaps(left: IpNet, right: IpNet) -> bool {
     left.contains(&right.addr()) || right.contains(&left.network())
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use super::error::NetworkError;
@@ -16,16 +16,34 @@ pub struct NetworkConfig {
     pub bridge: String,
     /// The pods' addresses. The first one is the bridge's own, and the pods' gateway.
     pub subnet: Ipv4Net,
+    /// The pods' IPv6 addresses; without it they get none. The first one is the bridge's own.
+    pub subnet6: Option<Ipv6Net>,
     /// Largest packet in bytes on the bridge and the pods' interfaces.
     pub mtu: u32,
+    /// Whether what pods send beyond the pod network gets the node's address.
+    pub masquerade: bool,
+    /// Networks beside the pod network that pods reach with their own address.
+    pub masquerade_except: Vec<IpNet>,
+    /// Whether ports of the node lead to pods that ask for them.
+    pub host_ports: bool,
+    /// How long an address that has come back is not given out again, in seconds.
+    pub address_rest_s: u64,
 }
+
+/// An hour.
+const REST_MAX_S: u64 = 3600;
 
 impl Default for NetworkConfig {
     fn default() -> Self {
         Self {
             bridge: "quilt0".to_owned(),
             subnet: Ipv4Net::new_assert(Ipv4Addr::new(10, 88, 0, 0), 16),
+            subnet6: None,
             mtu: 1500,
+            masquerade: true,
+            masquerade_except: Vec::new(),
+            host_ports: true,
+            address_rest_s: 10,
         }
     }
 }
@@ -39,7 +57,23 @@ impl NetworkConfig {
     pub fn validate(&self) -> Result<(), NetworkError> {
         link::validate_name("network.bridge", &self.bridge)?;
         validate_subnet(self.subnet)?;
+        if let Some(subnet) = self.subnet6 {
+            validate_subnet6(subnet)?;
+        }
+        if self.address_rest_s > REST_MAX_S {
+            return Err(NetworkError::Invalid {
+                field: "network.address_rest_s",
+                value: self.address_rest_s.to_string(),
+                reason: "must be at most 3600",
+            });
+        }
         validate_mtu("network.mtu", self.mtu)
+    }
+
+    /// [`Self::address_rest_s`] in nanoseconds.
+    #[must_use]
+    pub fn address_rest_ns(&self) -> i64 {
+        i64::try_from(self.address_rest_s.saturating_mul(1_000_000_000)).unwrap_or(i64::MAX)
     }
 
     /// The bridge's address: the first one of the subnet.
@@ -64,6 +98,25 @@ fn validate_subnet(subnet: Ipv4Net) -> Result<(), NetworkError> {
     let field = "network.subnet";
     Err(NetworkError::Invalid {
         field,
+        value: subnet.to_string(),
+        reason,
+    })
+}
+
+fn validate_subnet6(subnet: Ipv6Net) -> Result<(), NetworkError> {
+    let network = subnet.network();
+    let reason = if subnet.addr() != network {
+        "bits are set beyond the prefix length"
+    } else if !(32..=120).contains(&subnet.prefix_len()) {
+        "the prefix length must be between 32 and 120"
+    } else if network.octets()[0] == 0 || network.is_multicast() || network.is_unicast_link_local()
+    {
+        "pods cannot have such addresses"
+    } else {
+        return Ok(());
+    };
+    Err(NetworkError::Invalid {
+        field: "network.subnet6",
         value: subnet.to_string(),
         reason,
     })
@@ -118,6 +171,20 @@ mod tests {
                 ..NetworkConfig::default()
             };
             assert!(config.validate().is_err(), "{subnet}");
+        }
+        for subnet6 in [
+            "fd00::1/64",
+            "fe80::/64",
+            "ff02::/64",
+            "::/64",
+            "fd00::/16",
+            "fd00::/121",
+        ] {
+            let config = NetworkConfig {
+                subnet6: subnet6.parse().ok(),
+                ..NetworkConfig::default()
+            };
+            assert!(config.validate().is_err(), "{subnet6}");
         }
         assert!(
             NetworkConfig {

@@ -1,10 +1,10 @@
 //! What can go wrong in the network driver: what was being done, to what, and why it failed.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::netlink::NetlinkError;
 
@@ -72,23 +72,13 @@ pub enum NetworkError {
         /// What was found instead.
         found: String,
     },
-    /// The bridge has another address than the wanted one.
-    #[error("bridge {name} has the address {found}, not {wanted}; it is left as it is")]
-    BridgeAddress {
-        /// The bridge.
-        name: String,
-        /// The address it has.
-        found: Ipv4Net,
-        /// The address wanted.
-        wanted: Ipv4Net,
-    },
     /// The pod subnet is in use on another interface of the node.
     #[error("subnet {subnet} overlaps with {address} on interface {interface}")]
     SubnetInUse {
         /// The pods' subnet.
-        subnet: Ipv4Net,
+        subnet: IpNet,
         /// The address that lies in it, or whose network contains it.
-        address: Ipv4Net,
+        address: IpNet,
         /// Where that address is, by name or index.
         interface: String,
     },
@@ -121,9 +111,9 @@ pub enum NetworkError {
     #[error("gateway {gateway} is not in the subnet of {address}")]
     GatewayOutside {
         /// The gateway.
-        gateway: Ipv4Addr,
+        gateway: IpAddr,
         /// The pod's address.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Several things failed while tearing down; all that could go is gone.
     #[error("{} steps of the removal failed, the first: {}", .0.len(), first(.0))]

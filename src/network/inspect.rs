@@ -3,13 +3,15 @@
 //! Reads only. What to do about it is the caller's to decide.
 
 use std::fmt;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::address;
 use super::bridge::BridgeSpec;
 use super::error::NetworkError;
 use super::link;
+use super::netlink::Socket;
 use super::pod::{PodLinkSpec, are_a_pair, in_namespace, mac_address, open_netns, open_socket};
 
 /// Something about a pod's link that is not as it should be.
@@ -36,12 +38,12 @@ pub enum Problem {
     MtuDiffers(u32),
     /// The pod's end has another hardware address.
     HardwareAddressDiffers,
-    /// The pod does not have its address.
-    AddressMissing,
+    /// The pod does not have this address of its.
+    AddressMissing(IpNet),
     /// The pod's end has an address that the pod was not given.
-    AnotherAddress(Ipv4Net),
-    /// The pod has no default route by way of its gateway.
-    DefaultRouteMissing,
+    AnotherAddress(IpNet),
+    /// The pod has no default route by way of this gateway.
+    DefaultRouteMissing(IpAddr),
 }
 
 impl fmt::Display for Problem {
@@ -58,9 +60,13 @@ impl fmt::Display for Problem {
             Self::PodLinkDown => f.write_str("the pod's end of the link is down"),
             Self::MtuDiffers(mtu) => write!(f, "the link's MTU is {mtu}"),
             Self::HardwareAddressDiffers => f.write_str("the pod has another hardware address"),
-            Self::AddressMissing => f.write_str("the pod does not have its address"),
+            Self::AddressMissing(address) => {
+                write!(f, "the pod does not have its address {address}")
+            }
             Self::AnotherAddress(other) => write!(f, "the pod has the address {other} as well"),
-            Self::DefaultRouteMissing => f.write_str("the pod has no default route"),
+            Self::DefaultRouteMissing(gateway) => {
+                write!(f, "the pod has no default route by way of {gateway}")
+            }
         }
     }
 }
@@ -88,8 +94,8 @@ pub enum BridgeProblem {
     NotOurs(String),
     /// It is down.
     Down,
-    /// It does not have its address.
-    AddressMissing,
+    /// It does not have this address.
+    AddressMissing(IpNet),
     /// Its MTU in bytes is another one.
     MtuDiffers(u32),
 }
@@ -100,7 +106,9 @@ impl fmt::Display for BridgeProblem {
             Self::Missing => f.write_str("the bridge is missing"),
             Self::NotOurs(found) => write!(f, "an interface of its name is not ours: {found}"),
             Self::Down => f.write_str("the bridge is down"),
-            Self::AddressMissing => f.write_str("the bridge does not have its address"),
+            Self::AddressMissing(address) => {
+                write!(f, "the bridge does not have the address {address}")
+            }
             Self::MtuDiffers(mtu) => write!(f, "the bridge's MTU is {mtu}"),
         }
     }
@@ -126,12 +134,15 @@ pub fn check_bridge(spec: &BridgeSpec<'_>) -> Result<Vec<BridgeProblem>, Network
     if found.mtu != spec.mtu {
         problems.push(BridgeProblem::MtuDiffers(found.mtu));
     }
-    let wanted = address::Assigned {
-        index: found.index,
-        address: spec.gateway,
-    };
-    if !address::list(&mut socket)?.contains(&wanted) {
-        problems.push(BridgeProblem::AddressMissing);
+    let assigned = address::list(&mut socket)?;
+    for wanted in spec.addresses() {
+        let has = address::Assigned {
+            index: found.index,
+            address: wanted,
+        };
+        if !assigned.contains(&has) {
+            problems.push(BridgeProblem::AddressMissing(wanted));
+        }
     }
     Ok(problems)
 }
@@ -185,19 +196,36 @@ pub fn check_pod_link(spec: &PodLinkSpec<'_>) -> Result<Vec<Problem>, NetworkErr
     unless(pod_end.mtu == spec.mtu, Problem::MtuDiffers(pod_end.mtu));
     let mac = mac_address(spec.address.addr());
     unless(pod_end.address == mac, Problem::HardwareAddressDiffers);
-    let assigned = address::list(&mut pod)?;
-    let wanted = address::Assigned {
-        index: pod_end.index,
-        address: spec.address,
-    };
-    unless(assigned.contains(&wanted), Problem::AddressMissing);
-    for other in &assigned {
-        let foreign = other.index == wanted.index && other.address != wanted.address;
-        unless(!foreign, Problem::AnotherAddress(other.address));
-    }
-    let gateway = address::default_gateway(&mut pod, pod_end.index)?;
-    unless(gateway == Some(spec.gateway), Problem::DefaultRouteMissing);
+    compare_addresses(&mut pod, pod_end.index, spec, &mut problems)?;
     Ok(problems)
+}
+
+fn compare_addresses(
+    pod: &mut Socket,
+    index: u32,
+    spec: &PodLinkSpec<'_>,
+    problems: &mut Vec<Problem>,
+) -> Result<(), NetworkError> {
+    let own: Vec<IpNet> = address::list(pod)?
+        .into_iter()
+        .filter(|assigned| assigned.index == index)
+        .map(|assigned| assigned.address)
+        .collect();
+    let gateways = address::default_gateways(pod, index)?;
+    let wanted = spec.addresses();
+    for (address, gateway) in &wanted {
+        if !own.contains(address) {
+            problems.push(Problem::AddressMissing(*address));
+        }
+        if !gateways.contains(gateway) {
+            problems.push(Problem::DefaultRouteMissing(*gateway));
+        }
+    }
+    let strange = own
+        .into_iter()
+        .filter(|address| wanted.iter().all(|(wanted, _)| wanted != address));
+    problems.extend(strange.map(Problem::AnotherAddress));
+    Ok(())
 }
 
 /// The node's interfaces whose mark begins with `alias_prefix`, for finding what has no row.

@@ -158,6 +158,11 @@ pub(super) fn change(message: LinkMessage) -> Request {
     Request::new(RouteNetlinkMessage::SetLink(message))
 }
 
+/// Changes what an interface is as a port; only this kind of message can.
+pub(super) fn change_port(message: LinkMessage) -> Request {
+    Request::new(RouteNetlinkMessage::NewLink(message))
+}
+
 pub(super) fn delete(message: LinkMessage) -> Request {
     Request::new(RouteNetlinkMessage::DelLink(message))
 }

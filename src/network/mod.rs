@@ -4,12 +4,11 @@
 //! Idempotent pairs: `ensure_x` completes what is missing, `remove_x` takes absence for success.
 //! All of it blocks (a few milliseconds at most) and belongs on a thread that may. It knows no
 //! database and no CRI, and decides no address: which one a pod gets is the caller's to remember,
-//! and [`next_free`] only computes it. The node's forwarding, firewall and other interfaces are
-//! never touched.
+//! and [`next_free`] only computes it. Of the node's firewall only one table of our own is touched
+//! ([`ensure_rules`]), and of its settings only forwarding; other interfaces never are.
 //!
 //! Every interface is marked by its alias, so that what exists without a row can be found
-//! ([`list_links`]), and what is not ours is left alone. Addresses are IPv4; the second family
-//! joins in `address` and the specification structs.
+//! ([`list_links`]), and what is not ours is left alone.
 
 mod address;
 mod bridge;
@@ -20,6 +19,7 @@ mod inspect;
 mod link;
 mod namespace;
 mod netlink;
+mod nft;
 mod pod;
 mod sysctl;
 
@@ -37,6 +37,10 @@ pub use namespace::{
     pin_again, remove_namespaces, remove_pin_directory,
 };
 pub use netlink::NetlinkError;
+pub use nft::{
+    PortForward, RuleSpec, RuleWatch, RulesSeen, close_ports, ensure_rules, forget_before,
+    forget_closed, look_at_rules, open_ports, remove_rules,
+};
 pub use pod::{PodLinkSpec, ensure_pod_link, mac_address, remove_pod_link};
 pub use sysctl::{Sysctl, SysctlScope};
 

@@ -1,4 +1,7 @@
-//! A small synchronous route netlink socket (rtnetlink(7)): requests in batches, answers in order.
+//! A small synchronous netlink socket (netlink(7)): requests in batches, answers in order.
+//!
+//! Route netlink (rtnetlink(7)) is spoken here; what netfilter's subsystems say is built in `nft`
+//! on the same socket.
 //!
 //! The kernel works through a whole batch inside one `sendmsg`, so a batch costs one system call
 //! and is not torn apart when this process is killed. Requests are built with
@@ -7,6 +10,7 @@
 //! unreadable.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -15,7 +19,8 @@ use netlink_packet_core::{
     NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 /// Longest wait for an answer. The kernel answers before `sendmsg` returns, except for dumps, so
@@ -24,6 +29,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The kernel never builds a larger answer than it saw room for, and never more than this.
 const RECEIVE_BUFFER_BYTES: usize = 32 * 1024;
+
+/// Room for the largest message that is sent: rules with some ten thousand ports.
+const SEND_BUFFER_BYTES: usize = 4 << 20;
 
 /// `struct nlmsghdr`.
 const HEADER_BYTES: usize = 16;
@@ -35,7 +43,7 @@ const ERROR_ATTRIBUTE_MESSAGE: u16 = 1;
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
     /// The socket itself failed.
-    #[error("speak to the kernel's route netlink")]
+    #[error("speak to the kernel over netlink")]
     Socket(#[source] io::Error),
     /// The kernel refused the request; it may say why.
     #[error("the kernel refused{}", explain(.message))]
@@ -101,9 +109,21 @@ pub(super) struct Socket {
 impl Socket {
     /// Opens a socket in the calling thread's network namespace.
     pub(super) fn open() -> Result<Self, NetlinkError> {
-        let inner = netlink_sys::Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Socket)?;
+        Self::of(NETLINK_ROUTE)
+    }
+
+    /// The same for netfilter's subsystems.
+    pub(super) fn open_netfilter() -> Result<Self, NetlinkError> {
+        Self::of(NETLINK_NETFILTER)
+    }
+
+    fn of(protocol: isize) -> Result<Self, NetlinkError> {
+        let inner = netlink_sys::Socket::new(protocol).map_err(NetlinkError::Socket)?;
         set_socket_timeout(&inner, Timeout::Recv, Some(ANSWER_TIMEOUT))
             .map_err(|errno| NetlinkError::Socket(errno.into()))?;
+        // The rules of a node with many ports are one message. Without the privilege for more room
+        // than the system's limit, what fits in that works.
+        let _refused = setsockopt(&inner, sockopt::SndBufForce, &SEND_BUFFER_BYTES);
         // Errors come with words, and without a copy of the request.
         inner.set_ext_ack(true).map_err(NetlinkError::Socket)?;
         inner.set_cap_ack(true).map_err(NetlinkError::Socket)?;
@@ -112,6 +132,17 @@ impl Socket {
             sequence: 0,
             buffer: Vec::with_capacity(RECEIVE_BUFFER_BYTES),
         })
+    }
+
+    /// Begins to hear what a group of the protocol tells everybody; from now on, receiving does not
+    /// wait.
+    pub(super) fn listen(&mut self, group: u32) -> Result<(), NetlinkError> {
+        // A socket without an address of its own is left out.
+        self.inner.bind_auto().map_err(NetlinkError::Socket)?;
+        let heard = self.inner.add_membership(group);
+        heard.map_err(NetlinkError::Socket)?;
+        let set = self.inner.set_non_blocking(true);
+        set.map_err(NetlinkError::Socket)
     }
 
     /// Sends all requests in one system call. The kernel goes on after a refused one, so requests
@@ -180,8 +211,12 @@ impl Socket {
     ) -> Result<Option<Vec<Reply>>, NetlinkError> {
         let mut bytes = Vec::with_capacity(128);
         self.append(&mut bytes, Request::with_flags(message, NLM_F_DUMP), 0);
-        let sequence = self.sequence;
         self.send(&bytes)?;
+        self.collect(self.sequence)
+    }
+
+    /// Receives the answer to a dump: all its messages, or `None` when the list changed meanwhile.
+    pub(super) fn collect(&mut self, sequence: u32) -> Result<Option<Vec<Reply>>, NetlinkError> {
         let (mut replies, mut done, mut torn) = (Vec::new(), false, false);
         while !done {
             self.receive(|header, payload| {
@@ -219,7 +254,27 @@ impl Socket {
         message.serialize(&mut bytes[start..]);
     }
 
-    fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
+    /// Appends a message that is encoded already, and returns its sequence number.
+    pub(super) fn append_encoded(
+        &mut self,
+        bytes: &mut Vec<u8>,
+        (kind, flags): (u16, u16),
+        payload: &[u8],
+    ) -> u32 {
+        self.sequence = self.sequence.wrapping_add(1);
+        let length = u32::try_from(HEADER_BYTES + payload.len()).unwrap_or(u32::MAX);
+        bytes.extend(length.to_ne_bytes());
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        bytes.extend(self.sequence.to_ne_bytes());
+        bytes.extend(0_u32.to_ne_bytes());
+        bytes.extend(payload);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        self.sequence
+    }
+
+    /// Sends what has been appended, in one system call.
+    pub(super) fn send(&self, bytes: &[u8]) -> Result<(), NetlinkError> {
         let kernel = netlink_sys::SocketAddr::new(0, 0);
         self.inner
             .send_to(bytes, &kernel, 0)
@@ -228,7 +283,7 @@ impl Socket {
     }
 
     /// Receives one datagram and hands out the messages in it.
-    fn receive(
+    pub(super) fn receive(
         &mut self,
         mut take: impl FnMut(&Header, &[u8]) -> Result<(), NetlinkError>,
     ) -> Result<(), NetlinkError> {
@@ -258,12 +313,18 @@ impl Socket {
     }
 }
 
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inner.as_fd()
+    }
+}
+
 /// The parts of `struct nlmsghdr` that matter here.
-struct Header {
+pub(super) struct Header {
     length: usize,
-    message_type: u16,
+    pub(super) message_type: u16,
     flags: u16,
-    sequence_number: u32,
+    pub(super) sequence_number: u32,
 }
 
 impl Header {
@@ -285,7 +346,7 @@ impl Header {
 }
 
 /// Reads `struct nlmsgerr`: zero is success, anything else a negative error number.
-fn acknowledgement(header: &Header, payload: &[u8]) -> Result<(), NetlinkError> {
+pub(super) fn acknowledgement(header: &Header, payload: &[u8]) -> Result<(), NetlinkError> {
     let code: &[u8; 4] = payload
         .first_chunk()
         .ok_or(NetlinkError::Malformed("an error without a number"))?;

@@ -11,13 +11,14 @@
 //! that has none yet.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute,
+    LinkInfo, LinkMessage,
 };
 use nix::sched::{CloneFlags, setns};
 
@@ -26,8 +27,8 @@ use super::config::validate_mtu;
 use super::error::NetworkError;
 use super::link::{self, Link};
 use super::namespace::is_pinned;
-use super::netlink::Socket;
-use super::sysctl::{Sysctl, SysctlScope, refuse_router_advertisements};
+use super::netlink::{Request, Socket};
+use super::sysctl::{Sysctl, SysctlScope, prepare_for_ipv6, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -44,12 +45,24 @@ pub struct PodLinkSpec<'a> {
     pub address: Ipv4Net,
     /// Where the pod's default route leads; in the subnet.
     pub gateway: Ipv4Addr,
+    /// The IPv6 address with the prefix length of its subnet, and where the default route leads.
+    pub ipv6: Option<(Ipv6Net, Ipv6Addr)>,
     /// Largest packet in bytes.
     pub mtu: u32,
     /// What marks the link as ours.
     pub alias: &'a str,
     /// The pod's sysctls; those of the interface `pod_name` are set, the others left out.
     pub sysctls: &'a [(String, String)],
+}
+
+impl PodLinkSpec<'_> {
+    /// Each address with its gateway.
+    pub(super) fn addresses(&self) -> Vec<(IpNet, IpAddr)> {
+        let mut all = vec![(IpNet::V4(self.address), IpAddr::V4(self.gateway))];
+        let ipv6 = self.ipv6.iter();
+        all.extend(ipv6.map(|(net, gateway)| (IpNet::V6(*net), IpAddr::V6(*gateway))));
+        all
+    }
 }
 
 /// The hardware address that belongs to an IPv4 address, as CNI's bridge derives it: the same pod
@@ -147,9 +160,10 @@ fn validate(spec: &PodLinkSpec<'_>) -> Result<Vec<Sysctl>, NetworkError> {
     link::validate_name("bridge", spec.bridge)?;
     link::validate_alias(spec.alias)?;
     validate_mtu("mtu", spec.mtu)?;
-    if !spec.address.contains(&spec.gateway) {
-        let (gateway, address) = (spec.gateway, spec.address);
-        return Err(NetworkError::GatewayOutside { gateway, address });
+    for (address, gateway) in spec.addresses() {
+        if !address.contains(&gateway) {
+            return Err(NetworkError::GatewayOutside { gateway, address });
+        }
     }
     let mut sysctls = Vec::new();
     for (name, value) in spec.sysctls {
@@ -210,8 +224,12 @@ fn prepare(
     let mut message = link::indexed(found.index);
     describe_host_end(&mut message, &bridge, spec);
     message.attributes.push(LinkAttribute::Mtu(spec.mtu));
-    let outcome = host.one(link::change(message));
-    outcome.map_err(NetworkError::netlink("mark and attach", spec.host_name))?;
+    let outcomes = host
+        .batch(vec![link::change(message), hairpin(spec.host_name)])
+        .map_err(NetworkError::netlink("mark and attach", spec.host_name))?;
+    for (outcome, action) in outcomes.into_iter().zip(ATTACHING) {
+        outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
+    }
     remove_other_addresses(pod, spec)
 }
 
@@ -249,12 +267,35 @@ fn create(
     let mut described = link::named(spec.host_name);
     describe_host_end(&mut described, bridge, spec);
     let outcomes = host
-        .batch(vec![link::create(new), link::change(described)])
+        .batch(vec![
+            link::create(new),
+            link::change(described),
+            hairpin(spec.host_name),
+        ])
         .map_err(NetworkError::netlink("create", spec.host_name))?;
-    for (outcome, action) in outcomes.into_iter().zip(["create", "mark and attach"]) {
+    for (outcome, action) in outcomes
+        .into_iter()
+        .zip(["create"].into_iter().chain(ATTACHING))
+    {
         outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
     }
     Ok(())
+}
+
+/// What is done to the node's end, for errors.
+const ATTACHING: [&str; 2] = ["mark and attach", "send its own back to"];
+
+/// Lets the bridge send a frame out by the port that it came in by. Where `br_netfilter` is on, the
+/// node's rules see bridged frames, and a pod that calls itself by a port of the node would never
+/// be heard.
+fn hairpin(host_name: &str) -> Request {
+    let mut message = link::named(host_name);
+    let mode = InfoBridgePort::HairpinMode(true);
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![mode])),
+    ]));
+    link::change_port(message)
 }
 
 fn describe_host_end(message: &mut LinkMessage, bridge: &Link, spec: &PodLinkSpec<'_>) {
@@ -282,6 +323,9 @@ fn configure(
         place: "in the pod",
     })?;
     refuse_router_advertisements(spec.pod_name)?;
+    if spec.ipv6.is_some() {
+        prepare_for_ipv6(spec.pod_name)?;
+    }
     let mut message = link::indexed(pod_end.index);
     let mac = mac_address(spec.address.addr());
     if pod_end.address != mac {
@@ -293,15 +337,16 @@ fn configure(
         message.attributes.push(LinkAttribute::Mtu(spec.mtu));
     }
     link::set_up(&mut message);
-    let requests = vec![
-        link::change(message),
-        address::assign(pod_end.index, spec.address),
-        address::default_route(pod_end.index, spec.gateway),
-    ];
+    let mut requests = vec![link::change(message)];
+    for (address, gateway) in spec.addresses() {
+        requests.push(address::assign(pod_end.index, address));
+        requests.push(address::default_route(pod_end.index, gateway));
+    }
     let outcomes = pod
         .batch(requests)
         .map_err(NetworkError::netlink("configure", spec.pod_name))?;
-    let actions = ["set up", "give an address to", "route by way of"];
+    let each = ["give an address to", "route by way of"];
+    let actions = ["set up"].into_iter().chain(each.into_iter().cycle());
     for (outcome, action) in outcomes.into_iter().zip(actions) {
         outcome.map_err(NetworkError::netlink(action, spec.pod_name))?;
     }
@@ -318,7 +363,9 @@ fn remove_other_addresses(pod: &mut Socket, spec: &PodLinkSpec<'_>) -> Result<()
         return Ok(());
     };
     for found in address::list(pod)? {
-        if found.index == pod_end.index && found.address != spec.address {
+        let wanted = spec.addresses();
+        let is_wanted = wanted.iter().any(|(address, _)| *address == found.address);
+        if found.index == pod_end.index && !is_wanted {
             match pod.one(address::withdraw(found.index, found.address)) {
                 Err(error) if !address::already_gone(&error) => {
                     return Err(NetworkError::netlink("withdraw", spec.pod_name)(error));

@@ -103,6 +103,69 @@ pub(super) fn refuse_router_advertisements(interface: &str) -> Result<(), Networ
     })
 }
 
+/// Makes an interface of the calling thread's network namespace take IPv6 addresses, its own too,
+/// without asking around for duplicates first (ip-sysctl, `accept_dad`).
+pub(super) fn prepare_for_ipv6(interface: &str) -> Result<(), NetworkError> {
+    for name in ["disable_ipv6", "accept_dad"] {
+        let name = format!("net/ipv6/conf/{interface}/{name}");
+        let written = std::fs::write(Path::new("/proc/sys").join(&name), "0");
+        written.map_err(|source| NetworkError::Sysctl {
+            name,
+            value: "0".to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Where the node's own settings are that pods' networks need.
+const FORWARD_IPV4: &str = "net/ipv4/ip_forward";
+const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
+
+/// Lets the node pass on packets that are not its own: without that, nothing leaves or reaches the
+/// pod network. Written only where it is not so yet.
+pub(super) fn forward_packets(ipv6: bool) -> Result<(), NetworkError> {
+    turn_on(FORWARD_IPV4)?;
+    if ipv6 { turn_on(FORWARD_IPV6) } else { Ok(()) }
+}
+
+/// Whether [`forward_packets`] holds.
+pub(super) fn forwards_packets(ipv6: bool) -> bool {
+    is_on(FORWARD_IPV4) && (!ipv6 || is_on(FORWARD_IPV6))
+}
+
+/// Lets the bridge carry packets from 127.0.0.0/8: the node's own connections to a port of a pod,
+/// until they get another source. To be turned on only behind a rule that keeps pods out.
+pub(super) fn route_loopback(bridge: &str) -> Result<(), NetworkError> {
+    turn_on(&route_localnet(bridge))
+}
+
+/// Whether [`route_loopback`] holds.
+pub(super) fn routes_loopback(bridge: &str) -> bool {
+    is_on(&route_localnet(bridge))
+}
+
+fn route_localnet(bridge: &str) -> String {
+    format!("net/ipv4/conf/{bridge}/route_localnet")
+}
+
+fn is_on(name: &str) -> bool {
+    let path = Path::new("/proc/sys").join(name);
+    std::fs::read_to_string(path).is_ok_and(|text| text.trim() != "0")
+}
+
+fn turn_on(name: &str) -> Result<(), NetworkError> {
+    if is_on(name) {
+        return Ok(());
+    }
+    let path = Path::new("/proc/sys").join(name);
+    std::fs::write(path, "1").map_err(|source| NetworkError::Sysctl {
+        name: name.to_owned(),
+        value: "1".to_owned(),
+        source,
+    })
+}
+
 /// The parts of a name, or `None` when it could lead anywhere but to a file below `/proc/sys`.
 fn split(name: &str) -> Option<Vec<String>> {
     let slashes = name

@@ -16,6 +16,7 @@ mod image_volume;
 mod inspect;
 pub mod monitor;
 mod mounts;
+pub mod node_network;
 mod processes;
 pub mod pruner;
 mod pull_progress;
@@ -37,7 +38,7 @@ use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
 use crate::lifecycle::image::Pins;
-use crate::network::{BridgeSpec, NetworkConfig};
+use crate::network::NetworkConfig;
 use crate::shim::client::ShimClient;
 use crate::state::{ObservedWriter, Store};
 
@@ -145,16 +146,6 @@ impl Back {
 
     fn shim(&self) -> Result<ShimClient, ReconcileError> {
         self.shim.borrow().clone().ok_or(ReconcileError::NoShim)
-    }
-
-    /// The bridge as it should be.
-    fn bridge<'a>(&'a self, marker: &'a str) -> BridgeSpec<'a> {
-        BridgeSpec {
-            name: &self.network.bridge,
-            gateway: self.network.gateway(),
-            mtu: self.network.mtu,
-            alias: marker,
-        }
     }
 
     /// The cgroup of a sandbox' containers.

@@ -1,10 +1,12 @@
 //! One look at a sandbox: steps until wish and fact agree or something has to be waited for.
 
+use std::net::IpAddr;
 use std::path::Path;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::{Back, ReconcileError, blocking, records, sandbox_files, sandbox_repair};
+use super::{Back, ReconcileError, blocking, node_network, records};
+use super::{sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
@@ -148,13 +150,16 @@ async fn make(
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-        blocking(move || make_link(&back_too, &sandbox_too, &allocation)).await?;
+        let link = allocation.clone();
+        blocking(move || make_link(&back_too, &sandbox_too, &link)).await?;
+        fault::point("sandbox.link").await?;
+        node_network::open_ports(back, sandbox, &allocation).await?;
     }
     fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-    let address = allocation.map(|allocation| allocation.address);
-    blocking(move || sandbox_files::write(&back_too, &sandbox_too, address)).await?;
+    let addresses = allocation.as_ref().map(addresses).unwrap_or_default();
+    blocking(move || sandbox_files::write(&back_too, &sandbox_too, &addresses)).await?;
     fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");
@@ -162,6 +167,15 @@ async fn make(
         fault::point("sandbox.init").await?;
     }
     Ok(())
+}
+
+/// A pod's addresses.
+pub(super) fn addresses(allocation: &Allocation) -> Vec<IpAddr> {
+    let ipv6 = allocation.ipv6.map(|given| IpAddr::V6(given.address));
+    [IpAddr::V4(allocation.address)]
+        .into_iter()
+        .chain(ipv6)
+        .collect()
 }
 
 pub(super) fn make_namespaces(
@@ -203,6 +217,7 @@ fn record(back: &Back, sandbox: &Sandbox, allocation: Option<&Allocation>) -> Sa
             bridge: allocation.bridge.clone(),
             host_link: allocation.host_link.clone(),
             pod_link: allocation.pod_link.clone(),
+            ipv6: allocation.ipv6,
         }),
         boot_id: back.boot_id.clone(),
         created_at: sandbox.created_at,
@@ -258,6 +273,16 @@ pub(super) fn with_link_spec<T>(
     let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
     let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
+    let ipv6 = allocation
+        .ipv6
+        .map(|given| {
+            Ok((
+                Ipv6Net::new(given.address, given.prefix_length)?,
+                given.gateway,
+            ))
+        })
+        .transpose()
+        .map_err(|error: ipnet::PrefixLenError| ReconcileError::Plan(error.to_string()))?;
     let sysctls: Vec<_> = sandbox.spec.sysctls.clone().into_iter().collect();
     let spec = PodLinkSpec {
         netns: &netns,
@@ -266,6 +291,7 @@ pub(super) fn with_link_spec<T>(
         bridge: &allocation.bridge,
         address,
         gateway: allocation.gateway,
+        ipv6,
         mtu: back.network.mtu,
         alias: &back.paths.marker(),
         sysctls: &sysctls,
@@ -325,6 +351,9 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
+    stages.enter("ports");
+    node_network::close_ports(back, id).await?;
+    fault::point("sandbox.ports_closed").await?;
     stages.enter("namespaces");
     let (dir, id_too) = (back.paths.sandbox(id), id.clone());
     blocking(move || {
@@ -364,6 +393,8 @@ async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError
 }
 
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    // One that failed was never torn down.
+    node_network::close_ports(back, &sandbox.id).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
     fault::point("sandbox.files_removed").await?;

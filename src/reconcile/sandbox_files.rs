@@ -1,6 +1,6 @@
 //! The files a sandbox gives its containers: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ use crate::sys::{mountinfo, tree};
 pub(super) fn write(
     back: &Back,
     sandbox: &Sandbox,
-    address: Option<Ipv4Addr>,
+    addresses: &[IpAddr],
 ) -> Result<(), ReconcileError> {
     let dir = back.paths.sandbox(&sandbox.id);
     let hostname = sandbox.hostname();
@@ -29,8 +29,7 @@ pub(super) fn write(
         let path = Path::new("/etc/hosts");
         std::fs::read_to_string(path).map_err(ReconcileError::file("read", path))?
     } else {
-        let addresses: Vec<IpAddr> = address.into_iter().map(IpAddr::from).collect();
-        network::render_hosts(&hostname, &addresses)?
+        network::render_hosts(&hostname, addresses)?
     };
     let files = [
         ("resolv.conf", resolv_conf),

@@ -6,7 +6,8 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use super::{Back, ReconcileError, blocking, inspect, processes, sandbox, sandbox_files};
+use super::{Back, ReconcileError, blocking, inspect, node_network, processes};
+use super::{sandbox, sandbox_files};
 use crate::fault;
 use crate::id::SandboxId;
 use crate::lifecycle::container::may_live;
@@ -41,6 +42,9 @@ pub(super) async fn complete(
         .filter_map(|container| container.process)
         .chain(sandbox.init)
         .collect();
+    if allocation.is_some() {
+        node_network::ensure(back).await?;
+    }
     let (back_too, sandbox_too, lost) = (back.clone(), sandbox.clone(), seen);
     let allocation_too = allocation.clone();
     blocking(move || {
@@ -100,13 +104,11 @@ fn give_back(
     // Whatever is not pinned yet has no process in it.
     sandbox::make_namespaces(back, sandbox, allocation)?;
     if let Some(allocation) = allocation {
-        let marker = back.paths.marker();
-        network::ensure_bridge(&back.bridge(&marker))?;
         sandbox::make_link(back, sandbox, allocation)?;
     }
     if !lost.files_missing.is_empty() {
-        let address = allocation.map(|allocation| allocation.address);
-        sandbox_files::write(back, sandbox, address)?;
+        let addresses = allocation.map(sandbox::addresses).unwrap_or_default();
+        sandbox_files::write(back, sandbox, &addresses)?;
     } else if lost.shm_missing {
         sandbox_files::mount_shm(&dir)?;
     }

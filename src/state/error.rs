@@ -150,14 +150,27 @@ pub enum StateError {
         why: String,
     },
     /// No address of the pod network is free.
-    #[error("no address is free in {subnet}: {used} of {capacity} are in use")]
+    #[error(
+        "no address is free in {subnet}: of {capacity}, {used} are in use and {waiting} have come \
+         back and rest for a while"
+    )]
     AddressesExhausted {
         /// The pod network.
         subnet: String,
         /// Addresses given out.
         used: usize,
-        /// Addresses that could be.
+        /// Addresses that have come back and are not given out again yet.
+        waiting: usize,
+        /// Addresses that could be given out.
         capacity: usize,
+    },
+    /// A port of the node is another pod's.
+    #[error("port {port} of the node is held by pod {holder}")]
+    PortTaken {
+        /// The port that was asked for.
+        port: String,
+        /// Whose it is: namespace, name and id.
+        holder: String,
     },
     /// The wish cannot follow from the present state.
     #[error(transparent)]
@@ -223,7 +236,8 @@ pub(super) fn outcome<T>(result: &Result<T, StateError>) -> &'static str {
         Err(
             StateError::NotFound { .. }
             | StateError::Impossible(_)
-            | StateError::AddressesExhausted { .. },
+            | StateError::AddressesExhausted { .. }
+            | StateError::PortTaken { .. },
         ) => "refused",
         Err(StateError::Busy { .. } | StateError::Begin { .. }) => "busy",
         Err(_) => "error",

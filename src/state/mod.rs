@@ -29,6 +29,7 @@ pub mod node;
 pub mod offer;
 pub mod opening;
 pub mod operation;
+pub mod port;
 pub mod progress;
 pub mod pull;
 pub mod pull_progress;

@@ -1,19 +1,23 @@
 //! The table `network_allocations`: which pod has which address.
 //!
 //! An address is given out in the transaction that makes its sandbox and goes back only when the
-//! link that carries it is gone.
+//! link that carries it is gone; then it rests for a while (`address_quarantine`), because others
+//! may still take it for the pod that had it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-use rusqlite::params;
+use sqlx::FromRow;
 
 use super::cleanup::Resource;
-use super::error::corrupt;
-use super::sql::{all, column, first};
+use super::error::{corrupt, during};
 use super::writer::Tx;
 use super::{StateError, Store, node, now_ns};
 use crate::id::SandboxId;
-use crate::lifecycle::address::{Pool, capacity, next_free};
+use crate::lifecycle::address::{Pool, beside, capacity, first6, next_free, parse_range};
+use crate::lifecycle::record::Ipv6Given;
+
+/// Longest rest of an address that may be configured, ns: an hour.
+pub const QUARANTINE_MAX_NS: i64 = 3_600_000_000_000;
 
 /// An address and the link that carries it.
 #[derive(Debug, Clone)]
@@ -34,8 +38,11 @@ pub struct Allocation {
     pub pod_link: String,
     /// allocated, active, cleanup_pending.
     pub status: String,
+    /// The IPv6 address, if it has one.
+    pub ipv6: Option<Ipv6Given>,
 }
 
+#[derive(FromRow)]
 struct Row {
     sandbox_id: String,
     address: String,
@@ -45,20 +52,28 @@ struct Row {
     host_link: String,
     pod_link: String,
     status: String,
+    address6: Option<String>,
+    prefix6_length: Option<i64>,
+    gateway6: Option<String>,
 }
 
 impl Row {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
-            sandbox_id: row.get(0)?,
-            address: row.get(1)?,
-            prefix_length: row.get(2)?,
-            gateway: row.get(3)?,
-            bridge: row.get(4)?,
-            host_link: row.get(5)?,
-            pod_link: row.get(6)?,
-            status: row.get(7)?,
-        })
+    fn ipv6(&self) -> Result<Option<Ipv6Given>, StateError> {
+        let (Some(address), Some(prefix), Some(gateway)) =
+            (&self.address6, self.prefix6_length, &self.gateway6)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Ipv6Given {
+            address: address
+                .parse()
+                .map_err(corrupt("network_allocations.address6"))?,
+            prefix_length: u8::try_from(prefix)
+                .map_err(corrupt("network_allocations.prefix6_length"))?,
+            gateway: gateway
+                .parse()
+                .map_err(corrupt("network_allocations.gateway6"))?,
+        }))
     }
 }
 
@@ -66,6 +81,7 @@ impl TryFrom<Row> for Allocation {
     type Error = StateError;
     fn try_from(row: Row) -> Result<Self, StateError> {
         Ok(Self {
+            ipv6: row.ipv6()?,
             sandbox_id: row.sandbox_id,
             address: row
                 .address
@@ -86,7 +102,7 @@ impl TryFrom<Row> for Allocation {
 }
 
 const SELECT: &str = "SELECT sandbox_id, address, prefix_length, gateway, bridge, host_link,
-     pod_link, status FROM network_allocations";
+     pod_link, status, address6, prefix6_length, gateway6 FROM network_allocations";
 
 impl Store {
     /// The address of one sandbox.
@@ -94,10 +110,13 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocation(&self, id: &SandboxId) -> Result<Option<Allocation>, StateError> {
-        let sql = format!("{SELECT} WHERE sandbox_id = ?");
-        let row = self
-            .look("read an address", |connection| {
-                first(connection, &sql, [id.as_str()], Row::read)
+        let row: Option<Row> = self
+            .read("read an address", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(format!(
+                    "{SELECT} WHERE sandbox_id = ?"
+                )))
+                .bind(id.as_str())
+                .fetch_optional(&self.readers)
             })
             .await?;
         row.map(Allocation::try_from).transpose()
@@ -109,8 +128,8 @@ impl Store {
     /// When the database cannot be read.
     pub async fn allocations(&self) -> Result<Vec<Allocation>, StateError> {
         let rows: Vec<Row> = self
-            .look("list addresses", |connection| {
-                all(connection, SELECT, [], Row::read)
+            .read("list addresses", || {
+                sqlx::query_as(SELECT).fetch_all(&self.readers)
             })
             .await?;
         rows.into_iter().map(Allocation::try_from).collect()
@@ -118,64 +137,134 @@ impl Store {
 }
 
 impl Tx {
-    /// Gives the sandbox an address.
+    /// Gives the sandbox an address, out of the pool or of what kubelet has told in its place.
     pub(super) async fn allocate_address(
         &mut self,
         id: &SandboxId,
-        pool: &Pool,
+        configured: &Pool,
     ) -> Result<(), StateError> {
-        let sql = "SELECT address_number FROM network_allocations ORDER BY address_number";
-        let used: Vec<u32> = self.all("list addresses", sql, [], column)?;
-        let last = self.fact(node::LAST_ADDRESS).await?;
-        let last = last
-            .and_then(|text| text.parse::<Ipv4Addr>().ok())
+        let facts: Vec<(String, String)> =
+            sqlx::query_as("SELECT key, value FROM network_state WHERE key IN (?, ?)")
+                .bind(node::LAST_ADDRESS)
+                .bind(node::POD_CIDR)
+                .fetch_all(&mut self.connection)
+                .await
+                .map_err(during("read facts"))?;
+        let fact = |name: &str| facts.iter().find(|(key, _)| key == name);
+        let range = fact(node::POD_CIDR).and_then(|(_, text)| parse_range(text).ok());
+        let pool = configured.clone().within(&range.unwrap_or_default());
+        let last = fact(node::LAST_ADDRESS)
+            .and_then(|(_, text)| text.parse::<Ipv4Addr>().ok())
             .map(u32::from);
-        let address =
-            next_free(pool, &used, last).ok_or_else(|| StateError::AddressesExhausted {
-                subnet: pool.subnet.to_string(),
-                used: used.len(),
-                capacity: capacity(pool),
-            })?;
-        self.run(
-            "record an address",
+        let address = self.free_address(&pool, last).await?;
+        let ipv6 = match pool.subnet6 {
+            Some(subnet) => Some(self.address_beside(subnet, address).await?),
+            None => None,
+        };
+        sqlx::query(
             "INSERT INTO network_allocations (sandbox_id, address, address_number, prefix_length,
-             gateway, bridge, host_link, pod_link, allocated_at, status)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 'eth0', ?, 'allocated')",
-            params![
-                id.as_str(),
-                address.to_string(),
-                u32::from(address),
-                pool.subnet.prefix_len(),
-                pool.gateway.to_string(),
-                pool.bridge,
-                format!("q{}", id.short()),
-                now_ns(),
-            ],
-        )?;
+             gateway, bridge, host_link, pod_link, allocated_at, status, address6, prefix6_length,
+             gateway6)
+             VALUES (?, ?, ?, ?, ?, ?, ?, 'eth0', ?, 'allocated', ?, ?, ?)",
+        )
+        .bind(id.as_str())
+        .bind(address.to_string())
+        .bind(u32::from(address))
+        .bind(pool.subnet.prefix_len())
+        .bind(pool.gateway.to_string())
+        .bind(&pool.bridge)
+        .bind(format!("q{}", id.short()))
+        .bind(now_ns())
+        .bind(ipv6.map(|given| given.address.to_string()))
+        .bind(ipv6.map(|given| given.prefix_length))
+        .bind(ipv6.map(|given| given.gateway.to_string()))
+        .execute(&mut self.connection)
+        .await
+        .map_err(during("record an address"))?;
         self.set_fact(node::LAST_ADDRESS, &address.to_string())
             .await
     }
 
+    async fn free_address(
+        &mut self,
+        pool: &Pool,
+        last: Option<u32>,
+    ) -> Result<Ipv4Addr, StateError> {
+        let taken: Vec<(u32, bool)> = sqlx::query_as(
+            "SELECT address_number, 0 FROM network_allocations
+             UNION SELECT address_number, 1 FROM address_quarantine
+                 WHERE released_at > ?
+             ORDER BY address_number",
+        )
+        .bind(now_ns().saturating_sub(pool.quarantine_ns))
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("list addresses"))?;
+        let numbers: Vec<u32> = taken.iter().map(|(number, _)| *number).collect();
+        next_free(pool, &numbers, last).ok_or_else(|| {
+            let inside =
+                |(number, _): &&(u32, bool)| pool.subnet.contains(&Ipv4Addr::from(*number));
+            let inside: Vec<_> = taken.iter().filter(inside).collect();
+            let waiting = inside.iter().filter(|(_, waits)| *waits).count();
+            StateError::AddressesExhausted {
+                subnet: pool.subnet.to_string(),
+                used: inside.len() - waiting,
+                waiting,
+                capacity: capacity(pool),
+            }
+        })
+    }
+
+    async fn address_beside(
+        &mut self,
+        subnet: ipnet::Ipv6Net,
+        address: Ipv4Addr,
+    ) -> Result<Ipv6Given, StateError> {
+        let used: Vec<String> = sqlx::query_scalar(
+            "SELECT address6 FROM network_allocations WHERE address6 IS NOT NULL",
+        )
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("list addresses"))?;
+        let used: Vec<Ipv6Addr> = used.iter().filter_map(|text| text.parse().ok()).collect();
+        let address = beside(subnet, address, &used);
+        let exhausted = || StateError::AddressesExhausted {
+            subnet: subnet.to_string(),
+            used: used.len(),
+            waiting: 0,
+            capacity: used.len(),
+        };
+        Ok(Ipv6Given {
+            address: address.ok_or_else(exhausted)?,
+            prefix_length: subnet.prefix_len(),
+            gateway: first6(subnet),
+        })
+    }
+
     /// The pod's link is up.
     pub(super) async fn activate_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        self.run(
-            "activate an address",
+        sqlx::query(
             "UPDATE network_allocations SET status = 'active', setup_completed_at = ?
              WHERE sandbox_id = ? AND status = 'allocated'",
-            params![now_ns(), id.as_str()],
         )
+        .bind(now_ns())
+        .bind(id.as_str())
+        .execute(&mut self.connection)
+        .await
         .map(drop)
+        .map_err(during("activate an address"))
     }
 
     /// The pod is down: a cleanup task removes the link, and the address goes back after that.
     pub(super) async fn release_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        let link: Option<String> = self.first(
-            "release an address",
+        let link: Option<String> = sqlx::query_scalar(
             "UPDATE network_allocations SET status = 'cleanup_pending'
              WHERE sandbox_id = ? AND status IN ('allocated', 'active') RETURNING host_link",
-            [id.as_str()],
-            column,
-        )?;
+        )
+        .bind(id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("release an address"))?;
         if let Some(link) = link {
             self.add_cleanup(Resource::Network, &link, id.as_str())
                 .await?;
@@ -183,9 +272,33 @@ impl Tx {
         Ok(())
     }
 
-    /// The link is gone, and with it the allocation.
+    /// The link is gone, and with it the allocation; from now on the address rests.
     pub(super) async fn delete_address(&mut self, host_link: &str) -> Result<(), StateError> {
-        let sql = "DELETE FROM network_allocations WHERE host_link = ?";
-        self.run("delete an address", sql, [host_link]).map(drop)
+        let number: Option<i64> = sqlx::query_scalar(
+            "DELETE FROM network_allocations WHERE host_link = ? RETURNING address_number",
+        )
+        .bind(host_link)
+        .fetch_optional(&mut self.connection)
+        .await
+        .map_err(during("delete an address"))?;
+        let Some(number) = number else {
+            return Ok(());
+        };
+        let now = now_ns();
+        sqlx::query("DELETE FROM address_quarantine WHERE released_at <= ?")
+            .bind(now - QUARANTINE_MAX_NS)
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("end the rest of addresses"))?;
+        sqlx::query(
+            "INSERT INTO address_quarantine (address_number, released_at) VALUES (?1, ?2)
+             ON CONFLICT (address_number) DO UPDATE SET released_at = ?2",
+        )
+        .bind(number)
+        .bind(now)
+        .execute(&mut self.connection)
+        .await
+        .map(drop)
+        .map_err(during("let an address rest"))
     }
 }

@@ -26,12 +26,14 @@ use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
-const STATE_TABLES: [&str; 15] = [
+const STATE_TABLES: [&str; 17] = [
     "sandboxes",
     "containers",
     "process_monitors",
     "network_allocations",
     "network_state",
+    "port_mappings",
+    "address_quarantine",
     "layers",
     "images",
     "image_references",

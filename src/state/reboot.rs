@@ -47,6 +47,7 @@ impl Tx {
         for id in &ids {
             let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
             self.release_address(&id).await?;
+            self.release_ports(&id).await?;
             let why = "the node was started anew";
             self.announce(Subject::Sandbox(&id), Announced::Stopped, "stopped", why)
                 .await?;

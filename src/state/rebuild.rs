@@ -8,6 +8,7 @@ use super::event::Subject;
 use super::salvage::Salvage;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, node};
+use crate::lifecycle::port::host_ports;
 use crate::lifecycle::record::{
     AddressRecord, ContainerRecord, ImageRecord, LayerRecord, SandboxRecord,
 };
@@ -260,9 +261,24 @@ impl Tx {
         }
         match &record.address {
             // A pod that is down has given its address back.
-            Some(address) if stopped.is_none() => self.bring_address(found, address).await,
+            Some(address) if stopped.is_none() => {
+                self.bring_address(found, address).await?;
+                self.bring_ports(found).await
+            }
             _ => Ok(()),
         }
+    }
+
+    /// The ports that the pod had asked for. One that a newer pod has is that one's.
+    async fn bring_ports(&mut self, found: &FoundSandbox) -> Result<(), StateError> {
+        let record = &found.record;
+        for port in host_ports(&record.spec).unwrap_or_default() {
+            match self.claim_ports(&record.id, &[port]).await {
+                Err(StateError::PortTaken { .. }) => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     async fn bring_address(
@@ -273,9 +289,10 @@ impl Tx {
         let record = &found.record;
         sqlx::query(
             "INSERT INTO network_allocations (sandbox_id, address, address_number, prefix_length,
-             gateway, bridge, host_link, pod_link, allocated_at, setup_completed_at, status)
+             gateway, bridge, host_link, pod_link, allocated_at, setup_completed_at, status,
+             address6, prefix6_length, gateway6)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10,
-                 CASE WHEN ?10 IS NULL THEN 'allocated' ELSE 'active' END)
+                 CASE WHEN ?10 IS NULL THEN 'allocated' ELSE 'active' END, ?11, ?12, ?13)
              ON CONFLICT DO NOTHING",
         )
         .bind(record.id.as_str())
@@ -288,6 +305,9 @@ impl Tx {
         .bind(&address.pod_link)
         .bind(record.created_at)
         .bind(record.ready_at)
+        .bind(address.ipv6.map(|given| given.address.to_string()))
+        .bind(address.ipv6.map(|given| given.prefix_length))
+        .bind(address.ipv6.map(|given| given.gateway.to_string()))
         .execute(&mut self.connection)
         .await
         .map_err(during("bring back an address"))?;

@@ -12,6 +12,7 @@ use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::Pool;
 use crate::lifecycle::event::{Announced, Stopper};
+use crate::lifecycle::port::host_ports;
 use crate::lifecycle::sandbox::{Desired, State, admit};
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::lifecycle::{Impossible, Verdict};
@@ -35,6 +36,8 @@ pub struct Sandbox {
     pub init_ended: bool,
     /// Its address, while it has one.
     pub address: Option<String>,
+    /// Its IPv6 address, while it has one.
+    pub address6: Option<String>,
     /// Why it failed.
     pub error: Option<String>,
     /// Whether the caller that asked for it has not come back yet.
@@ -67,12 +70,14 @@ struct Row {
     init_start: Option<i64>,
     init_ended: bool,
     address: Option<String>,
+    address6: Option<String>,
     error: Option<String>,
     unclaimed: bool,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address, s.error,
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address,
+     n.address6, s.error,
      s.unclaimed_since IS NOT NULL AS unclaimed
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
@@ -111,6 +116,7 @@ impl TryFrom<Row> for Sandbox {
             init,
             init_ended: row.init_ended,
             address: row.address,
+            address6: row.address6,
             error: row.error,
             unclaimed: row.unclaimed,
         })
@@ -194,11 +200,12 @@ impl Store {
 }
 
 impl DesiredWriter {
-    /// Records the wish for a sandbox, with its address, and queues it; or finds the one that the
-    /// same pod, name and attempt already has (invariant I8).
+    /// Records the wish for a sandbox, with its address and ports, and queues it; or finds the one
+    /// that the same pod, name and attempt already has (invariant I8).
     ///
     /// # Errors
-    /// When that one has been stopped, no address is free, or the database fails.
+    /// When that one has been stopped, no address is free, a port is another pod's, or the database
+    /// fails.
     pub async fn run_sandbox(
         &self,
         id: SandboxId,
@@ -218,6 +225,9 @@ impl DesiredWriter {
                     tx.insert_sandbox(&id, &spec).await?;
                     if let Some(pool) = &pool {
                         tx.allocate_address(&id, pool).await?;
+                        // Two of its own that meet were refused by the front.
+                        let ports = host_ports(&spec).unwrap_or_default();
+                        tx.claim_ports(&id, &ports).await?;
                     }
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
                     Ok(id)
@@ -404,6 +414,7 @@ impl ObservedWriter {
                             .await?;
                     }
                     tx.release_address(&id).await?;
+                    tx.release_ports(&id).await?;
                     tx.operation(&done).await?;
                     tx.announce(subject, Announced::Stopped, "stopped", "")
                         .await?;
@@ -424,6 +435,7 @@ impl ObservedWriter {
             .write("delete a sandbox", move |tx| {
                 Box::pin(async move {
                     tx.release_address(&id).await?;
+                    tx.release_ports(&id).await?;
                     tx.sandbox_goes(&id).await?;
                     let sql = "DELETE FROM sandboxes WHERE id = ?";
                     tx.run("delete a sandbox", sql, [id.as_str()])?;

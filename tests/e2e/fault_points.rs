@@ -75,7 +75,7 @@ fn points() -> Vec<String> {
 /// Points that only a daemon's start comes by.
 fn is_start(point: &str) -> bool {
     let later = ["sweep.mended", "shim.adopted", "shim.exit_lost"];
-    ["recovery.", "sweep.", "shim."]
+    ["recovery.", "network.", "sweep.", "shim."]
         .iter()
         .any(|kind| point.starts_with(kind))
         && !later.contains(&point)

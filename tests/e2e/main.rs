@@ -28,6 +28,7 @@ mod load;
 mod log;
 mod metrics;
 mod network;
+mod node_network;
 mod reboot;
 mod recovery;
 mod restart;

@@ -1,6 +1,7 @@
 //! From `PodSandboxConfig` to [`SandboxSpec`]: all checks, nothing touched.
 
 use crate::cri::{CallError, validate};
+use crate::lifecycle::port::{Protocol, host_ports};
 use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
 use crate::proto::cri as v1;
 
@@ -23,7 +24,7 @@ pub(in crate::cri) fn from_config(
     let security = linux.security_context.unwrap_or_default();
     let namespaces = security.namespace_options.unwrap_or_default();
     let annotations = validate::map(&at("annotations"), config.annotations)?;
-    Ok(SandboxSpec {
+    let spec = SandboxSpec {
         name: validate::name(&at("metadata.name"), metadata.name)?,
         namespace: validate::name(&at("metadata.namespace"), metadata.namespace)?,
         uid: validate::name(&at("metadata.uid"), metadata.uid)?,
@@ -64,7 +65,15 @@ pub(in crate::cri) fn from_config(
         )?,
         privileged: security.privileged,
         user_namespace: wants_user_namespace(namespaces.userns_options.as_ref()),
-    })
+    };
+    if let Err((one, other)) = host_ports(&spec) {
+        let why = format!(
+            "port {one} of the node and {other} meet, and lead to {} and {}",
+            one.container_port, other.container_port
+        );
+        return Err(CallError::invalid(at("port_mappings"), why));
+    }
+    Ok(spec)
 }
 
 /// Checks a sandbox configuration that only comes along, as with CreateContainer.
@@ -105,7 +114,11 @@ fn port_mapping(field: &str, port: v1::PortMapping) -> Result<PortMapping, CallE
             ));
         }
     }
-    if !(0..=2).contains(&port.protocol) {
+    if port.host_port != 0 && port.container_port == 0 {
+        let why = "is 0, and a port of the node would lead nowhere";
+        return Err(CallError::invalid(format!("{field}.container_port"), why));
+    }
+    if Protocol::from_cri(port.protocol).is_none() {
         return Err(CallError::invalid(
             format!("{field}.protocol"),
             "is not a protocol",

@@ -55,6 +55,7 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
         ipc: mode(&spec.ipc),
         ..Default::default()
     };
+    let additional = sandbox.address6.into_iter().map(|ip| v1::PodIp { ip });
     v1::PodSandboxStatus {
         id: sandbox.id.into(),
         metadata: Some(metadata(&spec)),
@@ -62,7 +63,7 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
         created_at: sandbox.created_at,
         network: Some(v1::PodSandboxNetworkStatus {
             ip: sandbox.address.unwrap_or_default(),
-            additional_ips: Vec::new(),
+            additional_ips: additional.collect(),
         }),
         linux: Some(v1::LinuxPodSandboxStatus {
             namespaces: Some(v1::Namespace {

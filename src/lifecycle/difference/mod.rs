@@ -51,6 +51,8 @@ stored_as_text! {
         Namespace = "namespace",
         /// A container's process, by the container's id.
         Process = "process",
+        /// The packet rules, or a port of the node that they lead to a pod.
+        Rules = "packet rules",
         /// A file that a pod gives its containers.
         SandboxFile = "pod file",
         /// A pod's directory, by id.
@@ -67,6 +69,8 @@ pub enum Repair {
     Remove,
     /// The bridge is made again; the pods' links are attached to it.
     Bridge,
+    /// The packet rules are put in place again, as a whole.
+    Rules,
     /// A look at the pod completes it.
     Sandbox,
     /// The pod is brought down.
@@ -86,6 +90,7 @@ impl Repair {
         match self {
             Self::Remove => "it is removed",
             Self::Bridge => "it is made again, and the pods are attached to it",
+            Self::Rules => "the rules are put in place again",
             Self::Sandbox => "the pod is completed",
             Self::Down => "the pod is brought down: without its init nothing can run in it",
             Self::Container => "it is made again: the container has not been started yet",
@@ -187,6 +192,15 @@ pub struct ContainerSeen {
     pub files_missing: Vec<&'static str>,
 }
 
+/// What a look at the packet rules has shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FoundRules {
+    /// What is not as it should be about anything but ports.
+    pub problems: Vec<String>,
+    /// Ports that lead to pods, in words.
+    pub ports: BTreeSet<String>,
+}
+
 /// What exists.
 #[derive(Debug, Clone, Default)]
 pub struct Found {
@@ -202,6 +216,8 @@ pub struct Found {
     pub links: Vec<FoundLink>,
     /// What is wrong with the bridge, if anything.
     pub bridge_problem: Option<(Kind, String)>,
+    /// The packet rules, where there should be any.
+    pub rules: Option<FoundRules>,
     /// Mount points below the state directory.
     pub mounts: Vec<String>,
     /// Cgroups named by an id, anywhere.
@@ -259,6 +275,9 @@ pub struct Known {
     pub images: BTreeMap<String, Vec<String>>,
     /// Links with an address, and the bridge of each.
     pub links: BTreeMap<String, String>,
+    /// Ports that are pods', in the words of [`FoundRules::ports`], and whether they must lead
+    /// there now.
+    pub ports: BTreeMap<String, bool>,
 }
 
 /// All differences, those that others follow from first.
@@ -266,6 +285,9 @@ pub struct Known {
 pub fn compare(found: &Found, known: &Known) -> Vec<Difference> {
     let mut differences = Vec::new();
     differences.extend(bridge(found, known));
+    if let Some(rules) = &found.rules {
+        compare_rules(rules, known, &mut differences);
+    }
     links(found, known, &mut differences);
     directories(found, known, &mut differences);
     mounts(found, known, &mut differences);
@@ -301,6 +323,35 @@ fn bridge(found: &Found, known: &Known) -> Option<Difference> {
         detail,
         repair: Repair::Bridge,
     })
+}
+
+fn compare_rules(found: &FoundRules, known: &Known, differences: &mut Vec<Difference>) {
+    let mut differs = |kind, name: &str, detail: &str| {
+        differences.push(Difference {
+            kind,
+            thing: Thing::Rules,
+            name: name.to_owned(),
+            owner: String::new(),
+            detail: detail.to_owned(),
+            repair: Repair::Rules,
+        });
+    };
+    if !found.problems.is_empty() {
+        differs(Kind::Wrong, &known.bridge, &found.problems.join("; "));
+        return;
+    }
+    for port in found
+        .ports
+        .iter()
+        .filter(|port| !known.ports.contains_key(*port))
+    {
+        differs(Kind::Orphan, port, "no pod has this port");
+    }
+    for (port, must_be_there) in &known.ports {
+        if *must_be_there && !found.ports.contains(port) {
+            differs(Kind::Missing, port, "nothing leads to the pod");
+        }
+    }
 }
 
 fn links(found: &Found, known: &Known, differences: &mut Vec<Difference>) {

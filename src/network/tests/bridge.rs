@@ -63,18 +63,31 @@ fn what_belongs_to_somebody_else_is_refused_by_name() {
             "{error}"
         );
         assert!(find(&mut socket, "qlt-nbr2").unwrap().is_none());
-        // Ours, with another address.
+        // Ours, with another address: it gets the new one, and keeps the old one for who needs it.
         let far = BridgeSpec {
             name: "qlt-nbr3",
             gateway: "10.99.0.1/24".parse().unwrap(),
             ..bridge()
         };
         ensure_bridge(&far).unwrap();
-        let gateway = "10.99.0.2/24".parse().unwrap();
-        let error = ensure_bridge(&BridgeSpec { gateway, ..far }).unwrap_err();
-        assert!(
-            matches!(error, NetworkError::BridgeAddress { .. }),
-            "{error}"
-        );
+        let gateway = "10.97.0.1/24".parse().unwrap();
+        let both = BridgeSpec {
+            gateway,
+            others: &[
+                "10.99.0.1/24".parse().unwrap(),
+                "fd00:97::1/64".parse().unwrap(),
+            ],
+            ..far
+        };
+        ensure_bridge(&both).unwrap();
+        assert_eq!(check_bridge(&both).unwrap(), []);
+        let one = BridgeSpec {
+            others: &[],
+            ..both
+        };
+        ensure_bridge(&one).unwrap();
+        assert_eq!(check_bridge(&one).unwrap(), []);
+        let missing = check_bridge(&both).unwrap();
+        assert_eq!(missing.len(), 2, "{missing:?}");
     });
 }

@@ -21,6 +21,7 @@ use super::*;
 mod bridge;
 mod namespace;
 mod pod;
+mod rules;
 mod timing;
 
 const ALIAS: &str = "quilt:test:pod";
@@ -64,6 +65,7 @@ fn bridge() -> BridgeSpec<'static> {
     BridgeSpec {
         name: "qlt-nbr",
         gateway,
+        others: &[],
         mtu: 1500,
         alias: BRIDGE_ALIAS,
     }
@@ -81,6 +83,7 @@ fn pod_link<'a>(netns: &'a Path, host_name: &'a str, last: u8) -> PodLinkSpec<'a
         bridge: "qlt-nbr",
         address: address(last),
         gateway: Ipv4Addr::new(10, 88, 0, 1),
+        ipv6: None,
         mtu: 1500,
         alias: ALIAS,
         sysctls: &[],

@@ -80,7 +80,11 @@ fn ensuring_twice_changes_nothing() {
         let assigned = inside(&netns, || {
             super::address::list(&mut Socket::open().unwrap()).unwrap()
         });
-        assert!(!assigned.iter().any(|found| found.address == address(2)));
+        assert!(
+            !assigned
+                .iter()
+                .any(|found| found.address == address(2).into())
+        );
     });
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::lifecycle::container::State;
-use crate::lifecycle::difference::{Found, FoundCgroup, FoundLink, Kind};
+use crate::lifecycle::difference::{Found, FoundCgroup, FoundLink, FoundRules, Kind};
 use crate::network::{self, BridgeProblem};
+use crate::reconcile::node_network::Wanted;
 use crate::reconcile::{Back, ReconcileError, inspect};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -20,6 +21,8 @@ pub(super) struct Rows {
     pub(super) pods: Vec<(Sandbox, Option<Allocation>)>,
     /// Containers that are prepared or run.
     pub(super) containers: Vec<Container>,
+    /// Bridge and rules as they should be.
+    pub(super) network: Option<Wanted>,
 }
 
 /// Lists everything of ours, and looks at pods and containers. Blocks; the time grows with what
@@ -38,7 +41,8 @@ pub(super) fn list(back: &Back, rows: &Rows) -> Result<Found, ReconcileError> {
             .map(ToString::to_string)
             .collect(),
         links: links(back)?,
-        bridge_problem: bridge_problem(back)?,
+        bridge_problem: rows.network.as_ref().map_or(Ok(None), bridge_problem)?,
+        rules: rows.network.as_ref().map_or(Ok(None), rules)?,
         mounts: mounts(&back.paths.state)?,
         cgroups: cgroups(back)?,
         ..Found::default()
@@ -74,9 +78,19 @@ fn links(back: &Back) -> Result<Vec<FoundLink>, ReconcileError> {
         .collect())
 }
 
-fn bridge_problem(back: &Back) -> Result<Option<(Kind, String)>, ReconcileError> {
-    let marker = back.paths.marker();
-    let problems = network::check_bridge(&back.bridge(&marker))?;
+fn rules(wanted: &Wanted) -> Result<Option<FoundRules>, ReconcileError> {
+    if !wanted.rules.is_wanted() {
+        return Ok(None);
+    }
+    let seen = network::look_at_rules(&wanted.rules)?;
+    Ok(Some(FoundRules {
+        problems: seen.problems,
+        ports: seen.forwards.iter().map(ToString::to_string).collect(),
+    }))
+}
+
+fn bridge_problem(wanted: &Wanted) -> Result<Option<(Kind, String)>, ReconcileError> {
+    let problems = network::check_bridge(&wanted.bridge())?;
     let kind = if problems.contains(&BridgeProblem::Missing) {
         Kind::Missing
     } else {

@@ -7,8 +7,7 @@ use tokio::sync::watch;
 
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::difference::{Difference, Repair, Thing};
-use crate::network;
-use crate::reconcile::{Back, ReconcileError, blocking, image};
+use crate::reconcile::{Back, ReconcileError, image, node_network};
 use crate::state::cleanup::{CleanupTask, Resource};
 use crate::state::health::Report;
 
@@ -31,8 +30,9 @@ pub(super) async fn mend(
     if !orphans.is_empty() {
         back.observed.remove_orphans(orphans).await?;
     }
-    if with(Repair::Bridge).next().is_some() {
-        mend_bridge(back, health).await?;
+    let network = [Repair::Bridge, Repair::Rules];
+    if network.iter().any(|repair| with(*repair).next().is_some()) {
+        node_network::mend(back, health).await;
     }
     for one in with(Repair::Forget) {
         forget(back, one).await?;
@@ -66,7 +66,9 @@ fn key(one: &Difference) -> Option<String> {
     let key = match one.repair {
         Repair::Sandbox | Repair::Down => ObjectKey::Sandbox(SandboxId::try_from(owner).ok()?),
         Repair::Container => ObjectKey::Container(ContainerId::try_from(owner).ok()?),
-        Repair::Remove | Repair::Bridge | Repair::Forget | Repair::Nothing(_) => return None,
+        Repair::Remove | Repair::Bridge | Repair::Rules | Repair::Forget | Repair::Nothing(_) => {
+            return None;
+        }
     };
     Some(key.to_string())
 }
@@ -82,30 +84,18 @@ fn task(one: &Difference) -> Option<CleanupTask> {
         Thing::SandboxFiles => Resource::SandboxFiles,
         Thing::Snapshot => Resource::Rootfs,
         // These are never without an owner.
-        Thing::Image | Thing::Init | Thing::Namespace | Thing::Process | Thing::SandboxFile => {
-            return None;
-        }
+        Thing::Image
+        | Thing::Init
+        | Thing::Namespace
+        | Thing::Process
+        | Thing::Rules
+        | Thing::SandboxFile => return None,
     };
     Some(CleanupTask {
         resource,
         path: one.name.clone(),
         owner: one.owner.clone(),
     })
-}
-
-async fn mend_bridge(back: &Back, health: &watch::Sender<Report>) -> Result<(), ReconcileError> {
-    let back_too = back.clone();
-    let made = blocking(move || {
-        let marker = back_too.paths.marker();
-        Ok(network::ensure_bridge(&back_too.bridge(&marker))?)
-    })
-    .await;
-    let problem = made.err().map(|error| error.full_text());
-    if let Some(problem) = &problem {
-        tracing::error!(problem, "the bridge cannot be mended");
-    }
-    health.send_modify(|report| report.network_problem = problem);
-    Ok(())
 }
 
 /// The name of the layer that is gone: an image names it as what it lacks.

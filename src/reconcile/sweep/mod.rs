@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Back, ReconcileError};
+use super::{Back, ReconcileError, node_network};
 use crate::fault;
 use crate::lifecycle::difference::{Difference, Kind, Known, compare};
 use crate::state::health::Report;
@@ -262,6 +262,7 @@ async fn rows(back: &Back) -> Result<Rows, ReconcileError> {
             })
             .collect(),
         containers: back.store.all_containers().await?,
+        network: Some(node_network::wanted(back).await?),
     })
 }
 
@@ -276,6 +277,7 @@ async fn look(back: &Back, rows: Rows) -> Result<Vec<Difference>, ReconcileError
         state_dir: back.paths.state.display().to_string(),
         cgroup_root: back.cgroup_root.to_string(),
         bridge: back.network.bridge.clone(),
+        ports: node_network::known_ports(back).await?,
         ..back.store.known().await?
     };
     let differences = compare(&found, &known);

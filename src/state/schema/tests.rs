@@ -19,6 +19,7 @@ const ROWS: &[(i64, &str)] = &[
     (8, include_str!("rows/0008.sql")),
     (9, include_str!("rows/0009.sql")),
     (10, include_str!("rows/0010.sql")),
+    (12, include_str!("rows/0012.sql")),
 ];
 
 const BOUNDS: Bounds = Bounds {

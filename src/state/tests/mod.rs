@@ -53,6 +53,8 @@ fn pool() -> Option<Pool> {
         subnet,
         gateway,
         bridge: "b".into(),
+        subnet6: None,
+        quarantine_ns: 0,
     })
 }
 

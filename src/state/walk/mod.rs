@@ -202,6 +202,8 @@ impl World {
             subnet: "10.1.2.0/24".parse().expect("a subnet"),
             gateway: "10.1.2.1".parse().expect("an address"),
             bridge: "b".into(),
+            subnet6: None,
+            quarantine_ns: 0,
         };
         let new = SandboxId::random();
         let answer = self
@@ -411,6 +413,7 @@ impl World {
             "containers",
             "process_monitors",
             "network_allocations",
+            "port_mappings",
             "snapshots",
             "image_volumes",
             "images",

@@ -97,6 +97,21 @@ impl Cri {
         Ok(response.into_inner().pod_sandbox_id)
     }
 
+    pub(crate) async fn update_runtime_config(&self, pod_cidr: &str) -> Result<(), Status> {
+        let message = UpdateRuntimeConfigRequest {
+            runtime_config: Some(RuntimeConfig {
+                network_config: Some(NetworkConfig {
+                    pod_cidr: pod_cidr.into(),
+                }),
+            }),
+        };
+        let request = self.wrap(message);
+        self.runtime()
+            .update_runtime_config(request)
+            .await
+            .map(drop)
+    }
+
     pub(crate) async fn stop_pod(&self, id: &str) -> Result<(), Status> {
         let message = StopPodSandboxRequest {
             pod_sandbox_id: id.into(),

@@ -4,11 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
+use super::host::Host;
 use super::names::Names;
 use super::wait::{BOUND, eventually, poll};
 use super::{Cri, process};
@@ -26,6 +28,8 @@ pub(crate) struct Node {
     pub(crate) names: Names,
     /// Set for the next start.
     pub(crate) env: Vec<(String, String)>,
+    /// Where the daemon runs, when that is not the machine's own network.
+    pub(crate) host: Option<Arc<Host>>,
     pub(super) child: Option<Child>,
     /// Kept to its end, for it is removed when dropped.
     _dir: TempDir,
@@ -42,6 +46,15 @@ impl Node {
 
     /// Directories and a configuration with `extra` lines, and no daemon yet.
     pub(crate) fn prepare(extra: &str) -> Self {
+        Self::prepare_in(None, extra)
+    }
+
+    /// [`Self::prepare`] for a host of its own, whose packet rules the daemon may make.
+    pub(crate) fn prepare_on(host: &Arc<Host>, extra: &str) -> Self {
+        Self::prepare_in(Some(Arc::clone(host)), extra)
+    }
+
+    fn prepare_in(host: Option<Arc<Host>>, extra: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("qlt-e2e-")
             .tempdir()
@@ -54,6 +67,7 @@ impl Node {
             cri: Cri::new(&names.socket()),
             names,
             env: vec![],
+            host,
             child: None,
             _dir: dir,
         };
@@ -69,9 +83,12 @@ impl Node {
             ..
         } = &self.names;
         let subnet = self.names.subnet();
+        // The machine's own packet rules are not a test's to make.
+        let rules = self.host.is_some();
         let text = format!(
             "[cgroup]\nroot = \"{cgroup_root}\"\n\n\
-             [network]\nbridge = \"{bridge}\"\nsubnet = \"{subnet}\"\n\n\
+             [network]\nbridge = \"{bridge}\"\nsubnet = \"{subnet}\"\naddress_rest_s = 0\n\
+             masquerade = {rules}\nhost_ports = {rules}\n\n\
              [log]\nlevel = \"debug\"\n\n{extra}"
         );
         fs::write(self.path("config.toml"), text).expect("a configuration");
@@ -109,7 +126,12 @@ impl Node {
         assert!(self.child.is_none(), "the daemon runs already");
         let log = self.log_file();
         let errors = log.try_clone().expect("a second handle");
-        let child = self.serve().stdout(log).stderr(errors).spawn();
+        let mut command = self.serve();
+        command.stdout(log).stderr(errors);
+        let child = match &self.host {
+            Some(host) => host.run(|| command.spawn()),
+            None => command.spawn(),
+        };
         self.child = Some(child.expect("quiltd starts"));
         self.cri = Cri::new(&self.names.socket());
     }

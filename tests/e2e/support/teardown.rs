@@ -19,10 +19,11 @@ use super::{Cri, Node, client, process};
 const BOUND: Duration = Duration::from_secs(15);
 
 /// Tables that hold one row per living thing.
-const LIVING: [&str; 7] = [
+const LIVING: [&str; 8] = [
     "sandboxes",
     "containers",
     "network_allocations",
+    "port_mappings",
     "process_monitors",
     "snapshots",
     "jobs",
@@ -96,6 +97,7 @@ impl Node {
             let left = leftover::find(&self.names, &expected);
             let mut problems: Vec<_> = left.iter().map(Leftover::to_string).collect();
             problems.extend(rows(&self.names));
+            problems.extend(self.links_of_pods());
             problems
         };
         if poll(BOUND, || look().is_empty().then_some(())).is_some() {
@@ -104,6 +106,16 @@ impl Node {
         let left = look();
         left.into_iter()
             .map(|l| format!("left after the last pod was removed: {l}"))
+            .collect()
+    }
+
+    /// Links that are left on the daemon's own host; on the machine they are found by name.
+    fn links_of_pods(&self) -> Vec<String> {
+        let links = self.host.as_ref().map(|host| host.links());
+        let links = links.into_iter().flatten();
+        links
+            .filter(|link| link.starts_with('q') && *link != self.names.bridge)
+            .map(|link| format!("network link {link}"))
             .collect()
     }
 

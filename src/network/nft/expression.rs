@@ -1,0 +1,230 @@
+//! Expressions of nf_tables rules (`linux/netfilter/nf_tables.h`): what a rule compares and does.
+//!
+//! A rule is a list of them. One that compares ends the rule when it does not hold.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::encode::Attributes;
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+pub(super) const IPV4: u8 = 2;
+pub(super) const IPV6: u8 = 10;
+
+/// `NFTA_DATA_VALUE`, `NFTA_DATA_VERDICT`.
+const DATA_VALUE: u16 = 1;
+const DATA_VERDICT: u16 = 2;
+/// The register that a verdict is put into, the first of 16 bytes, and the first of four bytes.
+const VERDICT: u32 = 0;
+const WORK: u32 = 1;
+const WORDS: u32 = 8;
+/// Where a looked-up address with its port is put: beyond the longest key.
+const FOUND: u32 = WORDS + 8;
+/// `NF_NAT_RANGE_PROTO_RANDOM_FULLY`: two connections never race for one port.
+const RANDOM_PORTS: u32 = 1 << 4;
+/// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`.
+const DESTINATION_CHANGED: u32 = 1 << 5;
+/// `RTN_LOCAL` of `linux/rtnetlink.h`.
+const LOCAL: u32 = 2;
+/// `IFNAMSIZ`.
+const NAME_BYTES: usize = 16;
+
+/// What is looked at of a packet (`NFT_META_…`).
+#[derive(Clone, Copy)]
+enum Meta {
+    InputName = 6,
+    OutputName = 7,
+    Family = 15,
+    Protocol = 16,
+}
+
+/// Which end of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Source,
+    Destination,
+}
+
+/// One rule's expressions, in order.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Expressions(Attributes);
+
+impl Expressions {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn attributes(&self) -> &Attributes {
+        &self.0
+    }
+
+    fn add(self, name: &str, data: &Attributes) -> Self {
+        let expression = Attributes::new().text(1, name).nested(2, data);
+        // NFTA_LIST_ELEM
+        Self(self.0.nested(1, &expression))
+    }
+
+    fn meta(self, what: Meta, register: u32) -> Self {
+        let data = Attributes::new().number(1, register).number(2, what as u32);
+        self.add("meta", &data)
+    }
+
+    fn compare(self, equal: bool, value: &[u8]) -> Self {
+        let data = Attributes::new()
+            .number(1, WORK)
+            .number(2, u32::from(!equal))
+            .nested(3, &Attributes::new().bytes(DATA_VALUE, value));
+        self.add("cmp", &data)
+    }
+
+    /// Loads bytes of the packet: from its network header (base 1) or its transport header (2).
+    fn payload(self, base: u32, offset: u32, length: u32, register: u32) -> Self {
+        let data = Attributes::new()
+            .number(1, register)
+            .number(2, base)
+            .number(3, offset)
+            .number(4, length);
+        self.add("payload", &data)
+    }
+
+    fn mask(self, mask: &[u8]) -> Self {
+        let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
+        let data = Attributes::new()
+            .number(1, WORK)
+            .number(2, WORK)
+            .number(3, length)
+            .nested(4, &Attributes::new().bytes(DATA_VALUE, mask))
+            .nested(
+                5,
+                &Attributes::new().bytes(DATA_VALUE, &vec![0; mask.len()]),
+            );
+        self.add("bitwise", &data)
+    }
+
+    /// Only packets of this family.
+    pub(super) fn family(self, family: u8) -> Self {
+        self.meta(Meta::Family, WORK).compare(true, &[family])
+    }
+
+    /// Only packets that came in by this interface.
+    pub(super) fn came_by(self, interface: &str) -> Self {
+        self.meta(Meta::InputName, WORK)
+            .compare(true, &padded(interface))
+    }
+
+    /// Only packets that leave by this interface.
+    pub(super) fn leaves_by(self, interface: &str) -> Self {
+        self.meta(Meta::OutputName, WORK)
+            .compare(true, &padded(interface))
+    }
+
+    /// Only packets with an end in this network.
+    pub(super) fn within(self, end: End, net: IpNet) -> Self {
+        let (family, mask) = match net.netmask() {
+            IpAddr::V4(mask) => (IPV4, mask.octets().to_vec()),
+            IpAddr::V6(mask) => (IPV6, mask.octets().to_vec()),
+        };
+        let (offset, length) = place(family, end);
+        self.family(family)
+            .payload(1, offset, length, WORK)
+            .mask(&mask)
+            .compare(true, &octets(net.network()))
+    }
+
+    /// Only packets to an address of the node.
+    pub(super) fn for_the_node(self) -> Self {
+        // NFTA_FIB_DREG, _RESULT (NFT_FIB_RESULT_ADDRTYPE), _FLAGS (NFTA_FIB_F_DADDR).
+        let data = Attributes::new().number(1, WORK).number(2, 3).number(3, 2);
+        self.add("fib", &data).compare(true, &LOCAL.to_ne_bytes())
+    }
+
+    /// Only packets of connections whose destination was changed.
+    pub(super) fn redirected(self) -> Self {
+        // NFTA_CT_DREG, NFTA_CT_KEY (NFT_CT_STATUS).
+        let data = Attributes::new().number(1, WORK).number(2, 2);
+        self.add("ct", &data)
+            .mask(&DESTINATION_CHANGED.to_ne_bytes())
+            .compare(false, &[0; 4])
+    }
+
+    /// Looks a port up and sends the packet where the map says; without an entry the rule ends.
+    /// The key is the protocol, the destination address if `by_address`, and the port.
+    pub(super) fn send_on(self, family: u8, by_address: bool, map: &str) -> Self {
+        let (offset, length) = place(family, End::Destination);
+        let words = length / 4;
+        let mut rule = self.family(family).meta(Meta::Protocol, WORDS);
+        let mut port = WORDS + 1;
+        if by_address {
+            rule = rule.payload(1, offset, length, port);
+            port += words;
+        }
+        let look_up = Attributes::new()
+            .text(1, map)
+            .number(2, WORDS)
+            .number(3, FOUND);
+        // NFT_NAT_DNAT, the family, the address' register and the port's.
+        let send = Attributes::new()
+            .number(1, 1)
+            .number(2, u32::from(family))
+            .number(3, FOUND)
+            .number(5, FOUND + words);
+        rule.payload(2, 2, 2, port)
+            .add("lookup", &look_up)
+            .add("nat", &send)
+    }
+
+    /// Gives the packet the address of the interface that it leaves by.
+    pub(super) fn masquerade(self) -> Self {
+        self.add("masq", &Attributes::new().number(1, RANDOM_PORTS))
+    }
+
+    pub(super) fn jump(self, chain: &str) -> Self {
+        self.verdict(-3, Some(chain))
+    }
+
+    pub(super) fn leave_chain(self) -> Self {
+        self.verdict(-5, None)
+    }
+
+    pub(super) fn drop_packet(self) -> Self {
+        self.verdict(0, None)
+    }
+
+    /// `NF_DROP`, or one of the negative `NFT_…` verdicts.
+    fn verdict(self, code: i32, chain: Option<&str>) -> Self {
+        let mut verdict = Attributes::new().bytes(1, &code.to_be_bytes());
+        if let Some(chain) = chain {
+            verdict = verdict.text(2, chain);
+        }
+        let data = Attributes::new()
+            .number(1, VERDICT)
+            .nested(2, &Attributes::new().nested(DATA_VERDICT, &verdict));
+        self.add("immediate", &data)
+    }
+}
+
+/// Where an address is in the network header: offset and length in bytes (RFC 791, RFC 8200).
+fn place(family: u8, end: End) -> (u32, u32) {
+    match (family, end) {
+        (IPV6, End::Source) => (8, 16),
+        (IPV6, End::Destination) => (24, 16),
+        (_, End::Source) => (12, 4),
+        (_, End::Destination) => (16, 4),
+    }
+}
+
+/// The bytes of an address, as a packet has them.
+pub(super) fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn padded(name: &str) -> [u8; NAME_BYTES] {
+    let mut bytes = [0; NAME_BYTES];
+    let length = name.len().min(NAME_BYTES - 1);
+    bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+    bytes
+}

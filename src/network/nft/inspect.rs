@@ -1,0 +1,135 @@
+//! What there is of the rules, compared with what there should be. Changes nothing.
+
+use super::encode::{Attributes, GENERIC_HEADER_BYTES, Message, find};
+use super::forward::{MAPS, PortForward};
+use super::rules::{read_comment, rules};
+use super::transaction::{dump, kind};
+use super::{INET, RuleSpec, failed, open, table};
+use crate::network::NetworkError;
+use crate::network::netlink::{Reply, Socket, text};
+use crate::network::sysctl;
+
+/// `NFT_MSG_GETTABLE`, `_GETRULE`, `_GETSETELEM`.
+const GET_TABLE: u16 = 1;
+const GET_RULE: u16 = 7;
+const GET_ELEMENTS: u16 = 13;
+
+/// What a look at the rules has shown.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RulesSeen {
+    /// What is not as it should be about anything but ports, in words.
+    pub problems: Vec<String>,
+    /// The ports that lead to pods.
+    pub forwards: Vec<PortForward>,
+}
+
+fn attributes(reply: &Reply) -> &[u8] {
+    reply
+        .payload
+        .get(GENERIC_HEADER_BYTES..)
+        .unwrap_or_default()
+}
+
+/// All tables of our family, with their comments. A kernel without nf_tables (which knows no such
+/// subsystem, and says `EINVAL`) has none.
+pub(super) fn tables(socket: &mut Socket) -> Result<Vec<(String, Option<String>)>, NetworkError> {
+    let message = Message::new(kind(GET_TABLE), 0, INET, &Attributes::new());
+    let replies = match dump(socket, &message) {
+        Err(error) if error.is(libc::EINVAL) => Vec::new(),
+        other => other.map_err(failed("list"))?,
+    };
+    let named = replies.iter().filter_map(|reply| {
+        let name = text(find(attributes(reply), 1)?);
+        Some((name, find(attributes(reply), 6).and_then(read_comment)))
+    });
+    Ok(named.collect())
+}
+
+/// Compares the rules with what they should be; the ports are the caller's to compare.
+///
+/// # Errors
+///
+/// When the kernel cannot be asked.
+pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
+    let mut socket = open()?;
+    let name = table(&spec.bridge);
+    let mut seen = RulesSeen::default();
+    let found = tables(&mut socket)?;
+    let found = found.iter().find(|(found, _)| *found == name);
+    match found {
+        None => {
+            seen.problems.push(format!("table inet {name} is missing"));
+            return Ok(seen);
+        }
+        Some((_, mark)) if mark.as_deref() != Some(spec.alias.as_str()) => {
+            seen.problems.push(format!("table inet {name} is not ours"));
+            return Ok(seen);
+        }
+        Some(_) => {}
+    }
+    compare_rules(&mut socket, &name, spec, &mut seen)?;
+    if spec.host_ports {
+        for map in MAPS.into_iter().filter(|map| spec.has_ipv6() || !map.ipv6) {
+            let body = Attributes::new().text(1, &name).text(2, map.name);
+            let message = Message::new(kind(GET_ELEMENTS), 0, INET, &body);
+            match dump(&mut socket, &message) {
+                Ok(replies) => seen.forwards.extend(
+                    replies
+                        .iter()
+                        .flat_map(|reply| PortForward::parse_all(map, attributes(reply))),
+                ),
+                Err(error) if error.is(libc::ENOENT) => {
+                    seen.problems.push(format!("map {} is missing", map.name));
+                }
+                Err(error) => return Err(failed("list")(error)),
+            }
+        }
+    }
+    let ipv6 = spec.has_ipv6();
+    if !sysctl::forwards_packets(ipv6) {
+        seen.problems
+            .push("the node does not forward packets".into());
+    }
+    if spec.host_ports && !sysctl::routes_loopback(&spec.bridge) {
+        let why = "the bridge does not carry the node's own connections to ports of pods";
+        seen.problems.push(why.into());
+    }
+    Ok(seen)
+}
+
+/// By chain and comment: rules of ours are never edited, only replaced.
+fn compare_rules(
+    socket: &mut Socket,
+    name: &str,
+    spec: &RuleSpec,
+    seen: &mut RulesSeen,
+) -> Result<(), NetworkError> {
+    let body = Attributes::new().text(1, name);
+    let message = Message::new(kind(GET_RULE), 0, INET, &body);
+    let replies = dump(socket, &message).map_err(failed("list"))?;
+    let mut found: Vec<(String, String)> = replies
+        .iter()
+        .map(|reply| {
+            let part = |number| find(attributes(reply), number);
+            let comment = part(7).and_then(read_comment).unwrap_or_default();
+            (part(2).map(text).unwrap_or_default(), comment)
+        })
+        .collect();
+    for rule in rules(spec) {
+        let place = found
+            .iter()
+            .position(|(chain, comment)| *chain == rule.chain && *comment == rule.comment);
+        match place {
+            Some(place) => drop(found.remove(place)),
+            None => seen.problems.push(format!(
+                "chain {} lacks the rule {:?}",
+                rule.chain, rule.comment
+            )),
+        }
+    }
+    for (chain, comment) in found {
+        seen.problems
+            .push(format!("chain {chain} has a strange rule {comment:?}"));
+    }
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! The node's packet rules, in one nf_tables table of our own: masquerade for what leaves the pod
+//! network, and ports of the node that lead to pods.
+//!
+//! ```text
+//! guard        (prerouting, raw)  from the bridge to 127.0.0.0/8: dropped
+//! prerouting   (nat)  to an address of the node ──► hostports
+//! output       (nat)  the node's own, to an address of the node ──► hostports
+//! hostports           by protocol, address and port in a map: on to the pod
+//! postrouting  (nat)  sent on by hostports, and from a pod or the node's loopback: masquerade
+//!                     from a pod subnet ──► leaving
+//! leaving             within the pod network, or on the bridge: as it is; else masquerade
+//! ```
+//!
+//! The table is replaced as a whole in one transaction ([`ensure_rules`]); a port is one element of
+//! a map. Everything is derived from a [`RuleSpec`], which the caller derives from its database.
+//! Connections under way are the kernel's to remember; `conntrack` has those forgotten that would
+//! go on past a change. Tables of others are never read beyond their mark, and never changed. What
+//! another table drops stays dropped: no rule of ours can accept it.
+
+mod conntrack;
+mod encode;
+mod expression;
+mod forward;
+mod inspect;
+mod rules;
+mod transaction;
+mod watch;
+
+use ipnet::IpNet;
+
+use super::error::NetworkError;
+use super::link;
+use super::netlink::{NetlinkError, Socket};
+use super::sysctl;
+use encode::{Attributes, Message};
+use transaction::{commit, kind};
+
+pub use conntrack::{forget_before, forget_closed};
+pub use forward::PortForward;
+pub use inspect::{RulesSeen, look_at_rules};
+pub use watch::RuleWatch;
+
+/// `NFPROTO_INET`: one table for both families.
+const INET: u8 = 1;
+
+/// The rules as they should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// The bridge, whose name the table carries.
+    pub bridge: String,
+    /// What marks the table as ours.
+    pub alias: String,
+    /// The pods' networks.
+    pub subnets: Vec<IpNet>,
+    /// Networks that pods reach with their own address.
+    pub direct: Vec<IpNet>,
+    /// Whether what leaves the pod network gets the node's address.
+    pub masquerade: bool,
+    /// Whether ports of the node lead to pods.
+    pub host_ports: bool,
+    /// Those ports.
+    pub forwards: Vec<PortForward>,
+}
+
+impl RuleSpec {
+    /// Whether there is to be a table at all.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.masquerade || self.host_ports
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.subnets.iter().any(|net| matches!(net, IpNet::V6(_)))
+    }
+}
+
+/// The name of the table of a bridge.
+fn table(bridge: &str) -> String {
+    format!("quilt-{bridge}")
+}
+
+fn open() -> Result<Socket, NetworkError> {
+    Socket::open_netfilter().map_err(failed("open a socket for"))
+}
+
+fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
+    NetworkError::netlink(action, "the packet rules")
+}
+
+/// Puts the whole table in place, in one transaction, and lets the node forward packets. Without
+/// anything wanted, the table goes. Tables of ours for other bridges go as well.
+///
+/// # Errors
+///
+/// [`NetworkError::NotOurs`] when somebody else has a table of that name; otherwise what the kernel
+/// refused, and then nothing has changed.
+pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
+    link::validate_name("bridge", &spec.bridge)?;
+    link::validate_alias(&spec.alias)?;
+    let mut socket = open()?;
+    let name = table(&spec.bridge);
+    let mut messages = Vec::new();
+    for (found, mark) in inspect::tables(&mut socket)? {
+        let ours = mark.as_deref() == Some(spec.alias.as_str());
+        if found == name && !ours {
+            let found = "an nf_tables table without our mark".to_owned();
+            return Err(NetworkError::NotOurs { name, found });
+        }
+        if ours {
+            messages.push(rules::table_message(rules::DELETE_TABLE, 0, &found, None));
+        }
+    }
+    if spec.is_wanted() {
+        messages.extend(rules::build(&name, spec));
+    }
+    commit(&mut socket, &messages).map_err(failed("put in place"))?;
+    if spec.is_wanted() {
+        sysctl::forward_packets(spec.has_ipv6())?;
+    }
+    if spec.host_ports {
+        // Only now: the guard stands before anything can get by.
+        sysctl::route_loopback(&spec.bridge)?;
+    }
+    Ok(())
+}
+
+/// Removes the table of a bridge. Absence is success.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub fn remove_rules(bridge: &str, alias: &str) -> Result<(), NetworkError> {
+    let mut socket = open()?;
+    let name = table(bridge);
+    let ours = inspect::tables(&mut socket)?
+        .iter()
+        .any(|(found, mark)| *found == name && mark.as_deref() == Some(alias));
+    if !ours {
+        return Ok(());
+    }
+    let message = rules::table_message(rules::DELETE_TABLE, 0, &name, None);
+    match commit(&mut socket, &[message]) {
+        Err(error) if !error.is(libc::ENOENT) => Err(failed("remove")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Lets ports of the node lead to a pod. One that leads elsewhere is led here instead. `false` says
+/// that the table is not there, and nothing was done.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub fn open_ports(bridge: &str, forwards: &[PortForward]) -> Result<bool, NetworkError> {
+    if forwards.is_empty() {
+        return Ok(true);
+    }
+    let mut socket = open()?;
+    let name = table(bridge);
+    let add = |forward: &PortForward| forward.message(&name, forward::ADD);
+    let all: Vec<_> = forwards.iter().map(add).collect();
+    match commit(&mut socket, &all) {
+        Ok(()) => return Ok(true),
+        Err(error) if error.is(libc::ENOENT) => return Ok(false),
+        // Somebody's entry with another destination, such as one of a pod that is gone.
+        Err(error) if error.is(libc::EBUSY) || error.is(libc::EEXIST) => {}
+        Err(error) => return Err(failed("open a port in")(error)),
+    }
+    for forward in forwards {
+        let replace = [forward.message(&name, forward::DELETE), add(forward)];
+        match commit(&mut socket, &replace) {
+            Err(error) if error.is(libc::ENOENT) => commit(&mut socket, &[add(forward)]),
+            other => other,
+        }
+        .map_err(failed("open a port in"))?;
+    }
+    Ok(true)
+}
+
+/// Takes ports away again. One that is not there is success.
+///
+/// # Errors
+///
+/// What the kernel refused.
+pub fn close_ports(bridge: &str, forwards: &[PortForward]) -> Result<(), NetworkError> {
+    if forwards.is_empty() {
+        return Ok(());
+    }
+    let mut socket = open()?;
+    let name = table(bridge);
+    let delete = |forward: &PortForward| forward.message(&name, forward::DELETE);
+    let all: Vec<_> = forwards.iter().map(delete).collect();
+    match commit(&mut socket, &all) {
+        Ok(()) => return Ok(()),
+        Err(error) if error.is(libc::ENOENT) => {}
+        Err(error) => return Err(failed("close a port in")(error)),
+    }
+    for forward in forwards {
+        match commit(&mut socket, &[delete(forward)]) {
+            Err(error) if !error.is(libc::ENOENT) => {
+                return Err(failed("close a port in")(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

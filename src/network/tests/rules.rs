@@ -1,0 +1,125 @@
+//! The packet rules against the kernel, in a network namespace of the test's own.
+
+use super::*;
+
+fn spec(forwards: &[PortForward]) -> RuleSpec {
+    RuleSpec {
+        bridge: "qlt-nbr".into(),
+        alias: BRIDGE_ALIAS.into(),
+        subnets: vec![
+            "10.88.0.0/16".parse().unwrap(),
+            "fd00:88::/64".parse().unwrap(),
+        ],
+        direct: vec!["192.168.0.0/16".parse().unwrap()],
+        masquerade: true,
+        host_ports: true,
+        forwards: forwards.to_vec(),
+    }
+}
+
+fn forward(port: u16, pod: &str) -> PortForward {
+    PortForward {
+        protocol: 6,
+        address: None,
+        port,
+        pod: pod.parse().unwrap(),
+    }
+}
+
+fn look(spec: &RuleSpec) -> RulesSeen {
+    let mut seen = look_at_rules(spec).unwrap();
+    seen.forwards.sort();
+    seen
+}
+
+#[test]
+fn the_table_is_put_in_place_compared_and_removed() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        let mut all: Vec<_> = (1..=600)
+            .map(|port| forward(port, "10.88.0.9:80"))
+            .collect();
+        all.push(PortForward {
+            address: Some("10.88.0.1".parse().unwrap()),
+            ..forward(700, "10.88.0.9:80")
+        });
+        all.push(forward(700, "[fd00:88::9]:80"));
+        all.push(PortForward {
+            address: Some("fd00:88::1".parse().unwrap()),
+            protocol: 17,
+            ..forward(700, "[fd00:88::9]:80")
+        });
+        all.sort();
+        let wanted = spec(&all);
+        assert_eq!(look(&wanted).problems.len(), 1, "{:?}", look(&wanted));
+        for _ in 0..2 {
+            ensure_rules(&wanted).unwrap();
+            let seen = look(&wanted);
+            assert_eq!(seen.problems, Vec::<String>::new());
+            assert_eq!(seen.forwards, all);
+        }
+        // Another wish replaces the whole.
+        let less = RuleSpec {
+            masquerade: false,
+            ..spec(&[])
+        };
+        assert!(!look(&less).problems.is_empty());
+        ensure_rules(&less).unwrap();
+        assert_eq!(look(&less), RulesSeen::default());
+        remove_rules("qlt-nbr", "quilt:other").unwrap();
+        assert_eq!(look(&less), RulesSeen::default());
+        remove_rules("qlt-nbr", BRIDGE_ALIAS).unwrap();
+        remove_rules("qlt-nbr", BRIDGE_ALIAS).unwrap();
+        assert_eq!(look(&less).problems.len(), 1);
+    });
+}
+
+#[test]
+fn a_port_is_opened_led_elsewhere_and_closed() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        let first = forward(80, "10.88.0.2:8080");
+        assert!(!open_ports("qlt-nbr", &[first]).unwrap(), "no table yet");
+        ensure_rules(&spec(&[])).unwrap();
+        assert!(open_ports("qlt-nbr", &[first]).unwrap());
+        assert!(open_ports("qlt-nbr", &[first]).unwrap());
+        assert_eq!(look(&spec(&[])).forwards, [first]);
+        let other = forward(80, "10.88.0.3:8080");
+        let second = forward(81, "10.88.0.3:8081");
+        assert!(open_ports("qlt-nbr", &[other, second]).unwrap());
+        assert_eq!(look(&spec(&[])).forwards, [other, second]);
+        close_ports("qlt-nbr", &[second]).unwrap();
+        close_ports("qlt-nbr", &[second, other]).unwrap();
+        assert_eq!(look(&spec(&[])), RulesSeen::default());
+        close_ports("qlt-nbr", &[second]).unwrap();
+    });
+}
+
+#[test]
+fn a_table_of_somebody_else_is_refused_by_name() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        let others = RuleSpec {
+            alias: "quilt:other".into(),
+            ..spec(&[])
+        };
+        ensure_rules(&others).unwrap();
+        let error = ensure_rules(&spec(&[])).unwrap_err();
+        assert!(matches!(error, NetworkError::NotOurs { .. }), "{error}");
+        assert_eq!(look(&others), RulesSeen::default());
+    });
+}
+
+#[test]
+fn what_is_taken_out_is_heard_of() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        let mut watch = RuleWatch::begin("qlt-nbr").unwrap();
+        ensure_rules(&spec(&[])).unwrap();
+        assert!(!watch.something_went().unwrap());
+        assert!(open_ports("qlt-nbr", &[forward(80, "10.88.0.2:8080")]).unwrap());
+        assert!(!watch.something_went().unwrap());
+        remove_rules("qlt-nbr", BRIDGE_ALIAS).unwrap();
+        assert!(watch.something_went().unwrap());
+    });
+}

@@ -1,0 +1,384 @@
+//! The pod network of the node as a whole: the bridge with its addresses, and the packet rules.
+//!
+//! ```text
+//! configuration, kubelet's range, rows of addresses and ports ──► as it should be
+//!       ▲                                                              │ put in place
+//!       └──────── read again: nothing has changed meanwhile? ◄─────────┘
+//! ```
+//!
+//! Put in place at start, when somebody took something out of our table (the kernel tells), when
+//! kubelet tells another range, and by the sweep. A pod's own ports are opened and closed with it,
+//! one element each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{Notify, watch};
+
+use super::{Back, ReconcileError, blocking};
+use crate::fault;
+use crate::id::SandboxId;
+use crate::lifecycle::address::{first4, first6, parse_range};
+use crate::lifecycle::port::{HostPort, host_ports};
+use crate::network::{self, BridgeSpec, NetworkError, PortForward, RuleSpec, RuleWatch};
+use crate::state::health::Report;
+use crate::state::network::Allocation;
+use crate::state::node::POD_CIDR;
+use crate::state::port::PortMapping;
+use crate::state::sandbox::Sandbox;
+use crate::sys::async_fd;
+
+/// How often what should be is read again after it was put in place. Whoever still changes it
+/// afterwards sees to its own part.
+const ROUNDS: usize = 4;
+/// Between the first word of a change and the look at it: changes come many at a time.
+const BURST: Duration = Duration::from_millis(20);
+/// Before listening is tried again after it failed.
+const LISTEN_AGAIN: Duration = Duration::from_secs(60);
+
+/// The network as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    gateway: Ipv4Net,
+    others: Vec<IpNet>,
+    mtu: u32,
+    /// The packet rules.
+    pub(super) rules: RuleSpec,
+}
+
+impl Wanted {
+    /// The bridge.
+    pub(super) fn bridge(&self) -> BridgeSpec<'_> {
+        BridgeSpec {
+            name: &self.rules.bridge,
+            gateway: self.gateway,
+            others: &self.others,
+            mtu: self.mtu,
+            alias: &self.rules.alias,
+        }
+    }
+}
+
+/// Reads how the network should be.
+pub(super) async fn wanted(back: &Back) -> Result<Wanted, ReconcileError> {
+    let config = &back.network;
+    let range = back.store.fact(POD_CIDR).await?;
+    let range = range.and_then(|text| parse_range(&text).ok());
+    let (mut subnet, mut subnet6) = (config.subnet, config.subnet6);
+    for net in range.unwrap_or_default() {
+        match net {
+            IpNet::V4(net) => subnet = net,
+            IpNet::V6(net) => subnet6 = Some(net),
+        }
+    }
+    let allocations = back.store.allocations().await?;
+    let gateway = Ipv4Net::new_assert(first4(subnet), subnet.prefix_len());
+    let mut others = BTreeSet::new();
+    if let Some(net) = subnet6 {
+        let net = Ipv6Net::new_assert(first6(net), net.prefix_len());
+        others.insert(IpNet::V6(net));
+    }
+    for allocation in &allocations {
+        others.extend(gateways(allocation));
+    }
+    let subnets: BTreeSet<IpNet> = others
+        .iter()
+        .chain([&IpNet::V4(gateway)])
+        .map(IpNet::trunc)
+        .collect();
+    let ports = if config.host_ports {
+        back.store.wanted_ports().await?
+    } else {
+        Vec::new()
+    };
+    Ok(Wanted {
+        gateway,
+        others: others.into_iter().collect(),
+        mtu: config.mtu,
+        rules: RuleSpec {
+            bridge: config.bridge.clone(),
+            alias: back.paths.marker(),
+            subnets: subnets.into_iter().collect(),
+            direct: config.masquerade_except.clone(),
+            masquerade: config.masquerade,
+            host_ports: config.host_ports,
+            forwards: all_forwards(&ports, &allocations).into_keys().collect(),
+        },
+    })
+}
+
+/// The bridge's addresses that a pod needs.
+fn gateways(allocation: &Allocation) -> impl Iterator<Item = IpNet> {
+    let ipv4 = Ipv4Net::new(allocation.gateway, allocation.prefix_length);
+    let ipv6 = allocation
+        .ipv6
+        .and_then(|given| Ipv6Net::new(given.gateway, given.prefix_length).ok());
+    ipv4.ok()
+        .map(IpNet::V4)
+        .into_iter()
+        .chain(ipv6.map(IpNet::V6))
+}
+
+/// What a port of a pod is in the rules: one entry for each family that it is about.
+fn forwards(port: &HostPort, allocation: &Allocation) -> Vec<PortForward> {
+    let ipv6 = allocation.ipv6.map(|given| IpAddr::V6(given.address));
+    let pods = [Some(IpAddr::V4(allocation.address)), ipv6];
+    pods.into_iter()
+        .flatten()
+        .filter(|pod| {
+            port.address
+                .is_none_or(|address| address.is_ipv4() == pod.is_ipv4())
+        })
+        .map(|pod| PortForward {
+            protocol: port.protocol.number(),
+            address: port.address.filter(|address| !address.is_unspecified()),
+            port: port.port,
+            pod: SocketAddr::new(pod, port.container_port),
+        })
+        .collect()
+}
+
+/// The entries of all these ports, and whose they are.
+fn all_forwards(
+    ports: &[PortMapping],
+    allocations: &[Allocation],
+) -> BTreeMap<PortForward, String> {
+    let by_pod: BTreeMap<&str, &Allocation> = allocations
+        .iter()
+        .map(|allocation| (allocation.sandbox_id.as_str(), allocation))
+        .collect();
+    let mut all = BTreeMap::new();
+    for mapping in ports {
+        if let Some(allocation) = by_pod.get(mapping.sandbox_id.as_str()) {
+            let entries = forwards(&mapping.port, allocation).into_iter();
+            all.extend(entries.map(|entry| (entry, mapping.sandbox_id.clone())));
+        }
+    }
+    all
+}
+
+/// Every port that may be open, as text, and whether it must be.
+pub(super) async fn known_ports(back: &Back) -> Result<BTreeMap<String, bool>, ReconcileError> {
+    let allocations = back.store.allocations().await?;
+    let ready: BTreeSet<PortForward> = all_forwards(&back.store.ready_ports().await?, &allocations)
+        .into_keys()
+        .collect();
+    let all = all_forwards(&back.store.all_ports().await?, &allocations);
+    Ok(all
+        .into_keys()
+        .map(|entry| (entry.to_string(), ready.contains(&entry)))
+        .collect())
+}
+
+/// Puts the bridge and the rules in place, as often as what they should be changes meanwhile.
+pub(super) async fn ensure(back: &Back) -> Result<(), ReconcileError> {
+    let mut target = wanted(back).await?;
+    for _ in 0..ROUNDS {
+        let next = target.clone();
+        blocking(move || {
+            network::ensure_bridge(&next.bridge())?;
+            fault::blocking_point("network.bridge")?;
+            network::ensure_rules(&next.rules)?;
+            fault::blocking_point("network.rules")?;
+            Ok(())
+        })
+        .await?;
+        let now = wanted(back).await?;
+        if now == target {
+            break;
+        }
+        target = now;
+    }
+    Ok(())
+}
+
+/// [`ensure`]; what goes wrong is what Status tells of the network.
+pub async fn mend(back: &Back, health: &watch::Sender<Report>) {
+    let problem = match ensure(back).await {
+        Ok(()) => None,
+        // The database's trouble is not the network's, and is told of by itself.
+        Err(ReconcileError::State(error)) => {
+            let error = ReconcileError::State(error).full_text();
+            tracing::warn!(error, "the pod network could not be looked at");
+            return;
+        }
+        Err(error) => Some(error.full_text()),
+    };
+    if let Some(problem) = &problem {
+        tracing::error!(problem, "pods cannot be connected");
+    }
+    health.send_modify(|report| report.network_problem = problem);
+}
+
+/// Lets the node's ports lead to a pod, if it asks for any. Its link is up.
+pub(super) async fn open_ports(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+) -> Result<(), ReconcileError> {
+    let ports = host_ports(&sandbox.spec).unwrap_or_default();
+    if ports.is_empty() || !back.network.host_ports {
+        return Ok(());
+    }
+    let entries: Vec<_> = ports
+        .iter()
+        .flat_map(|port| forwards(port, allocation))
+        .collect();
+    let (bridge, opened) = (back.network.bridge.clone(), entries.clone());
+    let there = blocking(move || Ok(network::open_ports(&bridge, &opened)?)).await?;
+    if !there {
+        ensure(back).await?;
+    }
+    blocking(move || Ok(network::forget_before(&entries)?)).await
+}
+
+/// Nothing leads to the pod any more. Its rows still hold the ports, so they are nobody else's.
+pub(super) async fn close_ports(back: &Back, id: &SandboxId) -> Result<(), ReconcileError> {
+    let ports = back.store.ports(id).await?;
+    if ports.is_empty() || !back.network.host_ports {
+        return Ok(());
+    }
+    let Some(allocation) = back.store.allocation(id).await? else {
+        return Ok(());
+    };
+    let entries: Vec<_> = ports
+        .iter()
+        .flat_map(|port| forwards(port, &allocation))
+        .collect();
+    let bridge = back.network.bridge.clone();
+    blocking(move || {
+        network::close_ports(&bridge, &entries)?;
+        Ok(network::forget_closed(&entries)?)
+    })
+    .await
+}
+
+/// Puts things right when they have changed, until `stop` turns true.
+pub async fn run(
+    back: Back,
+    health: watch::Sender<Report>,
+    range_told: Arc<Notify>,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut listener = Listener::begin(&back);
+    loop {
+        let heard = async {
+            match &mut listener {
+                Some(listener) => listener.something_went().await,
+                None => {
+                    tokio::time::sleep(LISTEN_AGAIN).await;
+                    Ok(false)
+                }
+            }
+        };
+        tokio::select! {
+            _ = stop.changed() => return,
+            () = range_told.notified() => mend(&back, &health).await,
+            heard = heard => match heard {
+                Ok(true) => look_again(&back, &health).await,
+                Ok(false) if listener.is_some() => {}
+                other => {
+                    if let Err(error) = other {
+                        tracing::warn!(error = %error, "changes of the rules are not heard");
+                    }
+                    listener = Listener::begin(&back);
+                    // What happened meanwhile was not heard.
+                    if listener.is_some() {
+                        look_again(&back, &health).await;
+                    }
+                }
+            },
+        }
+    }
+}
+
+/// Mends the rules if they are not as they should be.
+async fn look_again(back: &Back, health: &watch::Sender<Report>) {
+    tokio::time::sleep(BURST).await;
+    let looked = match wanted(back).await {
+        Ok(wanted) => blocking(move || lacks(&wanted.rules)).await,
+        Err(error) => Err(error),
+    };
+    match looked {
+        Ok(None) => {}
+        Ok(Some(problem)) => {
+            tracing::warn!(
+                problem,
+                "somebody changed the packet rules; they are put back"
+            );
+            let told = back.observed.node_event("rules_mended", problem).await;
+            if let Err(error) = told {
+                tracing::warn!(%error, "an event is lost");
+            }
+            mend(back, health).await;
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = error.full_text(),
+                "the packet rules cannot be looked at"
+            );
+        }
+    }
+}
+
+/// What is not as it should be, if anything.
+fn lacks(wanted: &RuleSpec) -> Result<Option<String>, ReconcileError> {
+    if !wanted.is_wanted() {
+        return Ok(None);
+    }
+    let seen = network::look_at_rules(wanted)?;
+    let closed = wanted
+        .forwards
+        .iter()
+        .filter(|entry| !seen.forwards.contains(entry));
+    let mut problems = seen.problems.clone();
+    problems.extend(closed.map(|entry| format!("no rule for {entry}")));
+    Ok((!problems.is_empty()).then(|| problems.join("; ")))
+}
+
+/// Hears of changes of the rules.
+struct Listener {
+    watch: RuleWatch,
+    readiness: AsyncFd<std::os::fd::OwnedFd>,
+}
+
+impl Listener {
+    /// `None` where there are no rules to be changed, or where the kernel does not tell.
+    fn begin(back: &Back) -> Option<Self> {
+        if !back.network.masquerade && !back.network.host_ports {
+            return None;
+        }
+        match Self::open(&back.network.bridge) {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                let error = error.full_text();
+                tracing::warn!(error, "changes of the rules are found by the sweep alone");
+                None
+            }
+        }
+    }
+
+    fn open(bridge: &str) -> Result<Self, ReconcileError> {
+        use std::os::fd::AsFd;
+        let watch = RuleWatch::begin(bridge)?;
+        let descriptor = watch.as_fd().try_clone_to_owned();
+        let register = descriptor.and_then(async_fd::register);
+        let readiness = register.map_err(ReconcileError::file("listen on", "a netlink socket"))?;
+        Ok(Self { watch, readiness })
+    }
+
+    async fn something_went(&mut self) -> Result<bool, NetworkError> {
+        match self.readiness.readable().await {
+            Ok(mut ready) => ready.clear_ready(),
+            Err(source) => {
+                let action = "wait for changes of the packet rules";
+                return Err(NetworkError::System { action, source });
+            }
+        }
+        self.watch.something_went()
+    }
+}

@@ -1,0 +1,187 @@
+//! The table `port_mappings`: which port of the node is which pod's.
+//!
+//! A row comes with its sandbox and goes when nothing leads to the pod any more.
+
+use sqlx::FromRow;
+
+use super::error::{corrupt, during};
+use super::writer::Tx;
+use super::{StateError, Store};
+use crate::id::SandboxId;
+use crate::lifecycle::port::HostPort;
+
+#[derive(FromRow)]
+struct Row {
+    host_port: i64,
+    protocol: String,
+    host_ip: String,
+    container_port: i64,
+    sandbox_id: String,
+}
+
+/// A port of the node, and whose it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortMapping {
+    /// The pod.
+    pub sandbox_id: String,
+    /// The port.
+    pub port: HostPort,
+}
+
+impl TryFrom<Row> for PortMapping {
+    type Error = StateError;
+    fn try_from(row: Row) -> Result<Self, StateError> {
+        let address = (!row.host_ip.is_empty()).then(|| row.host_ip.parse());
+        let host_port = u16::try_from(row.host_port);
+        let container_port = u16::try_from(row.container_port);
+        Ok(Self {
+            sandbox_id: row.sandbox_id,
+            port: HostPort {
+                protocol: row
+                    .protocol
+                    .parse()
+                    .map_err(corrupt("port_mappings.protocol"))?,
+                address: address
+                    .transpose()
+                    .map_err(corrupt("port_mappings.host_ip"))?,
+                port: host_port.map_err(corrupt("port_mappings.host_port"))?,
+                container_port: container_port.map_err(corrupt("port_mappings.container_port"))?,
+            },
+        })
+    }
+}
+
+impl Store {
+    /// The ports of one sandbox.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn ports(&self, id: &SandboxId) -> Result<Vec<HostPort>, StateError> {
+        let rows: Vec<Row> = self
+            .read("read ports", || {
+                sqlx::query_as(
+                    "SELECT host_port, protocol, host_ip, container_port, sandbox_id
+                     FROM port_mappings WHERE sandbox_id = ?",
+                )
+                .bind(id.as_str())
+                .fetch_all(&self.readers)
+            })
+            .await?;
+        let ports = rows.into_iter().map(PortMapping::try_from);
+        ports.map(|mapping| Ok(mapping?.port)).collect()
+    }
+
+    /// Every port that has been given to a pod.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn all_ports(&self) -> Result<Vec<PortMapping>, StateError> {
+        let rows: Vec<Row> = self
+            .read("list ports", || {
+                sqlx::query_as(
+                    "SELECT host_port, protocol, host_ip, container_port, sandbox_id
+                     FROM port_mappings",
+                )
+                .fetch_all(&self.readers)
+            })
+            .await?;
+        rows.into_iter().map(PortMapping::try_from).collect()
+    }
+
+    /// The ports of pods that are up, and wished to be.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn ready_ports(&self) -> Result<Vec<PortMapping>, StateError> {
+        self.ports_of_pods("'ready'").await
+    }
+
+    /// The ports of pods that are up and wished to be, or on their way there.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn wanted_ports(&self) -> Result<Vec<PortMapping>, StateError> {
+        self.ports_of_pods("'preparing', 'ready'").await
+    }
+
+    async fn ports_of_pods(&self, states: &'static str) -> Result<Vec<PortMapping>, StateError> {
+        let sql = format!(
+            "SELECT p.host_port, p.protocol, p.host_ip, p.container_port, p.sandbox_id
+             FROM port_mappings p JOIN sandboxes s ON s.id = p.sandbox_id
+             WHERE s.desired = 'ready' AND s.state IN ({states}) AND s.init_ended_at IS NULL"
+        );
+        let rows: Vec<Row> = self
+            .read("list ports", || {
+                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str())).fetch_all(&self.readers)
+            })
+            .await?;
+        rows.into_iter().map(PortMapping::try_from).collect()
+    }
+}
+
+impl Tx {
+    /// Gives the sandbox its ports, or refuses because another one has one of them.
+    pub(super) async fn claim_ports(
+        &mut self,
+        id: &SandboxId,
+        ports: &[HostPort],
+    ) -> Result<(), StateError> {
+        for port in ports {
+            if let Some(holder) = self.holder(port).await? {
+                return Err(StateError::PortTaken {
+                    port: port.to_string(),
+                    holder,
+                });
+            }
+            sqlx::query(
+                "INSERT INTO port_mappings (host_port, protocol, host_ip, container_port,
+                 sandbox_id) VALUES (?, ?, ?, ?, ?)",
+            )
+            .bind(port.port)
+            .bind(port.protocol.as_str())
+            .bind(port.address.map(|ip| ip.to_string()).unwrap_or_default())
+            .bind(port.container_port)
+            .bind(id.as_str())
+            .execute(&mut self.connection)
+            .await
+            .map_err(during("record a port"))?;
+        }
+        Ok(())
+    }
+
+    /// Who has a port that meets this one, in words.
+    async fn holder(&mut self, port: &HostPort) -> Result<Option<String>, StateError> {
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT host_port, protocol, host_ip, container_port, sandbox_id
+             FROM port_mappings WHERE host_port = ? AND protocol = ?",
+        )
+        .bind(port.port)
+        .bind(port.protocol.as_str())
+        .fetch_all(&mut self.connection)
+        .await
+        .map_err(during("find who has a port"))?;
+        for row in rows {
+            let mapping = PortMapping::try_from(row)?;
+            if mapping.port.meets(port) {
+                let (namespace, name): (String, String) =
+                    sqlx::query_as("SELECT namespace, name FROM sandboxes WHERE id = ?")
+                        .bind(&mapping.sandbox_id)
+                        .fetch_one(&mut self.connection)
+                        .await
+                        .map_err(during("find who has a port"))?;
+                return Ok(Some(format!("{namespace}/{name} ({})", mapping.sandbox_id)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Nothing leads to the sandbox any more.
+    pub(super) async fn release_ports(&mut self, id: &SandboxId) -> Result<(), StateError> {
+        sqlx::query("DELETE FROM port_mappings WHERE sandbox_id = ?")
+            .bind(id.as_str())
+            .execute(&mut self.connection)
+            .await
+            .map(drop)
+            .map_err(during("release ports"))
+    }
+}

@@ -1,0 +1,102 @@
+//! The node among other hosts: ports that lead to pods, pods that go out, both families, and what
+//! somebody's hand takes away. Each test has a little network of its own; the daemon runs on one of
+//! its hosts, and real packets go.
+
+mod conflict;
+mod mended;
+mod range;
+mod reach;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::support::cri::*;
+use crate::support::host::{Host, Lan};
+use crate::support::{Node, eventually};
+
+/// A daemon that answers on the first host.
+async fn start(lan: &Lan) -> Node {
+    let mut node = Node::prepare_on(&lan.hosts[0], "");
+    node.configure_network("subnet6 = \"fd00:5:5::/64\"");
+    node.restart().await;
+    node
+}
+
+impl Node {
+    /// Adds lines to the section `[network]`.
+    fn configure_network(&self, lines: &str) {
+        let path = self.path("config.toml");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        let text = text.replacen("[network]\n", &format!("[network]\n{lines}\n"), 1);
+        std::fs::write(path, text).expect("a configuration");
+    }
+
+    /// The table of packet rules.
+    fn table(&self) -> String {
+        format!("quilt-{}", self.names.bridge)
+    }
+}
+
+/// A pod without containers; the test itself serves and asks in its network.
+struct Guest {
+    id: String,
+    addresses: Vec<IpAddr>,
+    net: Arc<Host>,
+}
+
+impl Guest {
+    async fn run(node: &Node, name: &str, ports: Vec<PortMapping>) -> Self {
+        let config = PodSandboxConfig {
+            port_mappings: ports,
+            ..node.pod_config(name)
+        };
+        let id = node.cri.run_pod(&config).await.expect("RunPodSandbox");
+        Self::of(node, id).await
+    }
+
+    async fn of(node: &Node, id: String) -> Self {
+        let status = node.cri.pod_status(&id).await.expect("PodSandboxStatus");
+        let network = status.network.expect("a network status");
+        let more = network.additional_ips.into_iter().map(|ip| ip.ip);
+        let addresses = [network.ip].into_iter().chain(more);
+        let pin = node
+            .names
+            .state()
+            .join("sandboxes")
+            .join(&id)
+            .join("ns/net");
+        Self {
+            addresses: addresses
+                .map(|ip| ip.parse().expect("an address"))
+                .collect(),
+            net: Host::at(&pin),
+            id,
+        }
+    }
+
+    async fn go(self, node: &Node) {
+        node.cri.stop_pod(&self.id).await.expect("StopPodSandbox");
+        node.cri
+            .remove_pod(&self.id)
+            .await
+            .expect("RemovePodSandbox");
+    }
+}
+
+/// A port of the node that should lead to a port of a pod.
+fn port(protocol: Protocol, host_ip: &str, host_port: i32, container_port: i32) -> PortMapping {
+    PortMapping {
+        protocol: protocol as i32,
+        container_port,
+        host_port,
+        host_ip: host_ip.into(),
+    }
+}
+
+/// Waits until a TCP server behind an address says this.
+async fn says(from: &Host, to: SocketAddr, expected: &str) {
+    eventually(&format!("{to} says {expected:?}"), || async {
+        (from.ask_tcp(to).ok()? == expected).then_some(())
+    })
+    .await;
+}
