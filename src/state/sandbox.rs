@@ -94,8 +94,9 @@ impl Row {
             init_start: row.get(6)?,
             init_ended: row.get(7)?,
             address: row.get(8)?,
-            error: row.get(9)?,
-            unclaimed: row.get(10)?,
+            address6: row.get(9)?,
+            error: row.get(10)?,
+            unclaimed: row.get(11)?,
         })
     }
 }
