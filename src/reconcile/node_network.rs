@@ -265,6 +265,10 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut listener = Listener::begin(&back);
+    if listener.is_some() {
+        // What happened between the start and now was not heard.
+        look_again(&back, &health).await;
+    }
     loop {
         let heard = async {
             match &mut listener {
@@ -299,11 +303,7 @@ pub async fn run(
 /// Mends the rules if they are not as they should be.
 async fn look_again(back: &Back, health: &watch::Sender<Report>) {
     tokio::time::sleep(BURST).await;
-    let looked = match wanted(back).await {
-        Ok(wanted) => blocking(move || lacks(&wanted.rules)).await,
-        Err(error) => Err(error),
-    };
-    match looked {
+    match lacking_twice(back).await {
         Ok(None) => {}
         Ok(Some(problem)) => {
             tracing::warn!(
@@ -323,6 +323,24 @@ async fn look_again(back: &Back, health: &watch::Sender<Report>) {
             );
         }
     }
+}
+
+/// What two looks have shown not to be as it should be: a pod may have come down between the
+/// reading of the rows and a look.
+async fn lacking_twice(back: &Back) -> Result<Option<String>, ReconcileError> {
+    match lacking(back).await? {
+        Some(_) => lacking(back).await,
+        None => Ok(None),
+    }
+}
+
+async fn lacking(back: &Back) -> Result<Option<String>, ReconcileError> {
+    let mut rules = wanted(back).await?.rules;
+    // Pods on their way up open their ports themselves, in a moment.
+    let ready = back.store.ready_ports().await?;
+    let ready = all_forwards(&ready, &back.store.allocations().await?);
+    rules.forwards.retain(|entry| ready.contains_key(entry));
+    blocking(move || lacks(&rules)).await
 }
 
 /// What is not as it should be, if anything.

@@ -39,6 +39,37 @@ async fn rules_that_are_taken_away_by_hand_are_put_back() {
     pod.go(&node).await;
 }
 
+/// Only what somebody else has done is told and put back: a pod's own ports are its own.
+#[tokio::test]
+async fn pods_that_come_and_go_are_nobodys_hand() {
+    let lan = Lan::new(1);
+    let node = start(&lan).await;
+    let told = || {
+        let sql = "SELECT 'n=' || count(*) AS n FROM events WHERE kind = 'rules_mended'";
+        let output = node.operate(&["db", "query", sql]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let after = text.split("n=").nth(1).unwrap_or_default().chars();
+        after.take_while(char::is_ascii_digit).collect::<String>()
+    };
+    let lives = (0..6).map(|number| {
+        let node = &node;
+        async move {
+            for life in 0..2 {
+                let ports = vec![port(Protocol::Tcp, "", 9000 + number, 80)];
+                let name = format!("pod-{number}-{life}");
+                Guest::run(node, &name, ports).await.go(node).await;
+            }
+        }
+    });
+    futures_util::future::join_all(lives).await;
+    let by_hand = nft::flush(&lan.hosts[0], &node.table(), None);
+    assert_eq!(by_hand, 0);
+    eventually("the hand is told of", || async {
+        (told() == "1").then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_start_puts_rules_and_bridge_back() {
     let lan = Lan::new(2);

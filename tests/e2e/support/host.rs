@@ -22,6 +22,8 @@ use super::leftover::run_apart;
 
 /// Longest wait of a client for an answer that should come at once.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After so long, nobody answers: beside it, an answer comes at once.
+const SILENCE: Duration = Duration::from_millis(700);
 /// Between two looks of a server at whether it should end.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -134,8 +136,17 @@ impl Host {
 
     /// What a TCP server says.
     pub(crate) fn ask_tcp(&self, to: SocketAddr) -> io::Result<String> {
+        self.ask_tcp_within(PATIENCE, to)
+    }
+
+    /// [`Self::ask_tcp`] where silence is expected: it gives up early.
+    pub(crate) fn ask_tcp_in_vain(&self, to: SocketAddr) -> io::Result<String> {
+        self.ask_tcp_within(SILENCE, to)
+    }
+
+    fn ask_tcp_within(&self, patience: Duration, to: SocketAddr) -> io::Result<String> {
         self.run(|| {
-            let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            let mut stream = TcpStream::connect_timeout(&to, patience)?;
             stream.set_read_timeout(Some(PATIENCE))?;
             let mut text = String::new();
             stream.read_to_string(&mut text)?;
