@@ -89,6 +89,13 @@ soak: deps build ## The long forms: random walks, then critest, the demo and e2e
 		QUILT_SOAK=1 cargo test --locked $(FEATURES) --test e2e || exit; \
 	done
 
+# Seconds for each target of `make fuzz`.
+FUZZ_S ?= 60
+
+.PHONY: fuzz
+fuzz: deps ## Feed the parsers of strangers' bytes at random, FUZZ_S seconds each
+	@hack/fuzz.sh $(FUZZ_S) $(FUZZ_TARGETS)
+
 ##  Measure
 
 .PHONY: bench

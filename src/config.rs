@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
-use crate::image::{ImageConfig, Proxies};
+use crate::image::{ImageConfig, Limits, Proxies};
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -38,8 +38,31 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// Writable layers.
+    pub snapshot: SnapshotConfig,
     /// How much history is kept.
     pub state: StateConfig,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapshotConfig {
+    /// How writable layers are made.
+    pub driver: SnapshotDriver,
+}
+
+/// How writable layers are made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SnapshotDriver {
+    /// As recorded; at the first start as overlays, if the file system takes them, else as copies.
+    #[default]
+    Auto,
+    /// As overlays, or the daemon does not start.
+    Overlay,
+    /// As copies.
+    Native,
 }
 
 /// `[metrics]`
@@ -158,10 +181,28 @@ pub struct ImageSection {
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
     pub stall_timeout_s: u64,
+    /// Bytes one layer may have unpacked.
+    pub layer_bytes_max: u64,
+    /// How many times its compressed size that may be, when it is large.
+    pub layer_ratio_max: u64,
+    /// Files, directories and links one layer may have.
+    pub layer_entries_max: u64,
+    /// Which device nodes of a layer are made.
+    pub device_nodes: DeviceNodes,
     /// Images that kubelet is advised to keep: names, `start*`, `*part*`.
     pub pinned: Vec<String>,
     /// Seconds for which the layers that a failed pull has got wait for a retry.
     pub failed_pull_kept_s: u64,
+}
+
+/// Which device nodes of a layer are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceNodes {
+    /// Those that every container has in `/dev`.
+    Harmless,
+    /// All.
+    All,
 }
 
 impl Default for ImageSection {
@@ -175,6 +216,10 @@ impl Default for ImageSection {
             keep_from_bytes: driver.keep_from_bytes,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
+            layer_bytes_max: driver.limits.unpacked_bytes,
+            layer_ratio_max: driver.limits.ratio,
+            layer_entries_max: driver.limits.entries,
+            device_nodes: DeviceNodes::Harmless,
             pinned: Vec::new(),
             failed_pull_kept_s: 600,
         }
@@ -206,6 +251,13 @@ impl ImageSection {
             proxies: Proxies::from_environment(),
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
+            limits: Limits {
+                unpacked_bytes: self.layer_bytes_max,
+                ratio: self.layer_ratio_max,
+                entries: self.layer_entries_max,
+                all_devices: self.device_nodes == DeviceNodes::All,
+                ..Limits::default()
+            },
             ..ImageConfig::default()
         }
     }
@@ -314,7 +366,11 @@ impl Config {
         Self::parse(path, &text)
     }
 
-    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+    /// Checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// When it cannot be parsed or used.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
         let path = path.to_owned();
         let config: Self = toml::from_str(text).map_err(|error| ConfigError::Syntax {
             path: path.clone(),
@@ -350,6 +406,11 @@ impl Config {
         }
         if config.image.parallel_layers == 0 {
             return Err(value("image.parallel_layers", "must not be 0".into()));
+        }
+        let image = &config.image;
+        let smallest = [image.layer_bytes_max, image.layer_ratio_max];
+        if smallest.contains(&0) || image.layer_entries_max == 0 {
+            return Err(value("image", "a limit of layers must not be 0".into()));
         }
         if let Err(why) = config.image.rules() {
             return Err(value("image.pinned", why));
@@ -400,6 +461,8 @@ mod tests {
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));
         assert!(error("[state]\nevents_kept = 0\n").contains("state: "));
+        assert!(error("[image]\nlayer_ratio_max = 0\n").contains("limit of layers"));
+        assert!(error("[image]\ndevice_nodes = \"some\"\n").contains("device_nodes"));
         assert!(error("[image]\npinned = [\"*\"]\n").contains("image.pinned"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }

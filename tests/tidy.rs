@@ -22,7 +22,7 @@ use std::path::Path;
 use source::Source;
 
 /// Where Rust lives in this repository.
-const ROOTS: [&str; 4] = ["build.rs", "src", "tests", "hack"];
+const ROOTS: [&str; 5] = ["build.rs", "src", "tests", "hack", "fuzz"];
 
 #[test]
 fn the_sources_keep_the_rules() {

@@ -3,6 +3,7 @@
 mod database;
 mod listen;
 mod servers;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,8 +24,8 @@ use crate::image::ImageDriver;
 use crate::lifecycle::address::{self, Pool};
 use crate::network;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, collector, monitor, node_network, pruner, records,
-    recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, collector, layer_usage, monitor, node_network, pruner,
+    records, recovery, sampler, shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -164,6 +165,7 @@ async fn start(
     }
     network::ensure_pin_directory(&paths.sandboxes())?;
     let (health, health_seen) = watch::channel(Report::default());
+    let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
@@ -173,6 +175,7 @@ async fn start(
         processes,
         cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
         images: ImageDriver::new(&paths.root, config.image.driver())?,
+        snapshots,
         network: config.network.clone(),
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
@@ -254,6 +257,7 @@ fn spawn_upkeep(
     tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
     tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    tasks.spawn(layer_usage::run(back.clone(), stopped.clone()));
     tasks.spawn(records::run(back.clone(), stopped.clone()));
     tasks.spawn(collector::run(back.clone(), stopped.clone()));
     let history = back.store.clone();

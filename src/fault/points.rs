@@ -66,6 +66,7 @@ pub const POINTS: &[&str] = &[
     "sandbox.init_ended",
     // A container comes up.
     "container.recorded",
+    "snapshot.copied",
     "container.snapshot",
     "container.directory",
     "container.prepared",

@@ -106,7 +106,7 @@ fn directories(certs_d: &Path, host: &str) -> Vec<PathBuf> {
     found
 }
 
-fn parse(text: &str, path: &Path, host: &str) -> Result<Vec<Endpoint>, ImageError> {
+pub(super) fn parse(text: &str, path: &Path, host: &str) -> Result<Vec<Endpoint>, ImageError> {
     let config = |detail: String| ImageError::HostConfig {
         path: path.to_owned(),
         detail,

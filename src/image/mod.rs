@@ -18,6 +18,8 @@ mod clients;
 mod download;
 mod error;
 mod fetch;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hosts;
 mod import;
 mod keyring;

@@ -5,17 +5,16 @@
 //! attributes must stay what they were; and hard links to files of a layer below, which are copied
 //! up first, as overlayfs itself would have done. Layers below are already whole.
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, Timespec, Timestamps};
+use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
-use super::unpack::{OPAQUE, Unsettled, shown};
+use super::unpack::{OPAQUE, Unsettled, make_whiteout, shown};
 use crate::sys::inroot::{self, CleanPath, Dir, Root};
-use crate::sys::xattr;
+use crate::sys::{copy, tree, xattr};
 
 /// Why a layer does not fit.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +58,8 @@ pub(super) fn settle(
     unsettled: &Unsettled,
     below: &[PathBuf],
 ) -> Result<(), SettleError> {
-    if unsettled.links.is_empty() && (unsettled.implicit.is_empty() || below.is_empty()) {
+    let on_nothing = unsettled.implicit.is_empty() || below.is_empty();
+    if unsettled.links.is_empty() && !unsettled.empties_root && on_nothing {
         return Ok(());
     }
     let open =
@@ -69,9 +69,15 @@ pub(super) fn settle(
         .iter()
         .map(|path| open(path))
         .collect::<Result<Vec<_>, _>>()?;
+    if unsettled.empties_root {
+        for layer in &below {
+            hide_all(&own, layer).map_err(entry("emptying", b"/"))?;
+        }
+    }
     let mut implicit = unsettled.implicit.clone();
+    let mut allowed = unsettled.linked_bytes;
     for (path, target) in &unsettled.links {
-        let linked = link(&own, &below, path, target, &mut implicit);
+        let linked = link(&own, &below, (path, target), &mut implicit, &mut allowed);
         if !linked.map_err(entry("linking", path))? {
             let (path, target) = (shown(path), shown(target));
             return Err(SettleError::LinkTarget { path, target });
@@ -92,6 +98,28 @@ fn entry(action: &'static str, path: &[u8]) -> impl Fn(io::Error) -> SettleError
     }
 }
 
+/// Hides everything in the root directory of a layer below that this layer does not have itself.
+/// Overlayfs merges the roots of all layers, whatever they are marked with.
+fn hide_all(own: &Root, below: &Root) -> io::Result<()> {
+    let root = Dir {
+        fd: own.open_plain(b"")?,
+        path: CleanPath::new(),
+    };
+    keeping_time(&root.fd, || {
+        for (name, kind) in tree::children(&below.open_plain(b"")?)? {
+            let name = name.to_bytes();
+            match inroot::kind_at(&root.fd, name)? {
+                None => make_whiteout(&root, name)?,
+                Some((FileType::Directory, _)) if kind == FileType::Directory => {
+                    xattr::set(inroot::open_dir_at(&root.fd, name)?, OPAQUE, b"y")?;
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Gives a directory that the archive did not describe the attributes it has further down.
 fn inherit(own: &Root, below: &[Root], path: &[u8]) -> io::Result<()> {
     // Something else may have taken its place since; and what is opaque is new here.
@@ -105,16 +133,16 @@ fn inherit(own: &Root, below: &[Root], path: &[u8]) -> io::Result<()> {
         return Ok(());
     };
     let source = layer.open_plain(path)?;
-    copy_attributes(&source, &dir)
+    copy::attributes(&source, &dir)
 }
 
 /// Makes the hard link `path`; `false` when its target is nowhere.
 fn link(
     own: &Root,
     below: &[Root],
-    path: &[u8],
-    target: &[u8],
+    (path, target): (&[u8], &[u8]),
     implicit: &mut Vec<CleanPath>,
+    allowed: &mut u64,
 ) -> io::Result<bool> {
     let (Some((parent, name)), Some((target_parent, target_name))) =
         (inroot::split(path), inroot::split(target))
@@ -134,7 +162,19 @@ fn link(
                 implicit.push(inroot::join(&dir.path, name));
                 Ok(())
             })?;
-            keeping_time(&into.fd, || copy_up(&from, &into.fd, target_name, kind))?;
+            let stat = rustix::fs::statat(&from, target_name, AtFlags::SYMLINK_NOFOLLOW)?;
+            let bytes = u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            let Some(left) = allowed.checked_sub(bytes) else {
+                let text = "copies more from the layers below than the limit";
+                return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
+            };
+            *allowed = left;
+            if !matches!(kind, FileType::RegularFile | FileType::Symlink) {
+                return Err(Errno::PERM.into());
+            }
+            keeping_time(&into.fd, || {
+                copy::entry(&from, &into.fd, target_name, &stat)
+            })?;
         }
     }
     let from = own.open_plain(target_parent)?;
@@ -214,70 +254,9 @@ fn look(layer: &Root, path: &[u8]) -> io::Result<Seen> {
     }
 }
 
-/// Copies a file or symlink of a layer below into this one.
-fn copy_up(from: &OwnedFd, into: &OwnedFd, name: &[u8], kind: FileType) -> io::Result<()> {
-    match kind {
-        FileType::RegularFile => {
-            let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let source = rustix::fs::openat(from, name, read, Mode::empty())?;
-            let make =
-                OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let copy = rustix::fs::openat(into, name, make, Mode::RUSR | Mode::WUSR)?;
-            let (mut source, mut copy) = (File::from(source), File::from(copy));
-            io::copy(&mut source, &mut copy)?;
-            copy_attributes(&source.into(), &copy.into())
-        }
-        FileType::Symlink => {
-            let target = rustix::fs::readlinkat(from, name, Vec::new())?;
-            let nofollow = AtFlags::SYMLINK_NOFOLLOW;
-            let stat = rustix::fs::statat(from, name, nofollow)?;
-            rustix::fs::symlinkat(target, into, name)?;
-            let (uid, gid) = owner(&stat);
-            rustix::fs::chownat(into, name, Some(uid), Some(gid), nofollow)?;
-            Ok(rustix::fs::utimensat(into, name, &times(&stat), nofollow)?)
-        }
-        _ => Err(Errno::PERM.into()),
-    }
-}
-
-/// Owner, mode, extended attributes and times; not what steers overlayfs.
-fn copy_attributes(from: &OwnedFd, to: &OwnedFd) -> io::Result<()> {
-    let stat = rustix::fs::fstat(from)?;
-    let (uid, gid) = owner(&stat);
-    rustix::fs::fchown(to, Some(uid), Some(gid))?;
-    rustix::fs::fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-    for name in xattr::list(from)? {
-        let name = name.to_bytes();
-        if !name.starts_with(b"trusted.overlay.")
-            && let Some(value) = xattr::get(from, name)?
-        {
-            xattr::set(to, name, &value)?;
-        }
-    }
-    Ok(rustix::fs::futimens(to, &times(&stat))?)
-}
-
 /// Runs `work`, which changes a directory, and gives the directory its times back.
 fn keeping_time(dir: &OwnedFd, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
-    let before = times(&rustix::fs::fstat(dir)?);
+    let before = copy::times(&rustix::fs::fstat(dir)?);
     work()?;
     Ok(rustix::fs::futimens(dir, &before)?)
-}
-
-fn owner(stat: &Stat) -> (rustix::fs::Uid, rustix::fs::Gid) {
-    (
-        rustix::fs::Uid::from_raw(stat.st_uid),
-        rustix::fs::Gid::from_raw(stat.st_gid),
-    )
-}
-
-fn times(stat: &Stat) -> Timestamps {
-    let spec = |seconds: i64, nanoseconds| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanoseconds).unwrap_or(0),
-    };
-    Timestamps {
-        last_access: spec(stat.st_atime, stat.st_atime_nsec),
-        last_modification: spec(stat.st_mtime, stat.st_mtime_nsec),
-    }
 }

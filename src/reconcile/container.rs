@@ -169,7 +169,11 @@ fn make_directories(
     container: &Container,
     record: &ContainerRecord,
 ) -> Result<String, ReconcileError> {
-    let snapshot = snapshot::ensure_snapshot(&back.paths.root, container.id.as_str())?;
+    let layers = record.layers.iter().rev();
+    let chain: Vec<String> = layers.map(|layer| layer.chain_id.clone()).collect();
+    let lower = image_volume::directories(back, &chain)?;
+    let id = container.id.as_str();
+    let snapshot = snapshot::ensure_snapshot(&back.paths.root, id, back.snapshots, &lower)?;
     fault::blocking_point("container.snapshot")?;
     let dir = back.paths.container(&container.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;

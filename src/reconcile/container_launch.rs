@@ -230,13 +230,15 @@ async fn resume(
 async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, ReconcileError> {
     let sandbox = back.store.sandbox(&container.sandbox_id).await?;
     let sandbox = sandbox.ok_or_else(|| ReconcileError::Plan("its sandbox is gone".into()))?;
+    let snapshot = snapshot::locate(&back.paths.root, container.id.as_str())?;
     let chain = match back.store.snapshot_top(&container.id).await? {
-        Some(top) => back.store.layer_chain(&top).await?,
-        None => Vec::new(),
+        Some(top) if snapshot.kind == snapshot::Kind::Overlay => {
+            back.store.layer_chain(&top).await?
+        }
+        _ => Vec::new(),
     };
     let lower = image_volume::directories(back, &chain)?;
     let volumes = image_volume::plan(back, container).await?;
-    let snapshot = snapshot::locate(&back.paths.root, container.id.as_str())?;
     container_plan::build(back, container, &sandbox, snapshot, lower, volumes)
 }
 

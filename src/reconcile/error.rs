@@ -117,7 +117,10 @@ impl ReconcileError {
         ) || matches!(self, Self::Shim(error) if error.is_passing())
             || matches!(
                 self,
-                Self::Fault(fault) | Self::Layer(LayerError::Fault(fault)) if fault.is_passing()
+                Self::Fault(fault)
+                    | Self::Layer(LayerError::Fault(fault))
+                    | Self::Snapshot(SnapshotError::Fault(fault))
+                    if fault.is_passing()
             )
     }
 }

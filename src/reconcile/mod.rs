@@ -14,6 +14,7 @@ mod error;
 mod image;
 mod image_volume;
 mod inspect;
+pub mod layer_usage;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
@@ -40,6 +41,7 @@ use crate::image::ImageDriver;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::shim::client::ShimClient;
+use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
 
 pub use error::ReconcileError;
@@ -65,6 +67,8 @@ pub struct Parts {
     pub cgroups: Cgroups,
     /// Images on disk and in registries.
     pub images: ImageDriver,
+    /// How writable layers are made.
+    pub snapshots: snapshot::Kind,
     /// The pod network.
     pub network: NetworkConfig,
     /// Where things are.

@@ -23,8 +23,8 @@ use super::image_volume;
 use super::mount_options::{self, MountOptions};
 use super::plan::{CgroupEntry, ImageVolume};
 use super::root::{Missing, Root};
-use super::rootfs::{OverlayInterface, kernel_says};
-use crate::sys::mounts::{MountAttributes, set_attributes};
+use super::rootfs::OverlayInterface;
+use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
 
 /// The type of a mount whose source is an image of the plan.
 const IMAGE: &str = "image";

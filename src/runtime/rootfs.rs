@@ -5,7 +5,7 @@
 //! namespace.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -20,7 +20,7 @@ use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::error::{At, LaunchError, stage};
 use super::plan::Rootfs;
-use crate::sys::mounts::{MountAttributes, set_attributes};
+use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
 
 /// The kernel stacks no more layers (overlayfs, `OVL_MAX_STACK`).
 const LAYERS_MAX: usize = 500;
@@ -279,23 +279,6 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
         Mode::empty(),
     )
-}
-
-/// What the kernel logged about a file system context, as ` (…)`, or nothing.
-pub(super) fn kernel_says(fs: impl AsFd) -> String {
-    let mut buffer = [0_u8; 512];
-    let mut said = String::new();
-    while let Ok(length @ 1..) = rustix::io::read(&fs, &mut buffer) {
-        let text = String::from_utf8_lossy(&buffer[..length]);
-        // Each begins with its level: `e overlay: …`.
-        let text = text.trim_end().split_once(' ').map_or("", |(_, text)| text);
-        said.push_str(if said.is_empty() { " (" } else { "; " });
-        said.push_str(text);
-    }
-    if !said.is_empty() {
-        said.push(')');
-    }
-    said
 }
 
 /// Makes `rootfs` the root of the process and of its mount namespace, and lets go of the node's

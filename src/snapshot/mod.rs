@@ -1,21 +1,54 @@
-//! Snapshots: the writable half of a container's root file system.
+//! Snapshots: the writable half of a container's root file system, or all of it.
 //!
-//! A snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes the
-//! container's writes, and `work`, which overlayfs needs beside it. Mounting them is not done here,
-//! nor on the host at all: it happens in the container's own mount namespace. Idempotent in both
-//! directions.
+//! An overlay snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes
+//! the container's writes, and `work`, which overlayfs needs beside it. A native one is a single
+//! directory `rootfs`, a copy of all layers put together, for file systems that overlayfs does not
+//! take. What a snapshot is can be seen from its directories, for as long as it lives.
+//!
+//! Mounting is not done here, nor on the host at all: it happens in the container's own mount
+//! namespace. Idempotent in both directions.
+
+mod native;
+mod probe;
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use rustix::fs::{CWD, Mode, RenameFlags};
 use rustix::io::Errno;
 
+use crate::fault::{self, Fault};
 use crate::sys::tree;
 pub use crate::sys::tree::Usage;
+pub use probe::{ProbeError, probe};
+
+/// The one directory of a native snapshot.
+const ROOTFS: &str = "rootfs";
+
+/// How snapshots are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Writes go beside the layers, which containers share.
+    Overlay,
+    /// Each container has a copy of its image, with shared blocks where the file system can
+    /// (reflinks of btrfs and xfs), else bytes.
+    Native,
+}
+
+impl Kind {
+    /// As it is configured and recorded.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Overlay => "overlay",
+            Self::Native => "native",
+        }
+    }
+}
 
 /// What went wrong with a snapshot, and where.
 #[derive(Debug, thiserror::Error)]
@@ -33,34 +66,66 @@ pub enum SnapshotError {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// A point made the step fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 /// The directories of one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
+    /// Whether `upper` stands on layers, or is all there is.
+    pub kind: Kind,
     /// Takes the writes.
     pub upper: PathBuf,
     /// For overlayfs alone.
     pub work: PathBuf,
 }
 
-/// Makes the snapshot of a container under `root`, or finds it as it was.
+/// Makes the snapshot of a container under `root`, or finds it as it was, whatever its kind.
+/// `lower` are the directories of its layers, topmost first; a native snapshot copies them, which
+/// blocks on the disk for as long as they are large.
 ///
 /// # Errors
-/// A bad id, or mkdir(2)'s.
-pub fn ensure_snapshot(root: &Path, id: &str) -> Result<Snapshot, SnapshotError> {
+/// A bad id, or those of the file system.
+pub fn ensure_snapshot(
+    root: &Path,
+    id: &str,
+    kind: Kind,
+    lower: &[PathBuf],
+) -> Result<Snapshot, SnapshotError> {
     let home = home(root, id)?;
-    let snapshot = Snapshot {
-        upper: home.join("upper"),
-        work: home.join("work"),
-    };
     // Whoever reaches `upper` reaches set-uid programs that a container made.
     make(&root.join("snapshots"), 0o700)?;
     make(&home, 0o700)?;
-    make(&snapshot.work, 0o700)?;
-    // The mode of `upper` is the mode of `/` in the container until a layer says otherwise.
-    make(&snapshot.upper, 0o755)?;
-    Ok(snapshot)
+    let found = locate(root, id)?;
+    if found.kind == Kind::Native || found.upper.exists() {
+        return Ok(found);
+    }
+    match kind {
+        Kind::Overlay => {
+            make(&found.work, 0o700)?;
+            // The mode of `upper` is the mode of `/` in the container until a layer says otherwise.
+            make(&found.upper, 0o755)?;
+        }
+        Kind::Native => {
+            let staged = unused(root, "native", id)?;
+            make(&staged, 0o755)?;
+            let copied = native::copy(&staged, lower);
+            let placed = copied.and_then(|()| {
+                fault::blocking_point("snapshot.copied")?;
+                let rootfs = home.join(ROOTFS);
+                rustix::fs::renameat_with(CWD, &staged, CWD, &rootfs, RenameFlags::NOREPLACE)
+                    .map_err(|errno| failed("putting in place", &rootfs)(errno.into()))
+            });
+            if let Err(error) = placed {
+                // What cannot be deleted either is found at the next start.
+                drop(tree::remove_tree(&staged));
+                return Err(error);
+            }
+        }
+    }
+    locate(root, id)
 }
 
 /// Where the snapshot of a container is, without making it.
@@ -69,8 +134,14 @@ pub fn ensure_snapshot(root: &Path, id: &str) -> Result<Snapshot, SnapshotError>
 /// A bad id.
 pub fn locate(root: &Path, id: &str) -> Result<Snapshot, SnapshotError> {
     let home = home(root, id)?;
+    let rootfs = home.join(ROOTFS);
+    let (kind, upper) = match rootfs.exists() {
+        true => (Kind::Native, rootfs),
+        false => (Kind::Overlay, home.join("upper")),
+    };
     Ok(Snapshot {
-        upper: home.join("upper"),
+        kind,
+        upper,
         work: home.join("work"),
     })
 }
@@ -81,33 +152,28 @@ pub fn locate(root: &Path, id: &str) -> Result<Snapshot, SnapshotError> {
 /// # Errors
 /// A bad id, or rename(2)'s and unlink(2)'s; what is left is under `staging/` then.
 pub fn remove_snapshot(root: &Path, id: &str) -> Result<(), SnapshotError> {
-    static NEXT: AtomicU64 = AtomicU64::new(0);
     let home = home(root, id)?;
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    let staging = root.join("staging");
-    let trash = staging.join(format!("trash-{id}-{}-{number}", std::process::id()));
+    if !home.exists() {
+        return Ok(());
+    }
+    let trash = unused(root, "trash", id)?;
     match rustix::fs::renameat_with(CWD, &home, CWD, &trash, RenameFlags::NOREPLACE) {
         Ok(()) => {}
-        // Nothing to remove, or nowhere to put it: only the first ends the work.
-        Err(Errno::NOENT) if !home.exists() => return Ok(()),
-        Err(Errno::NOENT) => {
-            make(&staging, 0o700)?;
-            rustix::fs::renameat_with(CWD, &home, CWD, &trash, RenameFlags::NOREPLACE)
-                .map_err(|errno| failed("removing", &home)(errno.into()))?;
-        }
+        // Another was faster.
+        Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(failed("removing", &home)(errno.into())),
     }
     tree::remove_tree(&trash).map_err(failed("deleting", &trash))
 }
 
-/// What a container has written: bytes on disk, and inodes. Blocks on the disk, for as long as the
-/// tree is large.
+/// What a container has written (and what it has copied, if its snapshot is native): bytes on disk,
+/// and inodes. Blocks on the disk, for as long as the tree is large, but not beyond `end`.
 ///
 /// # Errors
-/// A bad id, or stat(2)'s; `NotFound` when there is no such snapshot.
-pub fn usage(root: &Path, id: &str) -> Result<Usage, SnapshotError> {
-    let upper = home(root, id)?.join("upper");
-    tree::usage(&upper).map_err(failed("measuring", &upper))
+/// A bad id, or stat(2)'s; `NotFound` when there is no such snapshot, `TimedOut` at the end.
+pub fn usage(root: &Path, id: &str, end: Option<Instant>) -> Result<Usage, SnapshotError> {
+    let upper = locate(root, id)?.upper;
+    tree::usage_until(&upper, end).map_err(failed("measuring", &upper))
 }
 
 /// The ids of all snapshots, in no order.
@@ -126,6 +192,15 @@ pub fn list_snapshots(root: &Path) -> Result<Vec<String>, SnapshotError> {
         ids.extend(entry.map_err(&failed)?.file_name().into_string().ok());
     }
     Ok(ids)
+}
+
+/// A name in `staging/` that nothing has; the directory itself is made.
+fn unused(root: &Path, what: &str, id: &str) -> Result<PathBuf, SnapshotError> {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let staging = root.join("staging");
+    make(&staging, 0o700)?;
+    Ok(staging.join(format!("{what}-{id}-{}-{number}", std::process::id())))
 }
 
 fn home(root: &Path, id: &str) -> Result<PathBuf, SnapshotError> {
@@ -163,9 +238,12 @@ mod tests {
     #[test]
     fn a_snapshot_is_made_once_and_removed_once() {
         let root = tempfile::tempdir().unwrap();
-        let snapshot = ensure_snapshot(root.path(), "abc").unwrap();
+        let snapshot = ensure_snapshot(root.path(), "abc", Kind::Overlay, &[]).unwrap();
         fs::write(snapshot.upper.join("file"), vec![1; 10_000]).unwrap();
-        assert_eq!(ensure_snapshot(root.path(), "abc").unwrap(), snapshot);
+        assert_eq!(
+            ensure_snapshot(root.path(), "abc", Kind::Overlay, &[]).unwrap(),
+            snapshot
+        );
         assert!(snapshot.upper.join("file").exists());
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         assert_eq!(
@@ -173,7 +251,7 @@ mod tests {
             (0o755, 0o700)
         );
         assert_eq!(list_snapshots(root.path()).unwrap(), ["abc"]);
-        assert_eq!(usage(root.path(), "abc").unwrap().inodes, 2);
+        assert_eq!(usage(root.path(), "abc", None).unwrap().inodes, 2);
         remove_snapshot(root.path(), "abc").unwrap();
         remove_snapshot(root.path(), "abc").unwrap();
         assert!(list_snapshots(root.path()).unwrap().is_empty());
@@ -188,7 +266,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         for id in ["", "..", "a/b", "A", "a\0"] {
             assert!(matches!(
-                ensure_snapshot(root.path(), id),
+                ensure_snapshot(root.path(), id, Kind::Overlay, &[]),
                 Err(SnapshotError::Id(_))
             ));
             assert!(matches!(

@@ -4,7 +4,7 @@ use rusqlite::params;
 
 use super::sql::column;
 use super::writer::Tx;
-use super::{DesiredWriter, StateError, Store, now_ns};
+use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 
 /// The last address given out.
 pub(super) const LAST_ADDRESS: &str = "last_address";
@@ -14,6 +14,8 @@ pub(super) const BOOT_ID: &str = "boot_id";
 pub(super) const LAST_TRIAL: &str = "last_trial";
 /// What the last rebuild of the database brought back and what was lost.
 pub const LAST_REBUILD: &str = "last_rebuild";
+/// How writable layers are made.
+pub const SNAPSHOTS: &str = "snapshots";
 /// The pod range that kubelet told us.
 pub const POD_CIDR: &str = "pod_cidr";
 
@@ -62,6 +64,20 @@ impl DesiredWriter {
         self.0
             .write("record the pod range", move |tx| {
                 Box::pin(async move { tx.set_fact(POD_CIDR, &cidr).await })
+            })
+            .await
+    }
+}
+
+impl ObservedWriter {
+    /// Remembers how writable layers are made.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_snapshots(&self, kind: &'static str) -> Result<(), StateError> {
+        self.0
+            .write("record how writable layers are made", move |tx| {
+                Box::pin(async move { tx.set_fact(SNAPSHOTS, kind).await })
             })
             .await
     }

@@ -2,7 +2,7 @@
 //! seconds anyway.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::id::ContainerId;
 
@@ -29,15 +29,29 @@ pub struct Sample {
     pub major_page_faults: Option<u64>,
 }
 
+/// What a container's writable layer takes on disk at one moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LayerUsage {
+    /// When, ns since 1970.
+    pub at: i64,
+    /// Allocated bytes.
+    pub bytes: u64,
+    /// Files, directories and links.
+    pub inodes: u64,
+}
+
 /// Newest samples by container.
 #[derive(Default)]
-pub struct Samples(Mutex<HashMap<ContainerId, Sample>>);
+pub struct Samples {
+    usage: Mutex<HashMap<ContainerId, Sample>>,
+    layers: Mutex<HashMap<ContainerId, LayerUsage>>,
+}
 
 impl Samples {
     /// The newest sample of a container.
     #[must_use]
     pub fn get(&self, id: &ContainerId) -> Option<Sample> {
-        self.0
+        self.usage
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(id)
@@ -46,19 +60,47 @@ impl Samples {
 
     /// Replaces a container's sample, working out the CPU rate from the one before.
     pub fn put(&self, id: &ContainerId, mut sample: Sample) {
-        let mut samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = samples.get(id) {
             sample.cpu_rate_nano_cores = rate(before, &sample).or(before.cpu_rate_nano_cores);
         }
         samples.insert(id.clone(), sample);
     }
 
+    /// What a container's writable layer took when it was last measured.
+    #[must_use]
+    pub fn layer(&self, id: &ContainerId) -> Option<LayerUsage> {
+        self.layers().get(id).copied()
+    }
+
+    /// Replaces that.
+    pub fn put_layer(&self, id: &ContainerId, usage: LayerUsage) {
+        self.layers().insert(id.clone(), usage);
+    }
+
+    /// What all writable layers together took when they were last measured, and when the oldest of
+    /// these measures was taken; `None` if there is none.
+    #[must_use]
+    pub fn all_layers(&self) -> Option<LayerUsage> {
+        let layers = self.layers();
+        layers.values().copied().reduce(|sum, one| LayerUsage {
+            at: sum.at.min(one.at),
+            bytes: sum.bytes + one.bytes,
+            inodes: sum.inodes + one.inodes,
+        })
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &ContainerId) {
-        self.0
+        self.usage
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(id);
+        self.layers().remove(id);
+    }
+
+    fn layers(&self) -> MutexGuard<'_, HashMap<ContainerId, LayerUsage>> {
+        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -73,6 +115,19 @@ fn rate(before: &Sample, now: &Sample) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_summed_up() {
+        let samples = Samples::default();
+        assert_eq!(samples.all_layers(), None);
+        let (one, two) = (ContainerId::random(), ContainerId::random());
+        let usage = |at, bytes, inodes| LayerUsage { at, bytes, inodes };
+        samples.put_layer(&one, usage(7, 100, 1));
+        samples.put_layer(&two, usage(5, 10, 2));
+        assert_eq!(samples.all_layers(), Some(usage(5, 110, 3)));
+        samples.remove(&one);
+        assert_eq!(samples.all_layers(), Some(usage(5, 10, 2)));
+    }
 
     #[test]
     fn half_a_second_of_cpu_in_a_second_is_half_a_core() {

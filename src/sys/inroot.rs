@@ -11,6 +11,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
@@ -73,6 +74,8 @@ pub struct Dir {
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
+    /// Components that walks have gone through.
+    steps: AtomicU64,
 }
 
 impl AsFd for Root {
@@ -90,7 +93,13 @@ impl Root {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(Self {
             fd: rustix::fs::open(path, flags, Mode::empty())?,
+            steps: AtomicU64::new(0),
         })
+    }
+
+    /// How many components [`Root::walk`] has gone through so far: what symlinks have cost.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
     }
 
     /// Opens the directory at a clean path that has no symlink in it.
@@ -145,6 +154,7 @@ impl Root {
         let mut todo: Vec<Vec<u8>> = components(path);
         let mut links = 0;
         while let Some(name) = todo.pop() {
+            self.steps.fetch_add(1, Ordering::Relaxed);
             if name == b".." {
                 if let Some(parent) = stack.pop() {
                     here = parent;

@@ -5,6 +5,7 @@
 //! Nothing here knows what a container is.
 pub mod async_fd;
 pub mod clone;
+pub mod copy;
 pub mod inroot;
 pub mod mountinfo;
 pub mod mounts;

@@ -1,6 +1,7 @@
 //! mount_setattr(2): changing flags and propagation of a mount, or of a whole tree of them.
 //!
-//! The rest of the new mount API is safe in rustix.
+//! And what the kernel says about a file system context; the rest of the new mount API is safe in
+//! rustix.
 #![expect(unsafe_code, reason = "mount_setattr has no safe wrapper")]
 
 use std::os::fd::{AsFd, AsRawFd};
@@ -47,4 +48,21 @@ pub fn set_attributes(
         )
     };
     super::process::check(returned)
+}
+
+/// What the kernel logged about a file system context, as ` (…)`, or nothing.
+pub fn kernel_says(fs: impl AsFd) -> String {
+    let mut buffer = [0_u8; 512];
+    let mut said = String::new();
+    while let Ok(length @ 1..) = rustix::io::read(&fs, &mut buffer) {
+        let text = String::from_utf8_lossy(&buffer[..length]);
+        // Each begins with its level: `e overlay: …`.
+        let text = text.trim_end().split_once(' ').map_or("", |(_, text)| text);
+        said.push_str(if said.is_empty() { " (" } else { "; " });
+        said.push_str(text);
+    }
+    if !said.is_empty() {
+        said.push(')');
+    }
+    said
 }

@@ -9,6 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Instant;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
@@ -168,6 +169,14 @@ pub fn remove_tree(path: &Path) -> io::Result<()> {
 /// # Errors
 /// open(2)'s and stat(2)'s; entries that vanish meanwhile are not counted.
 pub fn usage(path: &Path) -> io::Result<Usage> {
+    usage_until(path, None)
+}
+
+/// The same, given up at a moment: somebody may fill the tree faster than it is counted.
+///
+/// # Errors
+/// As [`usage`], and `TimedOut`.
+pub fn usage_until(path: &Path, end: Option<Instant>) -> io::Result<Usage> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let root = rustix::fs::open(path, flags, Mode::empty())?;
     let stat = rustix::fs::fstat(&root)?;
@@ -187,6 +196,9 @@ pub fn usage(path: &Path) -> io::Result<Usage> {
             trail.leave()?;
             continue;
         };
+        if end.is_some_and(|end| Instant::now() > end) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         match open_same_mount(here, child.to_bytes()) {
             Ok(fd) => {
                 let below = count(&fd, &mut total, &mut linked)?;
@@ -326,7 +338,10 @@ fn open_same_mount(dir: impl AsFd, name: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// The names in a directory, from its start, with their kinds.
-fn children(dir: &OwnedFd) -> io::Result<Vec<(CString, FileType)>> {
+///
+/// # Errors
+/// getdents(2)'s.
+pub fn children(dir: &OwnedFd) -> io::Result<Vec<(CString, FileType)>> {
     rustix::fs::seek(dir, rustix::fs::SeekFrom::Start(0))?;
     let mut buffer = [MaybeUninit::<u8>::uninit(); 32 * 1024];
     let mut entries = RawDir::new(dir, &mut buffer);

@@ -43,6 +43,7 @@ const ELSEWHERE: &[&str] = &[
     "sandbox.mended",
     "sandbox.init_ended",
     "sweep.mended",
+    "snapshot.copied",
 ];
 
 /// What has to go wrong first for a point to be reached.

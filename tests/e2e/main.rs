@@ -33,6 +33,7 @@ mod reboot;
 mod recovery;
 mod restart;
 mod sandbox;
+mod snapshot;
 mod storage;
 mod stuck;
 mod support;

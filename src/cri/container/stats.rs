@@ -5,7 +5,7 @@ use crate::cri::{CallError, Front, validate};
 use crate::lifecycle::container::State;
 use crate::proto::cri as v1;
 use crate::state::container::{Container, ContainerFilter};
-use crate::state::sample::Sample;
+use crate::state::sample::{LayerUsage, Sample};
 
 use super::view;
 
@@ -61,7 +61,23 @@ fn stats(front: &Front, container: &Container) -> v1::ContainerStats {
         }),
         cpu: sample.map(cpu),
         memory: sample.map(memory),
+        writable_layer: front
+            .store
+            .samples()
+            .layer(&container.id)
+            .map(|usage| layer(front, usage)),
         ..Default::default()
+    }
+}
+
+fn layer(front: &Front, usage: LayerUsage) -> v1::FilesystemUsage {
+    v1::FilesystemUsage {
+        timestamp: usage.at,
+        fs_id: Some(v1::FilesystemIdentifier {
+            mountpoint: front.info.snapshot_root.display().to_string(),
+        }),
+        used_bytes: number(Some(usage.bytes)),
+        inodes_used: number(Some(usage.inodes)),
     }
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod faults;
 mod import;
 mod kept;
+mod native;
 mod pull;
 mod registry;
 mod stack;

@@ -1,6 +1,7 @@
 //! How layers fit onto each other, and what a crash leaves.
 
 use super::*;
+use crate::snapshot::Kind;
 
 #[tokio::test]
 async fn undescribed_directories_and_links_take_what_lies_below() {
@@ -64,6 +65,23 @@ async fn a_link_to_nothing_fails_the_layer() {
 }
 
 #[tokio::test]
+async fn what_links_copy_from_below_is_bounded() {
+    let mut node = Node::new();
+    node.driver.config.limits.linked_bytes = 6000;
+    let big = "x".repeat(4096);
+    let bottom = Tar::default().file("a", &big).file("b", &big).end();
+    let one = Tar::default().link("c", "a").link("d", "a").end();
+    let two = Tar::default().link("e", "a").link("f", "b").end();
+    for (top, fits) in [(one, true), (two, false)] {
+        let image = TestImage::of(&[bottom.clone(), top]);
+        let server = Server::start(move |request, _| image.answer(request.resource()));
+        let name = format!("{}/a", server.address);
+        let pulled = node.pull(&name, &Credentials::Anonymous).await;
+        assert_eq!(pulled.is_ok(), fits, "{pulled:?}");
+    }
+}
+
+#[tokio::test]
 async fn layers_are_committed_from_the_bottom() {
     let (node, image) = (Node::new(), image());
     let server = Server::start(move |request, _| image.answer(request.resource()));
@@ -105,14 +123,15 @@ fn what_a_dead_process_left_is_cleared() {
 }
 
 /// Mounts the layers as the runtime does, in a mount namespace that ends with the command.
-fn in_overlay(node: &Node, image: &ResolvedImage, script: &str) -> String {
+pub(super) fn in_overlay(node: &Node, image: &ResolvedImage, script: &str) -> String {
     let paths = image
         .layers
         .iter()
         .rev()
         .map(|each| node.driver.layer_path(&each.chain_id));
     let lower: Vec<String> = paths.map(|path| path.display().to_string()).collect();
-    let snapshot = crate::snapshot::ensure_snapshot(node.root.path(), "c1").unwrap();
+    let snapshot =
+        crate::snapshot::ensure_snapshot(node.root.path(), "c1", Kind::Overlay, &[]).unwrap();
     let merged = node.root.path().join("merged");
     fs::create_dir_all(&merged).unwrap();
     let mount = format!(
@@ -169,7 +188,7 @@ async fn overlayfs_shows_what_the_layers_mean() {
         ["a", "b", "new", "new", "belowown"]
     );
     assert!(
-        crate::snapshot::usage(node.root.path(), "c1")
+        crate::snapshot::usage(node.root.path(), "c1", None)
             .unwrap()
             .inodes
             >= 3
@@ -179,5 +198,33 @@ async fn overlayfs_shows_what_the_layers_mean() {
         crate::snapshot::list_snapshots(node.root.path())
             .unwrap()
             .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn a_layer_can_empty_the_whole_root() {
+    let node = Node::new();
+    let bottom = Tar::default()
+        .dir("./")
+        .file("gone", "")
+        .file("both/gone", "")
+        .file("own", "below")
+        .end();
+    let middle = Tar::default().file("gone-too", "").end();
+    let top = Tar::default()
+        .dir("./")
+        .file("both/new", "")
+        .file("own", "above")
+        .file(".wh..wh..opq", "")
+        .end();
+    let last = Tar::default().file("later", "").end();
+    let image = TestImage::of(&[bottom, middle, top, last]);
+    let server = Server::start(move |request, _| image.answer(request.resource()));
+    let name = format!("{}/a", server.address);
+    let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
+    let shown = in_overlay(&node, &pulled, "ls; ls both; cat own");
+    assert_eq!(
+        shown.split_whitespace().collect::<Vec<_>>(),
+        ["both", "later", "own", "new", "above"]
     );
 }

@@ -64,15 +64,21 @@ pub(super) fn attributes_at(dir: &Dir, name: &[u8], entry: &Entry) -> io::Result
     )?)
 }
 
-/// The attributes to set: not those by which overlayfs itself steers, which are ours alone.
+/// The attributes to set.
 fn wanted(entry: &Entry) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let steering =
-        |name: &[u8]| name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
     let pairs = entry
         .xattrs
         .iter()
         .map(|(name, value)| (name.as_slice(), value.as_slice()));
-    pairs.filter(move |(name, _)| !steering(name) && !name.contains(&0))
+    pairs.filter(|(name, _)| may_be_set(name))
+}
+
+/// Not those by which overlayfs steers, which are ours alone; and of those that the kernel's
+/// security modules read only file capabilities: labels are the node's to give.
+fn may_be_set(name: &[u8]) -> bool {
+    let steering = name.starts_with(b"trusted.overlay.") || name.starts_with(b"user.overlay.");
+    let label = name.starts_with(b"security.") && name != b"security.capability";
+    !steering && !label && !name.contains(&0)
 }
 
 /// Sets an attribute, unless the file system cannot hold it, or the thing cannot have it: symlinks

@@ -12,6 +12,10 @@ const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// Zstandard skippable frames, with which seekable variants begin (RFC 8878, 3.1.2).
 const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
+/// The largest window, as a power of two: what `zstd --ultra` uses, and what a decompressor may be
+/// made to hold in memory.
+const WINDOW_LOG_MAX: u32 = 27;
+
 /// Whether a file that begins with these bytes, four or fewer, is compressed.
 pub(crate) fn is_compressed(head: &[u8]) -> bool {
     is_gzip(head) || is_zstd(head)
@@ -42,7 +46,11 @@ pub(crate) fn open<'a>(mut source: impl BufRead + 'a) -> io::Result<Box<dyn Read
     let whole = Cursor::new(known.to_vec()).chain(source);
     match (gzip, zstd) {
         (true, _) => Ok(Box::new(MultiGzDecoder::new(whole))),
-        (_, true) => Ok(Box::new(zstd::stream::read::Decoder::with_buffer(whole)?)),
+        (_, true) => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(whole)?;
+            decoder.window_log_max(WINDOW_LOG_MAX)?;
+            Ok(Box::new(decoder))
+        }
         _ => Ok(Box::new(whole)),
     }
 }

@@ -5,7 +5,10 @@
 //! block, knows no network and no async; a source that fails ends it with an error.
 
 mod attributes;
+#[cfg(test)]
+pub(crate) mod corpus;
 pub(crate) mod decompress;
+mod devices;
 pub(crate) mod entries;
 mod error;
 mod numbers;
@@ -22,7 +25,7 @@ pub use entries::ArchiveError;
 pub use error::UnpackError;
 pub(crate) use error::shown;
 pub(crate) use parents::OPAQUE;
-pub(crate) use writer::Unsettled;
+pub(crate) use writer::{Unsettled, make_whiteout};
 
 use super::digest::{Algorithm, Digest};
 use crate::sys::inroot::Root;
@@ -30,7 +33,7 @@ use crate::sys::inroot::Root;
 /// Bounds on what one layer may make of us.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of the tar stream.
+    /// Bytes of the tar stream; and of all files together, holes included.
     pub unpacked_bytes: u64,
     /// How many times larger than its compressed form the tar stream may be …
     pub ratio: u64,
@@ -42,6 +45,15 @@ pub struct Limits {
     pub path_bytes: u64,
     /// Levels of directories in one path.
     pub depth: u64,
+    /// Extended attributes of one entry.
+    pub xattrs: u64,
+    /// Names looked up behind symlinks of the layer: forty links of four kilobytes could otherwise
+    /// cost a hundred thousand of them for each entry.
+    pub lookups: u64,
+    /// Bytes on disk copied from layers below because an entry is a hard link to a file of theirs.
+    pub linked_bytes: u64,
+    /// Whether every device node is made, or only those that any container has.
+    pub all_devices: bool,
     /// Bytes of one PAX header, GNU long name or sparse map.
     pub extension_bytes: u64,
     /// Bytes of all directory names remembered until the layer is whole.
@@ -57,6 +69,10 @@ impl Default for Limits {
             entries: 4_000_000,
             path_bytes: 4096,
             depth: 256,
+            xattrs: 256,
+            lookups: 20_000_000,
+            linked_bytes: 16 << 30,
+            all_devices: false,
             extension_bytes: 1 << 20,
             kept_name_bytes: 256 << 20,
         }

@@ -20,6 +20,10 @@ pub(super) fn number(field: &[u8]) -> Option<i64> {
         }
         return Some(value);
     }
+    // Some readers pass over NULs in front of the digits: to those it would be another number.
+    if first == 0 && field.iter().any(|b| !matches!(b, 0 | b' ')) {
+        return None;
+    }
     let text = field.split(|b| *b == 0).next().unwrap_or(field);
     let text = text.trim_ascii();
     let octal = |sum: i64, digit: &u8| match digit {
@@ -103,6 +107,8 @@ mod tests {
         assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 0]), Some(256));
         assert_eq!(number(&[0xff; 12]), Some(-1));
         assert_eq!(number(&[0x80, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]), None);
+        assert_eq!(number(b"\0\x00000644"), None);
+        assert_eq!(number(b"\0 \0"), Some(0));
         assert_eq!(number(b"777777777777"), Some(0o777_777_777_777));
     }
 

@@ -57,7 +57,7 @@ impl Parents {
                 }
                 let (implicit, bytes) = (&mut self.implicit, &mut self.implicit_bytes);
                 self.root.walk(path, &mut |dir, name| {
-                    rustix::fs::mkdirat(&dir.fd, name, Mode::from_raw_mode(0o755))?;
+                    make_plain(dir, name)?;
                     let path = inroot::join(&dir.path, name);
                     *bytes += path.len() as u64;
                     implicit.insert(path);
@@ -127,7 +127,7 @@ impl Parents {
                 && stat.st_rdev == 0
             {
                 rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
-                rustix::fs::mkdirat(&dir.fd, name, Mode::from_raw_mode(0o755))?;
+                make_plain(&dir, name)?;
                 xattr::set(inroot::open_dir_at(&dir.fd, name)?, OPAQUE, b"y")?;
                 self.implicit.insert(inroot::join(&dir.path, name));
                 break;
@@ -135,4 +135,11 @@ impl Parents {
         }
         Ok(())
     }
+}
+
+/// A directory that nobody described, readable for all whatever the daemon's umask.
+fn make_plain(dir: &Dir, name: &[u8]) -> Result<(), Errno> {
+    let mode = Mode::from_raw_mode(0o755);
+    rustix::fs::mkdirat(&dir.fd, name, mode)?;
+    rustix::fs::chmodat(&dir.fd, name, mode, AtFlags::empty())
 }

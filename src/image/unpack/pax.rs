@@ -47,34 +47,35 @@ impl Pax {
             self.xattrs.push((name.to_vec(), value.to_vec()));
             return Ok(());
         }
-        // An empty value takes the record back.
-        if value.is_empty() {
-            return Ok(());
-        }
-        let id = || {
-            decimal(value)
-                .and_then(|id| i64::try_from(id).ok())
-                .ok_or_else(bad)
+        // An empty value takes back what an earlier record said (pax, "Extended Header Keywords").
+        let given = !value.is_empty();
+        let number = || match given {
+            true => decimal(value).map(Some).ok_or_else(bad),
+            false => Ok(None),
         };
+        let id = || match number()?.map(i64::try_from) {
+            Some(id) => id.map(Some).map_err(|_| bad()),
+            None => Ok(None),
+        };
+        let text = || given.then(|| value.to_vec());
         match key {
-            b"path" => self.path = Some(value.to_vec()),
-            b"linkpath" => self.link = Some(value.to_vec()),
-            b"size" => self.size = Some(decimal(value).ok_or_else(bad)?),
-            b"uid" => self.uid = Some(id()?),
-            b"gid" => self.gid = Some(id()?),
-            b"mtime" => self.mtime = Some(time(value).ok_or_else(bad)?),
+            b"path" => self.path = text(),
+            b"linkpath" => self.link = text(),
+            b"size" => self.size = number()?,
+            b"uid" => self.uid = id()?,
+            b"gid" => self.gid = id()?,
+            b"mtime" if given => self.mtime = Some(time(value).ok_or_else(bad)?),
+            b"mtime" => self.mtime = None,
             b"GNU.sparse.major" => self.sparse.in_data = value == b"1",
-            b"GNU.sparse.name" => self.sparse.name = Some(value.to_vec()),
-            b"GNU.sparse.size" | b"GNU.sparse.realsize" => {
-                self.sparse.real_size = Some(decimal(value).ok_or_else(bad)?);
-            }
-            b"GNU.sparse.offset" => self.sparse.offset = Some(decimal(value).ok_or_else(bad)?),
+            b"GNU.sparse.name" => self.sparse.name = text(),
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => self.sparse.real_size = number()?,
+            b"GNU.sparse.offset" => self.sparse.offset = number()?,
             b"GNU.sparse.numbytes" => {
                 let offset = self.sparse.offset.take().ok_or(ArchiveError::Sparse)?;
                 let length = decimal(value).ok_or_else(bad)?;
                 self.sparse.map.push(Extent { offset, length });
             }
-            b"GNU.sparse.map" => {
+            b"GNU.sparse.map" if given => {
                 let count = value.iter().filter(|b| **b == b',').count() as u64 + 1;
                 self.sparse.map = Self::pairs(value.split(|b| *b == b','), count)?;
             }

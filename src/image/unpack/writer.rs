@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::attributes::{attributes, attributes_at, owner, timestamps};
+use super::devices::{self, Verdict};
 use super::entries::{Entries, Entry, Kind};
 use super::error::{UnpackError, shown};
 use super::parents::{OPAQUE, Parents};
@@ -33,6 +34,10 @@ pub(crate) struct Unsettled {
     pub(crate) implicit: Vec<CleanPath>,
     /// Hard links whose target must be in a layer below: name and target, in archive order.
     pub(crate) links: Vec<(CleanPath, CleanPath)>,
+    /// How many bytes on disk may be copied for them.
+    pub(crate) linked_bytes: u64,
+    /// Whether the layer empties its root directory, which overlayfs merges all the same.
+    pub(crate) empties_root: bool,
 }
 
 /// Writes one layer.
@@ -40,8 +45,11 @@ pub(super) struct Writer {
     parents: Parents,
     limits: Limits,
     entries: u64,
+    /// Bytes of all files so far, holes included.
+    file_bytes: u64,
     /// Bytes of names kept until the end.
     kept_bytes: u64,
+    empties_root: bool,
     times: Vec<(CleanPath, Time)>,
     links: BTreeMap<CleanPath, (u64, CleanPath)>,
 }
@@ -52,7 +60,9 @@ impl Writer {
             parents: Parents::new(root),
             limits,
             entries: 0,
+            file_bytes: 0,
             kept_bytes: 0,
+            empties_root: false,
             times: Vec::new(),
             links: BTreeMap::new(),
         }
@@ -68,7 +78,7 @@ impl Writer {
         let Some((parent, name)) = inroot::split(&path) else {
             return self.root_entry(entry);
         };
-        if name.starts_with(AUFS) && name != OPAQUE_WHITEOUT {
+        if is_of_aufs(&path) {
             return Ok(());
         }
         let failed = |action| {
@@ -83,6 +93,7 @@ impl Writer {
             .get(parent)
             .map_err(failed("making the directory of"))?;
         if name == OPAQUE_WHITEOUT {
+            self.empties_root |= dir.path.is_empty();
             return xattr::set(&dir.fd, OPAQUE, b"y").map_err(failed("emptying the directory of"));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
@@ -108,21 +119,44 @@ impl Writer {
                     .map_err(failed("making symlink"))?;
                 attributes_at(&dir, name, entry).map_err(failed("setting attributes of"))
             }
-            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
-                let kind = match entry.kind {
-                    Kind::CharDevice => FileType::CharacterDevice,
-                    Kind::BlockDevice => FileType::BlockDevice,
-                    _ => FileType::Fifo,
-                };
-                let device = rustix::fs::makedev(entry.device.0, entry.device.1);
-                let mode = Mode::from_raw_mode(entry.mode);
-                self.place(&dir, name, &|| {
-                    rustix::fs::mknodat(&dir.fd, name, kind, mode, device)
-                })
-                .map_err(failed("making node"))?;
-                attributes_at(&dir, name, entry).map_err(failed("setting attributes of"))
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => self.node(entry, &dir, name),
+        }
+    }
+
+    fn node(&mut self, entry: &Entry, dir: &Dir, name: &[u8]) -> Result<(), UnpackError> {
+        let failed = |action| {
+            move |source| UnpackError::Entry {
+                entry: shown(&entry.path),
+                action,
+                source,
+            }
+        };
+        match devices::verdict(entry, self.limits.all_devices) {
+            Verdict::Make => {}
+            Verdict::Hide => {
+                return self
+                    .place(dir, name, &|| make_whiteout(dir, name))
+                    .map_err(failed("leaving out device node"));
+            }
+            Verdict::Refuse => {
+                return Err(UnpackError::Name {
+                    entry: shown(&entry.path),
+                    problem: "is the character device 0/0, a deletion in disguise",
+                });
             }
         }
+        let kind = match entry.kind {
+            Kind::CharDevice => FileType::CharacterDevice,
+            Kind::BlockDevice => FileType::BlockDevice,
+            _ => FileType::Fifo,
+        };
+        let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+        let mode = Mode::from_raw_mode(entry.mode);
+        self.place(dir, name, &|| {
+            rustix::fs::mknodat(&dir.fd, name, kind, mode, device)
+        })
+        .map_err(failed("making node"))?;
+        attributes_at(dir, name, entry).map_err(failed("setting attributes of"))
     }
 
     /// Sets what had to wait until every directory was full.
@@ -150,6 +184,8 @@ impl Writer {
         Ok(Unsettled {
             implicit: self.parents.into_implicit(),
             links,
+            linked_bytes: self.limits.linked_bytes,
+            empties_root: self.empties_root,
         })
     }
 
@@ -165,8 +201,18 @@ impl Writer {
         if self.entries > limits.entries {
             return Err(over("entries", limits.entries));
         }
-        if entry.path.len() as u64 > limits.path_bytes {
+        if entry.path.len().max(entry.link.len()) as u64 > limits.path_bytes {
             return Err(over("bytes of path", limits.path_bytes));
+        }
+        if entry.xattrs.len() as u64 > limits.xattrs {
+            return Err(over("extended attributes", limits.xattrs));
+        }
+        self.file_bytes = self.file_bytes.saturating_add(entry.size);
+        if self.file_bytes > limits.unpacked_bytes {
+            return Err(over("bytes of files", limits.unpacked_bytes));
+        }
+        if self.parents.root.steps() > limits.lookups {
+            return Err(over("names behind symlinks", limits.lookups));
         }
         if self.kept_bytes + self.parents.implicit_bytes > limits.kept_name_bytes {
             return Err(over("bytes of directory names", limits.kept_name_bytes));
@@ -388,6 +434,10 @@ impl Writer {
 
     /// Hides a name of the layers below, but nothing that this layer itself has.
     fn whiteout(&mut self, dir: &Dir, name: &[u8]) -> io::Result<()> {
+        // A hard link that waits for the layers below is an entry of this layer, too.
+        if self.links.contains_key(&inroot::join(&dir.path, name)) {
+            return Ok(());
+        }
         match make_whiteout(dir, name) {
             Err(Errno::EXIST) => {
                 // An entry of this layer outlives the deletion (image-spec, layer: whiteouts apply
@@ -426,4 +476,13 @@ impl Writer {
 /// The character device that overlayfs reads as "nothing here".
 pub(crate) fn make_whiteout(dir: &Dir, name: &[u8]) -> Result<(), Errno> {
     rustix::fs::mknodat(&dir.fd, name, FileType::CharacterDevice, Mode::empty(), 0)
+}
+
+/// Whether a path is, or is below, a name that only aufs understood.
+fn is_of_aufs(path: &[u8]) -> bool {
+    let mut parts = path.split(|b| *b == b'/').rev();
+    parts
+        .next()
+        .is_some_and(|name| name.starts_with(AUFS) && name != OPAQUE_WHITEOUT)
+        || parts.any(|name| name.starts_with(AUFS))
 }

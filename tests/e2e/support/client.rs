@@ -207,6 +207,15 @@ impl Cri {
             .map(drop)
     }
 
+    pub(crate) async fn stats(&self, id: &str) -> Result<ContainerStats, Status> {
+        let message = ContainerStatsRequest {
+            container_id: id.into(),
+        };
+        let response = self.runtime().container_stats(self.wrap(message)).await?;
+        let stats = response.into_inner().stats;
+        stats.ok_or_else(|| Status::data_loss("ContainerStats without statistics"))
+    }
+
     pub(crate) async fn status(&self, id: &str) -> Result<ContainerStatus, Status> {
         let message = ContainerStatusRequest {
             container_id: id.into(),

@@ -91,7 +91,7 @@ impl Node {
     }
 
     /// Waits until the kernel, the disk and the database hold nothing of any pod.
-    fn settle(&self) -> Vec<String> {
+    pub(crate) fn settle(&self) -> Vec<String> {
         let expected: Vec<_> = self.shims().into_iter().chain([self.pid()]).collect();
         let look = || {
             let left = leftover::find(&self.names, &expected);

@@ -1,0 +1,4 @@
+//! Manifests and indexes of images.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quilt::image::fuzz::manifest(data));
