@@ -533,11 +533,12 @@ async fn apply(
         }
         let one = (request.operation)(Ok(&mut *tx)).await;
         trouble = one.trouble;
-        if !single && trouble.is_none() {
-            if let Err(error) = end_one(tx, one.keep) {
-                tracing::error!(%error, "cannot end a savepoint");
-                trouble = Trouble::of(&error);
-            }
+        if !single
+            && trouble.is_none()
+            && let Err(error) = end_one(tx, one.keep)
+        {
+            tracing::error!(%error, "cannot end a savepoint");
+            trouble = Trouble::of(&error);
         }
         applied.push((request.name, one));
     }
