@@ -23,14 +23,22 @@ if [[ -z ${QUILT_OWN_NETWORK:-} ]]; then
 fi
 node_own_network "$@"
 NODE_QUILTD=target/release/quiltd
-node_start quilt-test/busybox
+images=(quilt-test/busybox)
+pull=()
+if [[ " $* " != *" --restart "* ]]; then
+    images+=(quilt-test/large)
+fi
+node_start "${images[@]}"
+if [[ ${#images[@]} -gt 1 ]]; then
+    pull=(--pull-image "$NODE_REGISTRY/quilt-test/large:latest")
+fi
 daemon=()
 if [[ " $* " == *" --restart "* ]]; then
     daemon=(-- "$NODE_QUILTD" serve --config "$NODE_DIR/config.toml" --root "$NODE_DIR/root"
         --state "$NODE_DIR/state" --listen "unix://$NODE_SOCKET")
 fi
 cargo run --quiet --release --example bench -- --endpoint "unix://$NODE_SOCKET" \
-    --image "$NODE_REGISTRY/quilt-test/busybox:latest" "$@" ${daemon[@]+"${daemon[@]}"}
+    --image "$NODE_REGISTRY/quilt-test/busybox:latest" ${pull[@]+"${pull[@]}"} "$@" ${daemon[@]+"${daemon[@]}"}
 # The bench has killed our daemon, and ended the one that it had put in its place.
 [[ ${#daemon[@]} -eq 0 ]] || node_daemon
 left=$(node_wait_clean) || node_fail "left behind: $left"

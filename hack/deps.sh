@@ -15,6 +15,7 @@ readonly NEEDS=(
     protoc:protobuf-compiler
     jq:jq
     ip:iproute2
+    openssl:openssl
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
 )
 

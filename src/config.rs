@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
-use crate::image::{ImageConfig, Limits, Proxies};
+use crate::image::{ImageConfig, Limits, Policy, Proxies};
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -191,6 +191,8 @@ pub struct ImageSection {
     pub device_nodes: DeviceNodes,
     /// Images that kubelet is advised to keep: names, `start*`, `*part*`.
     pub pinned: Vec<String>,
+    /// Which images may be pulled (`[[image.policy]]`).
+    pub policy: Policy,
     /// Seconds for which the layers that a failed pull has got wait for a retry.
     pub failed_pull_kept_s: u64,
 }
@@ -221,6 +223,7 @@ impl Default for ImageSection {
             layer_entries_max: driver.limits.entries,
             device_nodes: DeviceNodes::Harmless,
             pinned: Vec::new(),
+            policy: driver.policy,
             failed_pull_kept_s: 600,
         }
     }
@@ -251,6 +254,7 @@ impl ImageSection {
             proxies: Proxies::from_environment(),
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
+            policy: self.policy.clone(),
             limits: Limits {
                 unpacked_bytes: self.layer_bytes_max,
                 ratio: self.layer_ratio_max,
@@ -414,6 +418,9 @@ impl Config {
         }
         if let Err(why) = config.image.rules() {
             return Err(value("image.pinned", why));
+        }
+        if let Err(why) = config.image.policy.check_keys() {
+            return Err(value("image.policy", why));
         }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));

@@ -68,6 +68,16 @@ impl Cri {
         Ok(answer.image.is_some())
     }
 
+    /// Bytes of an image that is there.
+    pub(crate) async fn image_bytes(&mut self, image: &str) -> Result<u64> {
+        let request = cri::ImageStatusRequest {
+            image: Some(image_spec(image)),
+            ..Default::default()
+        };
+        let (answer, _) = timed!("ImageStatus", self.images.image_status(request));
+        Ok(answer.image.map_or(0, |image| image.size))
+    }
+
     pub(crate) async fn pull(&mut self, image: &str) -> Result<Duration> {
         let request = cri::PullImageRequest {
             image: Some(image_spec(image)),

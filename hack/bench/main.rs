@@ -10,6 +10,7 @@ mod cost;
 mod memory;
 mod phase;
 mod pod;
+mod pull;
 mod report;
 mod restart;
 mod stuck;
@@ -35,6 +36,12 @@ struct Args {
     /// Image with busybox in it; it is pulled first.
     #[arg(long)]
     image: String,
+    /// A large image, whose pull is measured.
+    #[arg(long)]
+    pull_image: Option<String>,
+    /// Measures that pull and nothing else.
+    #[arg(long, requires = "pull_image")]
+    only_pull: bool,
     /// Pods of the sequential part.
     #[arg(long, default_value_t = 50)]
     rounds: usize,
@@ -109,6 +116,11 @@ async fn main() -> Result<()> {
         }
         return swept.context("remove what the bench made");
     }
+    let pulled = pull::Plan {
+        image: args.pull_image,
+        socket: socket.clone(),
+        alone: args.only_pull,
+    };
     let plan = Plan {
         rounds: args.rounds,
         crowd: args.crowd,
@@ -124,7 +136,7 @@ async fn main() -> Result<()> {
             names: args.processes,
         },
     };
-    let measured = measure(&mut cri, &maker, &plan).await;
+    let measured = measure(&mut cri, &maker, &plan, &pulled).await;
     let swept = cri.sweep(maker.run()).await;
     let report = measured?;
     swept.context("remove what the bench made")?;
@@ -136,9 +148,18 @@ async fn main() -> Result<()> {
 }
 
 /// All parts, one after the other, with the image in place and gone afterwards if it was not there.
-async fn measure(cri: &mut Cri, maker: &Arc<Maker>, plan: &Plan) -> Result<Report> {
+async fn measure(
+    cri: &mut Cri,
+    maker: &Arc<Maker>,
+    plan: &Plan,
+    pulled: &pull::Plan,
+) -> Result<Report> {
     let version = cri.version().await?;
     let mut report = Report::new(version.runtime_name, version.runtime_version);
+    pull::measure(cri, pulled, &mut report).await?;
+    if pulled.alone {
+        return Ok(report);
+    }
     let kept = cri.has_image(maker.image()).await?;
     report.time("PullImage", cri.pull(maker.image()).await?);
     phase::sequential(cri, maker, plan, &mut report).await?;

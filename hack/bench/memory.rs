@@ -61,7 +61,7 @@ pub(crate) fn measure(selection: &Selection) -> Result<Vec<Process>> {
 }
 
 /// The process at the other end of the socket (`SO_PEERCRED`, unix(7)).
-fn listener(socket: &Path) -> Result<i32> {
+pub(crate) fn listener(socket: &Path) -> Result<i32> {
     let stream =
         UnixStream::connect(socket).with_context(|| format!("connect to {}", socket.display()))?;
     let peer = getsockopt(&stream, PeerCredentials).context("ask who listens")?;

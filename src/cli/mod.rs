@@ -1,5 +1,6 @@
 //! What an operator types; one file a command. `info` and `image import` ask the running daemon on
-//! its admin socket, which they find through `engine.json` in the state directory. What only reads
+//! its admin socket, `image pull` and `image remove` on that of CRI; they find both through
+//! `engine.json` in the state directory. What only reads
 //! opens the database itself, read-only, whether a daemon runs or not.
 
 mod check;

@@ -27,6 +27,11 @@ pub(super) struct Place {
 }
 
 impl Place {
+    /// The state directory.
+    pub(super) fn state(&self) -> &Path {
+        &self.state
+    }
+
     /// The root directory.
     pub(super) fn root(&self) -> anyhow::Result<PathBuf> {
         if let Some(root) = &self.root {

@@ -320,11 +320,12 @@ async fn run_imports(back: Back, mut queue: mpsc::Receiver<Import>) {
     while let Some(Import {
         path,
         reference,
-        answer,
+        mut answer,
     }) = queue.recv().await
     {
-        let imported = reconcile::import(&back, &path, reference.as_deref()).await;
-        // A command that was interrupted does not wait.
+        let name = reference.as_deref();
+        // A command that was interrupted does not wait, and has its import given up.
+        let imported = reconcile::import(&back, &path, name, answer.closed()).await;
         let _ = answer.send(imported.map_err(|error| error.full_text()));
     }
 }

@@ -265,6 +265,27 @@ impl Download {
         tree::remove_tree(&self.directory).map_err(failed("deleting", &self.directory))
     }
 
+    /// Blocks: whether a blob of which nothing is missing is what its digest says; if not,
+    /// [`Download::wrong`] tells what it is. For a reader that has not come to the end.
+    pub(super) fn verify(&self) -> io::Result<()> {
+        let mut hasher = Hasher::new(self.digest.algorithm());
+        let mut buffer = vec![0; READ_BYTES];
+        for piece in 0..piece_of(self.size.saturating_sub(1)) + 1 {
+            let mut file = File::open(self.file(piece))?;
+            loop {
+                match file.read(&mut buffer)? {
+                    0 => break,
+                    read => hasher.update(&buffer[..read]),
+                }
+            }
+        }
+        let actual = hasher.finish();
+        if actual != self.digest {
+            lock(&self.arrived).wrong = Some(actual);
+        }
+        Ok(())
+    }
+
     /// Blocks: how much of each piece is here. A piece longer than its place is none of ours.
     fn look(&self) -> io::Result<Vec<u64>> {
         let count = self.size.div_ceil(PIECE_BYTES);

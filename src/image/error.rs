@@ -131,6 +131,14 @@ pub enum ImageError {
         /// What is wrong with the name.
         source: ReferenceError,
     },
+    /// The operator's policy does not admit the image.
+    #[error("{reference}: {why}")]
+    Signature {
+        /// The image.
+        reference: String,
+        /// What is wrong with its signatures.
+        why: String,
+    },
     /// This process is ending.
     #[error("{0}: cancelled, the daemon is shutting down")]
     ShuttingDown(String),

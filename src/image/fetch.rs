@@ -176,6 +176,14 @@ impl ImageDriver {
         };
         let unpacked = joined(image, unpacking).await;
         fetched.map_err(Failed::Source)?;
+        // The decompressor may have stumbled over what the digest explains.
+        if unpacked.is_err() && download.missing().is_empty() {
+            let whole = Arc::clone(download);
+            let verified = tokio::task::spawn_blocking(move || whole.verify()).await;
+            if let Ok(Err(error)) = verified {
+                tracing::debug!(%error, "a blob that could not be unpacked cannot be read again");
+            }
+        }
         if let Some(actual) = download.wrong() {
             return Err(Failed::Content(ImageError::DigestMismatch {
                 reference: image.reference.to_string(),

@@ -17,6 +17,7 @@ mod check;
 mod clients;
 mod download;
 mod error;
+mod export;
 mod fetch;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
@@ -32,6 +33,7 @@ mod registry;
 mod seal;
 mod session;
 mod settle;
+mod signature;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -45,6 +47,7 @@ pub use check::{LayerCheck, RetiredLayer};
 pub use clients::Proxies;
 pub use digest::Digest;
 pub use error::ImageError;
+pub use export::StoredManifest;
 pub use import::ImportedImage;
 pub use layers::{CommittedLayer, LayerError, StagedLayer};
 pub use manifest::{ImageConfigSummary, LayerDescriptor};
@@ -53,4 +56,5 @@ pub use pull::{ImageConfig, ImageDriver, Lookup, ResolvedImage};
 pub use reference::{Reference, ReferenceError};
 pub use seal::{Compared, Depth, Seal};
 pub use settle::SettleError;
+pub use signature::{Policy, PolicyRule};
 pub use unpack::Limits;

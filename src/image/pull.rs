@@ -30,6 +30,7 @@ use super::manifest::{
 use super::reference::Reference;
 use super::registry::Patience;
 use super::session::{Manners, Offer, Session};
+use super::signature::Policy;
 use super::unpack::Limits;
 
 /// Indexes may name indexes; not deeper than this.
@@ -62,6 +63,8 @@ pub struct ImageConfig {
     pub first_wait: Duration,
     /// Bounds on one layer.
     pub limits: Limits,
+    /// Which images may be pulled.
+    pub policy: Policy,
 }
 
 impl Default for ImageConfig {
@@ -78,6 +81,7 @@ impl Default for ImageConfig {
             tries: 5,
             first_wait: Duration::from_millis(200),
             limits: Limits::default(),
+            policy: Policy::default(),
         }
     }
 }
@@ -157,7 +161,8 @@ impl ImageDriver {
     /// Begins to look for an image; nothing has been asked yet.
     ///
     /// # Errors
-    /// A configuration of the host, or a file of credentials, that does not parse.
+    /// A configuration of the host, or a file of credentials, that does not parse; `Signature` if
+    /// the policy rejects the image.
     pub fn lookup(&self, reference: &Reference, given: &Given) -> Result<Lookup, ImageError> {
         let mut offer = Offer {
             given: given.clone(),
@@ -171,7 +176,10 @@ impl ImageDriver {
         }
         let endpoints = hosts::endpoints(&self.config.certs_d, reference.host())?;
         let session = Session::new(reference.clone(), offer, endpoints, self.manners.clone());
-        Ok(Lookup(Arc::new(session)))
+        let policy = self.config.policy.clone();
+        policy.refuse_rejected(&session)?;
+        let session = Arc::new(session);
+        Ok(Lookup { session, policy })
     }
 
     /// Asks the registry what a reference is: manifest, configuration, and the list of layers.
@@ -263,14 +271,21 @@ impl ImageDriver {
 /// An image that is being looked for at a registry and its mirrors; it remembers what they have
 /// granted.
 #[derive(Debug, Clone)]
-pub struct Lookup(pub(super) Arc<Session>);
+pub struct Lookup {
+    pub(super) session: Arc<Session>,
+    policy: Policy,
+}
 
 impl Lookup {
     /// What the registry says that the reference is now: the digest alone, and whether it may be
     /// had with these credentials at all. `None` asks for [`Lookup::resolve`].
     pub async fn digest(&self) -> Option<Digest> {
-        let reference = &self.0.reference;
-        let claimed = self.0.digest_of(&reference.selector()).await?;
+        let reference = &self.session.reference;
+        if self.policy.wants_signature(reference) {
+            // What was signed is not what a digest alone shows.
+            return None;
+        }
+        let claimed = self.session.digest_of(&reference.selector()).await?;
         // A registry that answers something else than what was asked for is not believed.
         let asked = reference.digest().is_none_or(|digest| *digest == claimed);
         asked.then_some(claimed)
@@ -278,7 +293,7 @@ impl Lookup {
 
     /// Requests to registries that had to be made again so far.
     pub fn repeated(&self) -> u64 {
-        self.0.repeated.load(Ordering::Relaxed)
+        self.session.repeated.load(Ordering::Relaxed)
     }
 
     /// Asks the registry what the reference is: manifest, configuration, and the list of layers.
@@ -286,7 +301,7 @@ impl Lookup {
     /// # Errors
     /// Any [`ImageError`] of a registry, and `Unsupported` for what this node cannot run.
     pub async fn resolve(&self) -> Result<ResolvedImage, ImageError> {
-        let session = &self.0;
+        let session = &self.session;
         let reference = &session.reference;
         let unsupported = |source| ImageError::Unsupported {
             reference: reference.to_string(),
@@ -314,6 +329,8 @@ impl Lookup {
                 .check_size("manifest", &fetched.bytes)
                 .map_err(unsupported)?;
         };
+        let chosen = &fetched.digest;
+        self.policy.check(session, &top, chosen).await?;
         let config = session.small_blob(&manifest.config.digest).await?;
         let image = Parts {
             manifest,

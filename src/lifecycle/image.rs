@@ -19,6 +19,8 @@ use super::stored_as_text;
 /// The word at the beginning of an error by which kubelet knows that an image could not be mounted
 /// (`k8s.io/cri-api/pkg/errors`).
 pub const VOLUME_FAILED: &str = "ImageVolumeMountFailed";
+/// The same for an image that the operator's policy does not admit.
+pub const SIGNATURE_FAILED: &str = "SignatureValidationFailed";
 
 stored_as_text! {
     /// What the client wants. Written by the front alone.

@@ -74,6 +74,9 @@ pub enum ReconcileError {
     /// What an earlier start left in the cgroup was killed and has not ended yet.
     #[error("what an earlier start left behind is still ending")]
     StillEnding,
+    /// Who asked for an import has gone.
+    #[error("the command that asked for it was interrupted")]
+    GivenUp,
     /// A thread died.
     #[error("a worker thread died; the daemon's log tells why")]
     Panicked,

@@ -6,7 +6,9 @@
 //!      └─► here already, as the registry says ───────────────────────────────► and answered
 //! ```
 
+use std::future::Future;
 use std::path::Path;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
@@ -133,6 +135,7 @@ fn kind_of(error: &ReconcileError) -> &'static str {
         ReconcileError::Image(
             ImageError::Unsupported { .. } | ImageError::DigestMismatch { .. },
         ) => "invalid",
+        ReconcileError::Image(ImageError::Signature { .. }) => "signature",
         _ => "other",
     }
 }
@@ -153,7 +156,8 @@ async fn fetch(back: &Back, key: &str, stages: &mut Stages<'_>) -> Result<Pulled
         }
         let image = lookup.resolve().await?;
         fault::point("image.resolved").await?;
-        let stored = store_layers(back, key, &image, stages).await?;
+        // A caller that goes away cancels nothing (invariant I8).
+        let stored = store_layers(back, key, &image, stages, std::future::pending()).await?;
         Ok(match stored {
             true => Pulled::New(Box::new(image)),
             false => Pulled::Leaving,
@@ -229,6 +233,7 @@ async fn store_layers(
     holder: &str,
     image: &ResolvedImage,
     stages: &mut Stages<'_>,
+    given_up: impl Future<Output = ()>,
 ) -> Result<bool, ReconcileError> {
     let mut parent: Option<String> = None;
     let mut rows = Vec::with_capacity(image.layers.len());
@@ -246,7 +251,11 @@ async fn store_layers(
     }
     fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
-    let staged = fetch_layers(back, holder, image, stages).await?;
+    // What is being fetched goes when that is dropped. What comes later takes no time.
+    let staged = tokio::select! {
+        staged = fetch_layers(back, holder, image, stages) => staged?,
+        () = given_up => return Err(ReconcileError::GivenUp),
+    };
     fault::point("image.fetched").await?;
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it.
@@ -418,7 +427,8 @@ pub(super) async fn remove(back: &Back, id: &str) -> Result<Outcome, ReconcileEr
     Ok(Outcome::Done)
 }
 
-/// Loads every image of an archive; returns id and names of each.
+/// Loads every image of an archive; returns id and names of each. When `given_up` comes first, what
+/// is being unpacked goes.
 ///
 /// # Errors
 /// When the archive is none, a layer is bad, or an image has no name and none is given.
@@ -426,9 +436,10 @@ pub async fn import(
     back: &Back,
     path: &Path,
     name: Option<&str>,
+    given_up: impl Future<Output = ()>,
 ) -> Result<Vec<(String, Vec<String>)>, ReconcileError> {
     back.observed.import_begins().await?;
-    let imported = import_archive(back, path, name).await;
+    let imported = import_archive(back, path, name, pin!(given_up)).await;
     back.observed.import_ends().await?;
     imported
 }
@@ -437,6 +448,7 @@ async fn import_archive(
     back: &Back,
     path: &Path,
     name: Option<&str>,
+    mut given_up: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Vec<(String, Vec<String>)>, ReconcileError> {
     let name: Option<Reference> = name
         .map(|name| name.parse())
@@ -455,7 +467,15 @@ async fn import_archive(
         }
         let key = ObjectKey::Image(found.image.image_id.to_string());
         let mut stages = Stages::new(back.store.progress(), key.clone());
-        while !store_layers(back, pull::IMPORT, &found.image, &mut stages).await? {
+        while !store_layers(
+            back,
+            pull::IMPORT,
+            &found.image,
+            &mut stages,
+            given_up.as_mut(),
+        )
+        .await?
+        {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         let new = record(back, &found.image, &names, &path.display().to_string());

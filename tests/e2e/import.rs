@@ -30,7 +30,7 @@ fn oci_layout(dir: &Path, name: &str) {
 }
 
 /// What `docker save` writes: plain layers, the configuration, and a list of them.
-fn docker_archive(path: &Path, name: &str) {
+pub(crate) fn docker_archive(path: &Path, name: &str) {
     let image = registry().pushed("plain:latest");
     let mut tar = tar::Builder::new(fs::File::create(path).expect("a file of the test"));
     let mut add = |path: &str, bytes: &[u8]| {

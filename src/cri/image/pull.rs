@@ -7,6 +7,7 @@ use tonic::Code;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
+use crate::lifecycle::image::SIGNATURE_FAILED;
 use crate::lifecycle::reference::Reference;
 use crate::proto::cri as v1;
 use crate::state::pull::{Pull, Secret};
@@ -85,6 +86,10 @@ fn answer(pull: Pull) -> Result<String, CallError> {
         Some("not_found") => (Code::NotFound, error),
         Some("unauthorized") => (Code::Unauthenticated, error),
         Some("unavailable") => (Code::Unavailable, format!("RegistryUnavailable: {error}")),
+        Some("signature") => (
+            Code::PermissionDenied,
+            format!("{SIGNATURE_FAILED}: {error}"),
+        ),
         Some("invalid") => (Code::FailedPrecondition, error),
         _ => (Code::Unknown, error),
     };

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
@@ -28,6 +29,8 @@ rm -rf \"$0\"";
 pub(crate) struct Registry {
     /// `127.0.0.1:PORT`.
     pub(crate) address: String,
+    /// Where it keeps what was pushed.
+    storage: PathBuf,
     /// What a tag or a digest leads to, by `name:tag`.
     images: BTreeMap<String, Image>,
     /// Its standard input is the pipe that keeps the registry running.
@@ -74,6 +77,7 @@ impl Registry {
         );
         let mut registry = Self {
             address,
+            storage: dir.join("storage"),
             images: BTreeMap::new(),
             _keeper: keeper,
         };
@@ -84,6 +88,11 @@ impl Registry {
     /// A full reference.
     pub(crate) fn image(&self, name: &str) -> String {
         format!("{}/{name}", self.address)
+    }
+
+    /// The directory with everything that was pushed.
+    pub(crate) fn storage(&self) -> &Path {
+        &self.storage
     }
 
     /// What was pushed as `name:tag`.
