@@ -74,6 +74,7 @@ e2e: test-build ## Run the end-to-end tests against real daemons
 .PHONY: critest-basic
 critest-basic: test-build ## Run the part of critest that `make test` asks for
 	@QUILTD=target/debug/quiltd hack/critest.sh basic
+	@QUILTD=target/debug/quiltd hack/critest.sh websocket
 
 .PHONY: critest
 critest: deps build ## Run all of critest and print what fails

@@ -4,6 +4,7 @@
 #   critest.sh basic          the groups that `make test` asks for, each with its exact number of passes
 #   critest.sh all            everything; prints what fails
 #   critest.sh focus REGEX    what matches
+#   critest.sh websocket      streaming once more, over WebSocket
 #
 # The images come from a registry on loopback, in a network that has nothing but loopback.
 set -euo pipefail
@@ -20,6 +21,7 @@ readonly GROUPS_BASIC=(
     'Container runtime should support basic operations on container=14'
     'Idempotence=7'
     'Image Manager=9'
+    'Streaming=5'
     'Image Volume=5'
 )
 # It wants an image by the digest it has upstream, whose bytes cannot be made here; our own end-to-end
@@ -33,12 +35,15 @@ def name: ((.ContainerHierarchyTexts // []) + [.LeafNodeText]) | join(" ");
 def specs: .[].SpecReports[] | select(.LeafNodeType == "It");
 '
 
-usage() { node_fail "usage: critest.sh basic | all | focus REGEX"; }
+usage() { node_fail "usage: critest.sh basic | all | focus REGEX | websocket"; }
 
 focus=()
 case ${1:-} in
 basic) for group in "${GROUPS_BASIC[@]}"; do focus+=(--ginkgo.focus "${group%=*}"); done ;;
 all) ;;
+websocket)
+    focus=(--ginkgo.focus Streaming --websocket-exec --websocket-attach --websocket-portforward)
+    ;;
 focus)
     [[ -n ${2:-} ]] || usage
     focus=(--ginkgo.focus "$2")

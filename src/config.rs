@@ -13,6 +13,7 @@ use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
+use crate::streaming::StreamingConfig;
 use crate::telemetry::LogConfig;
 
 /// Where the file is when nobody says otherwise.
@@ -42,6 +43,8 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     /// How much history is kept.
     pub state: StateConfig,
+    /// Exec, attach and port-forward.
+    pub streaming: StreamingConfig,
 }
 
 /// `[snapshot]`
@@ -427,6 +430,9 @@ impl Config {
         }
         if config.jobs.long_running_s == 0 {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
+        }
+        if let Err((key, why)) = config.streaming.validate() {
+            return Err(value(key, why));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)

@@ -10,6 +10,7 @@ pub mod telemetry;
 // Front: what clients ask.
 pub mod admin;
 pub mod cri;
+pub mod streaming;
 
 // Middle: rules and rows.
 pub mod lifecycle;

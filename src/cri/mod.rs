@@ -12,6 +12,7 @@ pub mod image_service;
 pub mod node;
 pub mod runtime_service;
 pub mod sandbox;
+mod sessions;
 mod validate;
 
 use std::path::PathBuf;
@@ -23,6 +24,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::lifecycle::address::Pool;
 use crate::shim::client::ShimClient;
 use crate::state::{DesiredWriter, Store};
+use crate::streaming::Door;
 
 pub use error::CallError;
 
@@ -56,6 +58,7 @@ pub struct Front {
     stopped: Stopped,
     range_told: Arc<Notify>,
     streams: Arc<Semaphore>,
+    door: Door,
 }
 
 /// The shim that is connected now; sessions take it as they come.
@@ -82,7 +85,13 @@ pub struct Signals {
 impl Front {
     /// Joins what the front needs.
     #[must_use]
-    pub fn new(store: Store, desired: DesiredWriter, signals: Signals, info: NodeInfo) -> Self {
+    pub fn new(
+        store: Store,
+        desired: DesiredWriter,
+        signals: Signals,
+        info: NodeInfo,
+        door: Door,
+    ) -> Self {
         Self {
             store,
             desired,
@@ -92,6 +101,7 @@ impl Front {
             stopped: signals.stopped,
             range_told: signals.range_told,
             streams: Arc::new(Semaphore::new(events::STREAMS)),
+            door,
         }
     }
 

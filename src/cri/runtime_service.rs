@@ -3,7 +3,7 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Front, container, events, node, sandbox};
+use super::{Front, container, events, node, sandbox, sessions};
 use crate::proto::cri as v1;
 
 fn unimplemented(rpc: &str) -> Status {
@@ -128,21 +128,22 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn exec(
         &self,
-        _request: Request<v1::ExecRequest>,
+        request: Request<v1::ExecRequest>,
     ) -> Result<Response<v1::ExecResponse>, Status> {
-        Err(unimplemented("Exec"))
+        self.call("Exec", request, sessions::exec).await
     }
     async fn attach(
         &self,
-        _request: Request<v1::AttachRequest>,
+        request: Request<v1::AttachRequest>,
     ) -> Result<Response<v1::AttachResponse>, Status> {
-        Err(unimplemented("Attach"))
+        self.call("Attach", request, sessions::attach).await
     }
     async fn port_forward(
         &self,
-        _request: Request<v1::PortForwardRequest>,
+        request: Request<v1::PortForwardRequest>,
     ) -> Result<Response<v1::PortForwardResponse>, Status> {
-        Err(unimplemented("PortForward"))
+        self.call("PortForward", request, sessions::port_forward)
+            .await
     }
     async fn container_stats(
         &self,

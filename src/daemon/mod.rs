@@ -29,6 +29,7 @@ use crate::reconcile::{
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
+use crate::streaming;
 
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
@@ -218,10 +219,25 @@ async fn start(
         stopped: stopped.clone(),
         range_told: Arc::clone(&range_told),
     };
-    let front = Front::new(store, desired, signals, node_info(config, paths));
+    let door = open_door(config, paths, &signals, tasks).await?;
+    let front = Front::new(store, desired, signals, node_info(config, paths), door);
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
     Ok((front, back))
+}
+
+/// Serves exec, attach and port-forward from here on.
+async fn open_door(
+    config: &Config,
+    paths: &Paths,
+    signals: &Signals,
+    tasks: &mut JoinSet<()>,
+) -> anyhow::Result<streaming::Door> {
+    let (shim, stopped) = (signals.shim.clone(), signals.stopped.clone());
+    let state = paths.state.clone();
+    let (server, door) = streaming::Server::bind(&config.streaming, state, shim, stopped).await?;
+    tasks.spawn(server.run());
+    Ok(door)
 }
 
 /// Keeps a shim connected from here on, and waits a while for the first one.

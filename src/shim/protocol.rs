@@ -17,7 +17,7 @@ use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// The longest exec plan that goes inside a message; a longer one goes in a sealed memory file.
@@ -152,6 +152,17 @@ pub enum Request {
     ReopenLog {
         /// The container.
         container_id: ProcessId,
+    },
+    /// Send what a container writes from now on to a session as well, until it ends or the session
+    /// closes its pipes, or takes nothing for too long. Descriptors: the writing end of a pipe for
+    /// each stream. Answer: [`Reply::Done`].
+    Attach {
+        /// The container.
+        container_id: ProcessId,
+        /// Whether its standard output is wanted; with a terminal, all it shows.
+        stdout: bool,
+        /// Whether its standard error is wanted.
+        stderr: bool,
     },
     /// Let a container with `stdin_once` read the end of its input once the last session has
     /// closed it. Answer: [`Reply::Done`].
@@ -365,6 +376,12 @@ pub enum Refusal {
     Full {
         /// How many.
         capacity: usize,
+    },
+    /// As many sessions listen to the process as may.
+    #[error("{most} streams of sessions are attached already: end one of them")]
+    Crowded {
+        /// How many.
+        most: usize,
     },
     /// Descriptors missing, too many, or of the wrong sort.
     #[error("{0}")]

@@ -38,6 +38,7 @@ mod sandbox;
 mod signature;
 mod snapshot;
 mod storage;
+mod streaming;
 mod stuck;
 mod support;
 mod sweep;

@@ -40,11 +40,20 @@ const LAYERS: &[Layer] = &[
             "shim",
             "runtime",
             "metrics",
+            "streaming",
         ],
     ),
     layer(
         "streaming",
-        &["state", "lifecycle", "id", "telemetry", "shim", "runtime"],
+        &[
+            "state",
+            "lifecycle",
+            "id",
+            "telemetry",
+            "shim",
+            "runtime",
+            "sys",
+        ],
     ),
     layer(
         "containerd",

@@ -9,13 +9,13 @@ use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
 
-use super::leaf::Leaf;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};
 use crate::id::ContainerId;
 use crate::proto::cri as v1;
-use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::runtime::plan::ExecPlan;
 use crate::shim::client::ShimClientError;
+use crate::streaming::{Leaf, exec_plan};
 
 /// What is kept of each stream; the rest is read and thrown away, without an error (CRI, and
 /// CVE-2022-1708).
@@ -44,7 +44,8 @@ pub(in crate::cri) async fn exec_sync(
         .running_container(request.container_id, to, because)
         .await?;
     let command = args.join(" ").chars().take(COMMAND_SHOWN).collect();
-    let plan = exec_plan(&front, &id, args).await?;
+    let plan = exec_plan(&front.info.state_dir, &id, args).await;
+    let plan = plan.map_err(CallError::Failed)?;
     let patience = match u64::try_from(request.timeout) {
         Ok(0) | Err(_) => deadline.left(),
         Ok(seconds) => Duration::from_secs(seconds).min(deadline.left()),
@@ -74,34 +75,6 @@ pub(in crate::cri) async fn exec_sync(
             Err(timed_out())
         }
     }
-}
-
-/// The command runs as the container's own process does: same user, environment, capabilities and
-/// cgroup. The container's launch plan tells which.
-async fn exec_plan(
-    front: &Front,
-    id: &ContainerId,
-    args: Vec<String>,
-) -> Result<ExecPlan, CallError> {
-    let path = front
-        .info
-        .state_dir
-        .join("containers")
-        .join(id.as_str())
-        .join("plan.json");
-    let unreadable = |why: String| {
-        CallError::Failed(format!(
-            "cannot read the launch plan {}: {why}",
-            path.display()
-        ))
-    };
-    let text = tokio::fs::read(&path)
-        .await
-        .map_err(|error| unreadable(error.to_string()))?;
-    let plan: LaunchPlan =
-        serde_json::from_slice(&text).map_err(|error| unreadable(error.to_string()))?;
-    plan.exec(args)
-        .ok_or_else(|| unreadable("it has no process".into()))
 }
 
 struct Session {

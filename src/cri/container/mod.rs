@@ -2,7 +2,6 @@
 
 pub mod create;
 pub mod exec_sync;
-mod leaf;
 pub mod list;
 pub mod remove;
 pub mod reopen_log;
@@ -21,7 +20,7 @@ use crate::lifecycle::container::State;
 
 impl Front {
     /// Finds a container for a session with its process; only a running one has it.
-    async fn running_container(
+    pub(super) async fn running_container(
         &self,
         id: String,
         to: &'static str,

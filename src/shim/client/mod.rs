@@ -386,6 +386,28 @@ impl ShimClient {
         self.done(Request::ReopenLog { container_id }).await
     }
 
+    /// Sends what a container writes from now on into these pipes as well.
+    ///
+    /// # Errors
+    /// `Refused(NotFound)`, `Refused(Exited)`, `Refused(Crowded)`, or any other.
+    pub async fn attach(
+        &self,
+        container_id: &str,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    ) -> Result<(), ShimClientError> {
+        let request = Request::Attach {
+            container_id: ProcessId::try_from(container_id)?,
+            stdout: stdout.is_some(),
+            stderr: stderr.is_some(),
+        };
+        let pipes = stdout.into_iter().chain(stderr).collect();
+        match self.request(request, pipes).await? {
+            (Reply::Done, _) => Ok(()),
+            _ => Err(ShimClientError::Unexpected),
+        }
+    }
+
     /// Lets a container with `stdin_once` read the end of its input.
     ///
     /// # Errors

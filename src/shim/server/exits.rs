@@ -85,6 +85,10 @@ impl Shim {
             return;
         };
         process.output.drain(&mut self.scratch);
+        self.look_after_attachers(id);
+        let Some(process) = self.processes.get_mut(id) else {
+            return;
+        };
         let (record, written) = self.journal.append(id, process.kind, status);
         process.exit = Some(record);
         if let Err(error) = written {

@@ -20,6 +20,7 @@
 //! shim.
 
 mod adopt;
+mod attachers;
 mod connection;
 mod exits;
 mod launches;
@@ -129,6 +130,8 @@ enum Watched {
     Launch(ProcessId),
     /// Output of a process.
     Output(ProcessId, StreamName),
+    /// The pipe of a session that listens to a process.
+    Attacher(ProcessId),
 }
 
 /// Everything the shim knows.
@@ -160,6 +163,8 @@ struct Shim {
     first_daemon_by: Option<Instant>,
     asked_to_end: bool,
     pace: Pace,
+    /// Processes with a session that has yet to take something, and when it is let go.
+    held: HashMap<ProcessId, Instant>,
     scratch: Scratch,
     message: Box<[u8]>,
     notes: u32,
@@ -205,6 +210,7 @@ impl Shim {
             first_daemon_by: Some(Instant::now() + FIRST_DAEMON_WAIT),
             asked_to_end: false,
             pace: Pace::default(),
+            held: HashMap::new(),
             scratch: Scratch::default(),
             message: vec![0; MESSAGE_MAX_BYTES].into_boxed_slice(),
             notes: 0,
@@ -229,6 +235,7 @@ impl Shim {
             }
             self.check_awaited_ends();
             self.check_launches();
+            self.check_attachers();
             if outputs {
                 self.pump_outputs()?;
             }
@@ -247,6 +254,7 @@ impl Shim {
             resume,
             poll_ends,
             self.launches.values().map(Launch::until).min(),
+            self.held.values().min().copied(),
             self.first_daemon_by,
             self.reap_again.then_some(now),
         ];
@@ -336,7 +344,7 @@ impl Shim {
                     let id = id.clone();
                     self.advance_launch(&id);
                 }
-                Some(Watched::Output(..)) | None => {}
+                Some(Watched::Output(..) | Watched::Attacher(_)) | None => {}
             }
         }
     }

@@ -1,9 +1,12 @@
 //! What one process writes, on its way from a FIFO or terminal into its log.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
+use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
+use super::attachers::Attachers;
 use super::polled::Polled;
 use crate::shim::log::file::{LogFile, Loss};
 use crate::shim::log::line::{BATCH_MAX_BYTES, LineCutter, Prefix, StreamName};
@@ -51,6 +54,7 @@ pub(super) struct Output {
     /// Whether `stdout` is a terminal's master side.
     terminal: bool,
     stdin_keeper: Option<OwnedFd>,
+    attachers: Attachers,
     /// Of streams that are or were attached.
     tokens: Vec<u64>,
 }
@@ -107,7 +111,37 @@ impl Output {
 
     /// The tokens of all streams, of closed ones as well.
     pub(super) fn tokens(&self) -> Vec<u64> {
-        self.tokens.clone()
+        let own = self.tokens.iter().copied();
+        own.chain(self.attachers.tokens()).collect()
+    }
+
+    /// Sessions that listen.
+    pub(super) fn attachers_mut(&mut self) -> &mut Attachers {
+        &mut self.attachers
+    }
+
+    /// Something is new about a session's pipe.
+    pub(super) fn attacher_is_ready(&mut self, token: u64) {
+        self.attachers.pipe_is_ready(token, Instant::now());
+        self.resume();
+    }
+
+    /// Lets sessions go that take nothing; says when to look again.
+    pub(super) fn expire_attachers(&mut self, now: Instant) -> Option<Instant> {
+        let next = self.attachers.expire(now);
+        self.resume();
+        next
+    }
+
+    /// Reads on what no session holds any more.
+    fn resume(&mut self) {
+        for name in [StreamName::Stdout, StreamName::Stderr] {
+            let held = self.attachers.holds(name);
+            if let (false, Some(source)) = (held, self.slot(name)) {
+                // Fails only for what is not in the epoll, and so is not read anyway.
+                let _ = source.fd.watch_for(EventFlags::IN);
+            }
+        }
     }
 
     pub(super) fn log_mut(&mut self) -> Option<&mut LogFile> {
@@ -125,8 +159,17 @@ impl Output {
         }
     }
 
-    /// Moves at most one turn's bytes from the stream to the log.
+    /// Moves at most one turn's bytes from the stream to the log, and to sessions; none while a
+    /// session has yet to take the last ones.
     pub(super) fn pump(&mut self, name: StreamName, scratch: &mut Scratch) -> Turn {
+        if self.attachers.holds(name) {
+            if let Some(source) = self.slot(name) {
+                // Once, not for ever: an end would be told again and again.
+                let _ = source.fd.watch_for(EventFlags::ONESHOT);
+            }
+            let (moved, ended) = (0, false);
+            return Turn { moved, ended };
+        }
         self.transfer(name, scratch, TURN_BYTES, true)
     }
 
@@ -146,6 +189,9 @@ impl Output {
             if !self.transfer(name, scratch, limit, false).ended {
                 self.finish(name, scratch);
             }
+            // What others write from now on is logged, and is not the process's own.
+            self.attachers.end(name, Instant::now());
+            self.resume();
         }
     }
 
@@ -169,13 +215,17 @@ impl Output {
                 // EIO: nobody has the terminal open any more.
                 Ok(0) | Err(Errno::IO) => {
                     self.finish(name, scratch);
+                    self.attachers.end(name, Instant::now());
                     *self.slot(name) = None;
                     ended = true;
                 }
                 Ok(length) => {
                     moved += length;
                     self.write(name, scratch, length);
-                    if once && length < scratch.input.len() {
+                    self.attachers
+                        .offer(name, &scratch.input[..length], Instant::now());
+                    let held = self.attachers.holds(name);
+                    if once && (held || length < scratch.input.len()) {
                         break;
                     }
                 }

@@ -17,6 +17,7 @@ use crate::runtime::launch::{
     Launching, ProcessStreams, Started, Target, begin_exec, begin_launch, begin_pod_init,
 };
 use crate::runtime::plan::{ExecPlan, LaunchPlan};
+use crate::shim::log::line::StreamName;
 use crate::shim::log::timestamp::now_ns;
 use crate::shim::protocol::{
     ExecSource, HeldProcess, LIST_PAGE, PLAN_MAX_BYTES, ProcessId, ProcessKind, Refusal, Reply,
@@ -86,6 +87,11 @@ impl Shim {
                 })
                 .into(),
             Request::ReopenLog { container_id } => self.reopen_log(&container_id).into(),
+            Request::Attach {
+                container_id,
+                stdout,
+                stderr,
+            } => self.attach_pipes(&container_id, stdout, stderr, fds).into(),
             Request::CloseStdin { container_id } => self.close_stdin(&container_id).into(),
             Request::Handles { id } => self.handles(id).into(),
             Request::List { after } => Ok((self.list(after.as_ref()), Vec::new())).into(),
@@ -116,6 +122,25 @@ impl Shim {
         }
     }
 
+    fn attach_pipes(
+        &mut self,
+        id: &ProcessId,
+        stdout: bool,
+        stderr: bool,
+        fds: Vec<OwnedFd>,
+    ) -> Answer {
+        let names = [(StreamName::Stdout, stdout), (StreamName::Stderr, stderr)];
+        let names = names.into_iter().filter(|(_, wanted)| *wanted);
+        let names: Vec<StreamName> = names.map(|(name, _)| name).collect();
+        if fds.len() != names.len() {
+            let (got, wanted) = (fds.len(), names.len());
+            let text = format!("attach came with {got} descriptors instead of {wanted}");
+            return Err(Refusal::Descriptors(text));
+        }
+        self.attach_session(id, names.into_iter().zip(fds).collect())?;
+        DONE
+    }
+
     fn close_stdin(&mut self, id: &ProcessId) -> Answer {
         self.held_mut(id)?.output.hold_stdin(None);
         DONE
@@ -128,7 +153,7 @@ impl Shim {
         }
     }
 
-    fn held_mut(&mut self, id: &ProcessId) -> Result<&mut Process, Refusal> {
+    pub(super) fn held_mut(&mut self, id: &ProcessId) -> Result<&mut Process, Refusal> {
         self.processes
             .get_mut(id)
             .ok_or_else(|| Refusal::NotFound(id.clone()))

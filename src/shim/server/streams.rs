@@ -13,12 +13,12 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use super::output::Output;
 use super::polled::Polled;
 use super::requests::with_source;
-use super::{OUTPUTS, Shim, ShimError, Watched, poll_error, wait_on};
+use super::{OUTPUTS, Shim, ShimError, Watched, attachers, poll_error, wait_on};
 use crate::runtime::launch::ProcessStreams;
 use crate::runtime::plan::Stdio;
 use crate::shim::log::file::LogFile;
 use crate::shim::log::line::StreamName;
-use crate::shim::protocol::{ProcessId, Refusal};
+use crate::shim::protocol::{ProcessId, ProcessKind, Refusal};
 use crate::shim::stdio::{self, ShimEnds};
 
 const OUTPUTS_PER_ROUND: usize = 16;
@@ -42,17 +42,27 @@ impl Shim {
         let (streams, mut moved) = (events.len(), 0);
         for event in events {
             let token = event.data.u64();
+            if let Some(Watched::Attacher(id)) = self.watched.get(&token) {
+                let id = id.clone();
+                if let Some(process) = self.processes.get_mut(&id) {
+                    process.output.attacher_is_ready(token);
+                }
+                self.look_after_attachers(&id);
+                continue;
+            }
             let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
                 continue;
             };
+            let id = id.clone();
             let turn = self
                 .processes
-                .get_mut(id)
+                .get_mut(&id)
                 .map(|p| p.output.pump(*name, &mut self.scratch));
             moved += turn.map_or(0, |turn| turn.moved);
             if turn.is_none_or(|turn| turn.ended) {
                 self.watched.remove(&token);
             }
+            self.look_after_attachers(&id);
         }
         let now = Instant::now();
         let close = self
@@ -80,6 +90,65 @@ impl Shim {
     fn watch_outputs(&self, flags: EventFlags) -> Result<(), ShimError> {
         let data = EventData::new_u64(OUTPUTS);
         epoll::modify(&self.poll, &self.outputs_poll, data, flags).map_err(poll_error)
+    }
+
+    /// Sends what a process writes to a session as well, through the given pipes.
+    pub(super) fn attach_session(
+        &mut self,
+        id: &ProcessId,
+        pipes: Vec<(StreamName, OwnedFd)>,
+    ) -> Result<(), Refusal> {
+        let process = self.held_mut(id)?;
+        if process.kind != ProcessKind::Container {
+            return Err(Refusal::NotFound(id.clone()));
+        }
+        if !process.is_running() {
+            return Err(Refusal::Exited(id.clone()));
+        }
+        let attached = process.output.attachers_mut().len();
+        if attached + pipes.len() > attachers::PIPES_MAX {
+            let most = attachers::PIPES_MAX;
+            return Err(Refusal::Crowded { most });
+        }
+        for (name, pipe) in pipes {
+            let token = self.new_token();
+            let ready = attachers::prepare(&pipe).map_err(std::io::Error::from);
+            let polled = ready.and_then(|()| Polled::new(&self.outputs_poll, pipe, token));
+            let attachers = self.held_mut(id)?.output.attachers_mut();
+            // The session hears of a failure, and closes its ends of all pipes.
+            polled
+                .and_then(|pipe| attachers.add(name, pipe))
+                .map_err(|error| Refusal::Prepare(format!("watch a session of {id}: {error}")))?;
+            self.watched.insert(token, Watched::Attacher(id.clone()));
+        }
+        Ok(())
+    }
+
+    /// Lets sessions go that take nothing.
+    pub(super) fn check_attachers(&mut self) {
+        let now = Instant::now();
+        let late = self.held.iter().filter(|(_, until)| **until <= now);
+        let late: Vec<ProcessId> = late.map(|(id, _)| id.clone()).collect();
+        for id in late {
+            self.look_after_attachers(&id);
+        }
+    }
+
+    /// Forgets the pipes that are gone, and remembers whether a session has yet to take something.
+    pub(super) fn look_after_attachers(&mut self, id: &ProcessId) {
+        let process = self.processes.get_mut(id);
+        let Some(output) = process.map(|process| &mut process.output) else {
+            self.held.remove(id);
+            return;
+        };
+        let until = output.expire_attachers(Instant::now());
+        for token in output.attachers_mut().take_gone() {
+            self.watched.remove(&token);
+        }
+        match until {
+            Some(until) => drop(self.held.insert(id.clone(), until)),
+            None => drop(self.held.remove(id)),
+        }
     }
 
     /// Opens the log and, unless there is to be a terminal, both sides of the FIFOs.

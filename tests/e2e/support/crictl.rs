@@ -23,18 +23,22 @@ fn program() -> PathBuf {
 }
 
 impl Node {
+    /// crictl for this daemon.
+    pub(crate) fn crictl_command(&self, arguments: &[&str]) -> Command {
+        let endpoint = self.names.endpoint();
+        let mut command = Command::new(program());
+        command
+            .args(["--config", "/dev/null", "--timeout", "30s"])
+            .args(["--runtime-endpoint", &endpoint])
+            .args(["--image-endpoint", &endpoint])
+            .args(arguments);
+        command
+    }
+
     /// Runs crictl; returns whether it succeeded, and what it printed on both streams.
     pub(crate) fn try_crictl(&self, arguments: &[&str]) -> (bool, String) {
-        let endpoint = self.names.endpoint();
-        let output = Command::new(program())
-            .args(["--config", "/dev/null", "--timeout", "30s"])
-            .args([
-                "--runtime-endpoint",
-                &endpoint,
-                "--image-endpoint",
-                &endpoint,
-            ])
-            .args(arguments)
+        let output = self
+            .crictl_command(arguments)
             .output()
             .unwrap_or_else(|e| panic!("crictl ({:?}: run `make deps`): {e}", program()));
         let out = String::from_utf8_lossy(&output.stdout);

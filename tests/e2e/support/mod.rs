@@ -29,6 +29,7 @@ pub(crate) mod prometheus;
 pub(crate) mod protojson;
 pub(crate) mod proxy;
 pub(crate) mod registry;
+pub(crate) mod streaming;
 pub(crate) mod teardown;
 pub(crate) mod wait;
 

@@ -1,0 +1,144 @@
+//! What a session reads and writes, whichever transport its client has chosen: channels, each a
+//! bounded stream of bytes that can end in one direction without the other.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, DuplexStream};
+use tokio::sync::watch;
+
+use super::spdy::StreamWriter;
+use super::websocket::ChannelWriter;
+
+/// What a channel holds for a session that does not read, per channel. A client that sends more
+/// waits; the windows of SPDY begin with the same size.
+pub(super) const BUFFER_BYTES: usize = 64 * 1024;
+
+/// The client is gone, or the session is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the client has gone")]
+pub struct Gone;
+
+impl From<Gone> for io::Error {
+    fn from(gone: Gone) -> Self {
+        Self::new(io::ErrorKind::BrokenPipe, gone)
+    }
+}
+
+/// Counts what moves, so that a session that is idle can be told from one that is not.
+#[derive(Debug, Clone, Default)]
+pub struct Activity(Arc<AtomicU64>);
+
+impl Activity {
+    /// Something has moved.
+    pub fn note(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns when nothing has moved for `bound`, give or take a quarter.
+    pub async fn ends(&self, bound: Duration) {
+        let mut seen = self.0.load(Ordering::Relaxed);
+        let mut quiet = 0;
+        while quiet < 4 {
+            tokio::time::sleep(bound / 4).await;
+            let now = self.0.load(Ordering::Relaxed);
+            quiet = if now == seen { quiet + 1 } else { 0 };
+            seen = now;
+        }
+    }
+}
+
+/// What comes from the client on one channel.
+#[derive(Debug)]
+pub struct Inlet {
+    pipe: DuplexStream,
+    credit: Option<super::spdy::Credit>,
+    activity: Activity,
+}
+
+impl Inlet {
+    pub(super) fn new(
+        pipe: DuplexStream,
+        credit: Option<super::spdy::Credit>,
+        activity: Activity,
+    ) -> Self {
+        Self {
+            pipe,
+            credit,
+            activity,
+        }
+    }
+
+    /// Reads what is there, and waits for it; 0 is the end. An end that comes because the client is
+    /// gone looks the same: see [`Line::gone`].
+    ///
+    /// # Errors
+    /// None that are to be expected.
+    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(credit) = &mut self.credit {
+            credit.settle().await;
+        }
+        let length = self.pipe.read(buffer).await?;
+        self.activity.note();
+        if let Some(credit) = &mut self.credit {
+            credit.consumed(length);
+        }
+        Ok(length)
+    }
+}
+
+/// What goes to the client on one channel.
+#[derive(Debug)]
+pub enum Outlet {
+    /// A stream of SPDY.
+    Spdy(StreamWriter),
+    /// A channel among the messages of a WebSocket.
+    WebSocket(ChannelWriter),
+}
+
+impl Outlet {
+    /// Hands bytes over, and waits until there is room for them.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<(), Gone> {
+        match self {
+            Self::Spdy(stream) => stream.write(bytes).await,
+            Self::WebSocket(channel) => channel.write(bytes).await,
+        }
+    }
+
+    /// Nothing follows on this channel.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn finish(&mut self) -> Result<(), Gone> {
+        match self {
+            Self::Spdy(stream) => stream.finish().await,
+            Self::WebSocket(channel) => channel.finish().await,
+        }
+    }
+}
+
+/// Whether the client is still there.
+#[derive(Debug, Clone)]
+pub struct Line(watch::Receiver<bool>);
+
+impl Line {
+    /// Ends when the sender says so, or is dropped.
+    pub(super) fn new(gone: watch::Receiver<bool>) -> Self {
+        Self(gone)
+    }
+
+    /// Waits until the client is gone.
+    pub async fn gone(&self) {
+        turned(&mut self.0.clone()).await;
+    }
+}
+
+/// Waits until a switch is on; one whose owner is gone counts as on.
+pub(super) async fn turned(switch: &mut watch::Receiver<bool>) {
+    let _ = switch.wait_for(|on| *on).await;
+}

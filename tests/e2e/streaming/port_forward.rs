@@ -1,0 +1,233 @@
+//! Port-forward.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+
+use futures_util::future::join_all;
+use quilt::proto::cri as v1;
+use quilt::streaming::spdy::frame::Frame;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{TRANSPORTS, noise};
+use crate::support::client::request;
+use crate::support::streaming::Spdy;
+use crate::support::{Node, Pod, cri::*, is_soak};
+
+/// A listener of the test's own in a pod's network.
+fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
+    let pin = node
+        .names
+        .state()
+        .join(format!("sandboxes/{}/ns/net", pod.id));
+    // A thread that goes there, and ends.
+    let listener = std::thread::spawn(move || {
+        let namespace = std::fs::File::open(pin).expect("the pod's network");
+        let kind = rustix::thread::LinkNameSpaceType::Network;
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind)).expect("setns");
+        StdListener::bind(SocketAddr::new(ip, 0)).expect("a listener")
+    });
+    let listener = listener.join().expect("the thread ends");
+    listener.set_nonblocking(true).expect("non-blocking");
+    TcpListener::from_std(listener).expect("registered")
+}
+
+/// crictl, forwarding one port.
+struct Forward {
+    child: tokio::process::Child,
+    port: u16,
+}
+
+impl Forward {
+    async fn start(node: &Node, pod: &Pod, transport: &str, port: u16) -> Self {
+        let mapping = format!(":{port}");
+        let arguments = ["port-forward", "-r", transport, &pod.id, &mapping];
+        let mut command = tokio::process::Command::from(node.crictl_command(&arguments));
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .kill_on_drop(true);
+        let mut child = child.spawn().expect("crictl starts");
+        let stdout = child.stdout.take().expect("its output");
+        let mut lines = BufReader::new(stdout).lines();
+        // "Forwarding from 127.0.0.1:PORT -> REMOTE"
+        let local = loop {
+            let line = lines.next_line().await.expect("text").expect("a line");
+            if let Some(rest) = line.split("127.0.0.1:").nth(1) {
+                let port = rest.split(' ').next().expect("a port");
+                break port.parse().expect("a number");
+            }
+        };
+        // Read on, so that it never waits for us.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self { child, port: local }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        let address = (Ipv4Addr::LOCALHOST, self.port);
+        TcpStream::connect(address).await.expect("crictl listens")
+    }
+
+    async fn end(mut self) {
+        self.child.kill().await.expect("crictl is killed");
+    }
+}
+
+/// Sends `bytes` and their end; returns what comes back until the end.
+async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+    let (mut from, mut to) = stream.split();
+    let send = async {
+        to.write_all(bytes).await.expect("sent");
+        to.shutdown().await.expect("half closed");
+    };
+    let mut back = Vec::new();
+    let receive = async { from.read_to_end(&mut back).await.expect("received") };
+    tokio::join!(send, receive);
+    back
+}
+
+async fn forward_url(node: &Node, pod: &Pod) -> String {
+    let message = v1::PortForwardRequest {
+        pod_sandbox_id: pod.id.clone(),
+        port: vec![],
+    };
+    let mut client = v1::runtime_service_client::RuntimeServiceClient::new(node.cri.channel());
+    let answer = client.port_forward(request(message)).await;
+    answer.expect("PortForward").into_inner().url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_pass_whole_and_half_closed_over_both_transports() {
+    let node = Node::start().await;
+    let pod = node.pod("forward").await;
+    let listener = listen(&node, &pod, Ipv4Addr::LOCALHOST.into());
+    let port = listener.local_addr().expect("an address").port();
+    // The pod answers after the client's end: with all it got, backwards.
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.expect("received");
+                bytes.reverse();
+                stream.write_all(&bytes).await.expect("sent");
+            });
+        }
+    });
+    let bytes = noise(if is_soak() { 100 << 20 } else { 4 << 20 });
+    for transport in TRANSPORTS {
+        let forward = Forward::start(&node, &pod, transport, port).await;
+        let mut back = exchange(forward.connect().await, &bytes).await;
+        back.reverse();
+        assert!(back == bytes, "{transport}: other bytes");
+        join_all((0..20_u8).map(async |n| {
+            let back = exchange(forward.connect().await, &[n, n + 1]).await;
+            assert_eq!(back, [n + 1, n], "{transport}");
+        }))
+        .await;
+        forward.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_listens_on_ipv6_alone_is_found() {
+    let node = Node::start().await;
+    let pod = node.pod("six").await;
+    let listener = listen(&node, &pod, Ipv6Addr::LOCALHOST.into());
+    let port = listener.local_addr().expect("an address").port();
+    let forward = Forward::start(&node, &pod, "websocket", port).await;
+    let accepted = tokio::spawn(async move { listener.accept().await.expect("a connection").0 });
+    let mut client = forward.connect().await;
+    let mut inside = accepted.await.expect("accepted");
+    // The pod speaks first, and ends first; the client may still speak.
+    inside.write_all(b"from the pod").await.expect("sent");
+    inside.shutdown().await.expect("half closed");
+    let mut text = String::new();
+    client.read_to_string(&mut text).await.expect("received");
+    assert_eq!(text, "from the pod");
+    forward.end().await;
+}
+
+#[tokio::test]
+async fn a_closed_port_and_a_udp_port_are_told_over_the_error_stream() {
+    let node = Node::start().await;
+    let mut config = node.pod_config("closed");
+    config.port_mappings = vec![PortMapping {
+        protocol: Protocol::Udp as i32,
+        container_port: 53,
+        ..Default::default()
+    }];
+    let pod = node.pod_from(config).await;
+    let url = forward_url(&node, &pod).await;
+    let mut client = Spdy::connect(&url, "portforward.k8s.io").await;
+    for (id, port, wanted) in [("0", "9", "refused"), ("1", "53", "only TCP")] {
+        let headers = |kind| [("streamtype", kind), ("port", port), ("requestid", id)];
+        let error = client.open(&headers("error")).await;
+        let data = client.open(&headers("data")).await;
+        let (mut told, mut ends) = (Vec::new(), 0);
+        while ends < 2 {
+            let frame = client.next().await.expect("more");
+            if let Frame::Data { stream, bytes, fin } = frame {
+                assert!(stream == error || stream == data && bytes.is_empty());
+                told.extend_from_slice(&bytes);
+                ends += u32::from(fin);
+            }
+        }
+        let text = String::from_utf8_lossy(&told);
+        assert!(text.contains(wanted) && text.contains(port), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_make_no_connection_are_reset_and_others_go_on() {
+    let node = Node::start().await;
+    let pod = node.pod("odd").await;
+    let listener = listen(&node, &pod, Ipv4Addr::LOCALHOST.into());
+    let port = listener
+        .local_addr()
+        .expect("an address")
+        .port()
+        .to_string();
+    let url = forward_url(&node, &pod).await;
+    let mut client = Spdy::connect(&url, "portforward.k8s.io").await;
+    let odd: [&[(&str, &str)]; 4] = [
+        &[("streamtype", "stdin"), ("port", &port)],
+        &[("streamtype", "data")],
+        &[("streamtype", "data"), ("port", "0")],
+        &[("streamtype", "data"), ("port", "65536")],
+    ];
+    for headers in odd {
+        let opened = client.open(headers).await;
+        let reset =
+            |frame: &Frame| matches!(frame, Frame::RstStream { stream, .. } if *stream == opened);
+        client.until("a reset", reset).await;
+    }
+    // Without a request id the data stream follows its error stream.
+    let plain = |kind| [("streamtype", kind), ("port", port.as_str())];
+    client.open(&plain("error")).await;
+    let data = client.open(&plain("data")).await;
+    client.data(data, b"hello", false).await;
+    let (mut inside, _) = listener.accept().await.expect("a connection");
+    let mut buffer = [0; 5];
+    inside.read_exact(&mut buffer).await.expect("received");
+    assert_eq!(&buffer, b"hello");
+    // The client drops the connection: so does the pod's side.
+    let (stream, status) = (data, 5);
+    client.send(Frame::RstStream { stream, status }).await;
+    assert_eq!(inside.read(&mut buffer).await.unwrap_or(0), 0);
+}
+
+#[tokio::test]
+async fn a_pod_that_is_stopped_has_no_ports() {
+    let node = Node::start().await;
+    let pod = node.pod("stopped").await;
+    node.cri.stop_pod(&pod.id).await.expect("StopPodSandbox");
+    let message = v1::PortForwardRequest {
+        pod_sandbox_id: pod.id.clone(),
+        port: vec![],
+    };
+    let mut client = v1::runtime_service_client::RuntimeServiceClient::new(node.cri.channel());
+    let error = client.port_forward(request(message)).await;
+    let error = error.expect_err("refused");
+    assert_eq!(error.code(), tonic::Code::FailedPrecondition, "{error}");
+}

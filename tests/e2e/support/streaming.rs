@@ -1,0 +1,261 @@
+//! Clients of sessions: crictl with an input and a terminal of its own, and a SPDY client that can
+//! be made to misbehave. The latter puts frames together with the daemon's own code, whose bytes
+//! crictl vouches for.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::process::{Child, Output, Stdio};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use quilt::proto::cri as v1;
+use quilt::streaming::spdy::frame::{Decoder, Encoder, Frame};
+use quilt::streaming::spdy::headers::Headers;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::Node;
+use super::client::request;
+
+/// Longest wait for one frame.
+const BOUND: Duration = Duration::from_secs(20);
+
+impl Node {
+    /// Runs crictl with `input`, apart from what else the test does.
+    pub(crate) async fn crictl_with(&self, arguments: &[&str], input: Vec<u8>) -> Output {
+        let mut command = self.crictl_command(arguments);
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = child.spawn().expect("crictl starts");
+        let finished = tokio::task::spawn_blocking(move || {
+            let mut stdin = child.stdin.take().expect("its input");
+            let writer = std::thread::spawn(move || {
+                // One that has ended reads no more.
+                let _ = stdin.write_all(&input);
+            });
+            let output = child.wait_with_output().expect("crictl ends");
+            writer.join().expect("the writer ends");
+            output
+        });
+        finished.await.expect("crictl has run")
+    }
+
+    /// Starts crictl on a terminal; the master side comes with it.
+    pub(crate) fn crictl_on_terminal(&self, arguments: &[&str]) -> (Child, std::fs::File) {
+        let size = nix::pty::Winsize {
+            ws_row: 30,
+            ws_col: 100,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = nix::pty::openpty(&size, None).expect("a terminal");
+        let slave = || Stdio::from(pty.slave.try_clone().expect("a second handle"));
+        let mut command = self.crictl_command(arguments);
+        let child = command.stdin(slave()).stdout(slave()).stderr(slave());
+        let child = child.spawn().expect("crictl starts");
+        (child, pty.master.into())
+    }
+
+    /// The URL of a command's session.
+    pub(crate) async fn exec_url(&self, id: &str, command: &[&str], tty: bool) -> String {
+        let message = v1::ExecRequest {
+            container_id: id.into(),
+            cmd: command.iter().map(ToString::to_string).collect(),
+            tty,
+            stdin: true,
+            stdout: true,
+            stderr: !tty,
+        };
+        let mut client = v1::runtime_service_client::RuntimeServiceClient::new(self.cri.channel());
+        client
+            .exec(request(message))
+            .await
+            .expect("Exec")
+            .into_inner()
+            .url
+    }
+}
+
+/// Reads a terminal until `wanted` appears; what was read.
+pub(crate) fn read_until(terminal: &mut std::fs::File, wanted: &str) -> String {
+    let end = std::time::Instant::now() + BOUND;
+    let mut text = Vec::new();
+    loop {
+        let shown = String::from_utf8_lossy(&text).into_owned();
+        if shown.contains(wanted) {
+            return shown;
+        }
+        let mut poll = [rustix::event::PollFd::new(
+            terminal,
+            rustix::event::PollFlags::IN,
+        )];
+        let left = end.saturating_duration_since(std::time::Instant::now());
+        let left = rustix::event::Timespec::try_from(left).expect("a short time");
+        let ready = rustix::event::poll(&mut poll, Some(&left)).expect("poll");
+        assert!(ready > 0, "no {wanted:?} in {shown:?}");
+        let mut buffer = [0; 4096];
+        let length = terminal
+            .read(&mut buffer)
+            .unwrap_or_else(|e| panic!("{e} before {wanted:?} in {shown:?}"));
+        text.extend_from_slice(&buffer[..length]);
+    }
+}
+
+/// Where a URL of ours leads: address and path.
+pub(crate) fn place(url: &str) -> (&str, &str) {
+    let rest = url.strip_prefix("http://").expect("an absolute URL");
+    let slash = rest.find('/').expect("a path");
+    rest.split_at(slash)
+}
+
+/// Sends a request as it is and reads the answer's head.
+pub(crate) async fn http(address: &str, request: &str) -> (TcpStream, String) {
+    let mut socket = TcpStream::connect(address).await.expect("it listens");
+    socket.write_all(request.as_bytes()).await.expect("written");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match tokio::time::timeout(BOUND, socket.read_u8())
+            .await
+            .expect("an answer")
+        {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    (socket, String::from_utf8(head).expect("text"))
+}
+
+/// A SPDY client.
+pub(crate) struct Spdy {
+    socket: TcpStream,
+    decoder: Decoder,
+    encoder: Encoder,
+    input: BytesMut,
+    next_stream: u32,
+}
+
+impl Spdy {
+    /// Asks for `protocol` under the URL, which must be granted.
+    pub(crate) async fn connect(url: &str, protocol: &str) -> Self {
+        let (address, path) = place(url);
+        let request = format!(
+            "POST {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+             Upgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: {protocol}\r\n\
+             Content-Length: 0\r\n\r\n"
+        );
+        let (socket, head) = http(address, &request).await;
+        assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+        assert!(head.to_lowercase().contains(protocol), "{head}");
+        Self {
+            socket,
+            decoder: Decoder::default(),
+            encoder: Encoder::default(),
+            input: BytesMut::new(),
+            next_stream: 1,
+        }
+    }
+
+    pub(crate) async fn send(&mut self, frame: Frame) {
+        let mut bytes = BytesMut::new();
+        self.encoder.put(&frame, &mut bytes).expect("a frame");
+        self.raw(&bytes).await;
+    }
+
+    pub(crate) async fn raw(&mut self, bytes: &[u8]) {
+        self.socket.write_all(bytes).await.expect("written");
+    }
+
+    pub(crate) async fn data(&mut self, stream: u32, bytes: &[u8], fin: bool) {
+        let bytes = Bytes::copy_from_slice(bytes);
+        self.send(Frame::Data { stream, bytes, fin }).await;
+    }
+
+    /// Opens a stream and does not wait for the answer.
+    pub(crate) async fn open(&mut self, headers: &[(&str, &str)]) -> u32 {
+        let stream = self.next_stream;
+        self.next_stream += 2;
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let (fin, headers) = (false, Headers::new(headers.iter().map(own).collect()));
+        self.send(Frame::SynStream {
+            stream,
+            fin,
+            headers,
+        })
+        .await;
+        stream
+    }
+
+    /// Opens streams of these types.
+    pub(crate) async fn open_all(&mut self, types: &[&str]) -> Vec<u32> {
+        let mut streams = Vec::new();
+        for name in types {
+            streams.push(self.open(&[("streamtype", name)]).await);
+        }
+        streams
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub(crate) async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next(&mut self.input).expect("frames") {
+                return Some(frame);
+            }
+            let read = self.socket.read_buf(&mut self.input);
+            match tokio::time::timeout(BOUND, read).await.expect("a frame") {
+                Ok(1..) => {}
+                Ok(0) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Reads until `wanted` comes.
+    pub(crate) async fn until(&mut self, what: &str, wanted: impl Fn(&Frame) -> bool) -> Frame {
+        loop {
+            let frame = self.next().await;
+            let frame = frame.unwrap_or_else(|| panic!("the end before {what}"));
+            if wanted(&frame) {
+                return frame;
+            }
+        }
+    }
+
+    /// Reads to the goodbye, and closes: what came on each stream.
+    pub(crate) async fn finish(mut self) -> BTreeMap<u32, Vec<u8>> {
+        let mut content: BTreeMap<u32, Vec<u8>> = BTreeMap::new();
+        while let Some(frame) = self.next().await {
+            match frame {
+                Frame::Data { stream, bytes, .. } => {
+                    content.entry(stream).or_default().extend_from_slice(&bytes);
+                }
+                Frame::GoAway { .. } => break,
+                _ => {}
+            }
+        }
+        content
+    }
+}
+
+/// What came of a command's session.
+pub(crate) struct Ran {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) status: Value,
+}
+
+/// Runs a command with `input` as kubelet's client does.
+pub(crate) async fn run(url: &str, input: &[u8]) -> Ran {
+    let mut client = Spdy::connect(url, "v4.channel.k8s.io").await;
+    let types = ["error", "stdin", "stdout", "stderr"];
+    let streams = client.open_all(&types).await;
+    client.data(streams[1], input, true).await;
+    let mut content = client.finish().await;
+    let status = content.remove(&streams[0]).expect("a status");
+    Ran {
+        stdout: content.remove(&streams[2]).unwrap_or_default(),
+        stderr: content.remove(&streams[3]).unwrap_or_default(),
+        status: serde_json::from_slice(&status).expect("a status in JSON"),
+    }
+}
