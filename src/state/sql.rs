@@ -107,6 +107,15 @@ pub(super) fn column<T: rusqlite::types::FromSql>(row: &Row<'_>) -> rusqlite::Re
     row.get(0)
 }
 
+/// The first two columns of a row.
+pub(super) fn pair<T, U>(row: &Row<'_>) -> rusqlite::Result<(T, U)>
+where
+    T: rusqlite::types::FromSql,
+    U: rusqlite::types::FromSql,
+{
+    Ok((row.get(0)?, row.get(1)?))
+}
+
 /// Statements of the running transaction; an error says what was being done.
 impl Tx {
     /// Runs a statement without rows; returns how many rows it changed.
