@@ -21,6 +21,8 @@ readonly GROUPS_BASIC=(
     'Container runtime should support basic operations on container=14'
     'Idempotence=7'
     'Image Manager=9'
+    'Image Consistency=3'
+    'Image Identifier Consistency=2'
     'Streaming=5'
     'Image Volume=5'
 )

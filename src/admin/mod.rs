@@ -1,11 +1,15 @@
 //! The admin API, on a socket of its own that only root can open: what operators' commands ask.
 
 pub mod endpoint;
+mod image_check;
 mod metrics;
 
 use std::path::PathBuf;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
 use crate::engine::Engine;
@@ -14,6 +18,7 @@ use crate::proto::admin as v1;
 use crate::state::node::LAST_REBUILD;
 use crate::state::{StateError, Store};
 
+pub use image_check::ImageCheck;
 pub use metrics::MetricsPage;
 
 /// Most rows of one answer.
@@ -61,6 +66,7 @@ pub struct AdminService {
     state_dir: PathBuf,
     imports: mpsc::Sender<Import>,
     checks: mpsc::Sender<Check>,
+    image_checks: mpsc::Sender<ImageCheck>,
     metrics: MetricsPage,
 }
 
@@ -72,7 +78,7 @@ impl AdminService {
         engine: Engine,
         state_dir: PathBuf,
         imports: mpsc::Sender<Import>,
-        checks: mpsc::Sender<Check>,
+        (checks, image_checks): (mpsc::Sender<Check>, mpsc::Sender<ImageCheck>),
         metrics: MetricsPage,
     ) -> Self {
         Self {
@@ -81,6 +87,7 @@ impl AdminService {
             state_dir,
             imports,
             checks,
+            image_checks,
             metrics,
         }
     }
@@ -238,6 +245,17 @@ impl v1::admin_server::Admin for AdminService {
             differences,
             duration_ns,
         }))
+    }
+
+    async fn check_images(
+        &self,
+        request: Request<v1::CheckImagesRequest>,
+    ) -> Result<Response<BoxStream<v1::CheckedImagePart>>, Status> {
+        let (check, parts) = ImageCheck::of(request.into_inner());
+        let sent = self.image_checks.send(check).await;
+        sent.map_err(|_| going_down())?;
+        let parts = ReceiverStream::new(parts).map(image_check::message);
+        Ok(Response::new(Box::pin(parts)))
     }
 
     async fn inventory(

@@ -58,7 +58,10 @@ pub(super) async fn images(state: &Path) -> anyhow::Result<ImageServiceClient<Ch
 
 /// An answer of the daemon, or its error without gRPC's wrapping.
 pub(super) fn answer<T>(result: Result<tonic::Response<T>, tonic::Status>) -> anyhow::Result<T> {
-    result
-        .map(tonic::Response::into_inner)
-        .map_err(|status| anyhow::anyhow!("{}", status.message()))
+    said(result.map(tonic::Response::into_inner))
+}
+
+/// What the daemon said, or its error without gRPC's wrapping.
+pub(super) fn said<T>(result: Result<T, tonic::Status>) -> anyhow::Result<T> {
+    result.map_err(|status| anyhow::anyhow!("{}", status.message()))
 }

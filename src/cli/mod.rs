@@ -123,7 +123,10 @@ pub fn run() -> ExitCode {
         Command::Db(db) => db::run(&db),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Check(check) => return check::run(&check),
-        Command::Image(image) => link::block_on(image::run(&image)),
+        Command::Image(image) => match image::run(&image) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         #[cfg(feature = "fault-points")]
         Command::FaultPoints => {
             for point in crate::fault::POINTS {

@@ -15,17 +15,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
-use crate::admin::{AdminService, Check, CheckedDifference, Import, MetricsPage, endpoint};
+use crate::admin::{
+    AdminService, Check, CheckedDifference, ImageCheck, Import, MetricsPage, endpoint,
+};
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::{Config, MetricsConfig};
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
-use crate::image::ImageDriver;
+use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address::{self, Pool};
 use crate::network;
 use crate::reconcile::{
-    self, Back, Parts, Paths, Processes, collector, layer_usage, monitor, node_network, pruner,
-    records, recovery, sampler, shim_link, sweep, worker,
+    self, Back, Parts, Paths, Processes, collector, image_check, layer_usage, monitor,
+    node_network, pruner, records, recovery, sampler, shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -101,7 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     if let Some(listener) = metrics {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
     }
-    let admin = operators(&back, &engine, page, requests, &mut tasks);
+    let admin = operators(&back, &engine, page, requests, &mut tasks, &stopped);
     // Before the first answer: who has got one may look for the daemon by this file.
     engine
         .write(&paths.state)
@@ -132,17 +134,22 @@ fn operators(
     page: MetricsPage,
     sweeper: mpsc::Sender<sweep::Request>,
     tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
 ) -> AdminService {
     let (imports, import_queue) = mpsc::channel(IMPORTS);
     tasks.spawn(run_imports(back.clone(), import_queue));
     let (checks, check_queue) = mpsc::channel(CHECKS);
     tasks.spawn(run_checks(sweeper, check_queue));
+    let (image_checks, image_check_queue) = mpsc::channel(CHECKS);
+    let (looks, look_queue) = mpsc::channel(1);
+    tasks.spawn(run_image_checks(looks, image_check_queue));
+    tasks.spawn(image_check::run(back.clone(), look_queue, stopped.clone()));
     AdminService::new(
         back.store.clone(),
         engine.clone(),
         back.paths.state.clone(),
         imports,
-        checks,
+        (checks, image_checks),
         page,
     )
 }
@@ -387,6 +394,27 @@ async fn run_checks(sweeper: mpsc::Sender<sweep::Request>, mut queue: mpsc::Rece
             });
             (differences.collect(), duration_ns)
         }));
+    }
+}
+
+/// Passes checks of images to the back, which makes one at a time.
+async fn run_image_checks(
+    back: mpsc::Sender<image_check::Request>,
+    mut queue: mpsc::Receiver<ImageCheck>,
+) {
+    while let Some(check) = queue.recv().await {
+        let request = image_check::Request {
+            images: check.images,
+            depth: match check.quick {
+                true => Depth::Quick,
+                false => Depth::Whole,
+            },
+            repair: check.repair,
+            answers: check.answers,
+        };
+        if back.send(request).await.is_err() {
+            return;
+        }
     }
 }
 

@@ -40,6 +40,7 @@ pub const POINTS: &[&str] = &[
     "image.layer_in_place",
     "image.layer_beside",
     "image.layer_exchanged",
+    "image.layer_replaced",
     "image.layer_committed",
     "image.layer_recorded",
     "image.fetched",

@@ -9,6 +9,7 @@ pub mod difference;
 pub mod digest;
 pub mod event;
 pub mod image;
+pub mod image_check;
 pub mod job;
 pub mod layer;
 pub mod port;

@@ -11,6 +11,8 @@ use crate::state::now_ns;
 
 /// Longest pause between two looks.
 const PERIOD: Duration = Duration::from_secs(60);
+/// The same while a broken layer waits for its containers to end.
+const PERIOD_RETIRED: Duration = Duration::from_secs(2);
 /// Shortest one.
 const PERIOD_MIN: Duration = Duration::from_millis(100);
 
@@ -35,23 +37,28 @@ pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
 
 /// Collects what is due; says when to look again.
 async fn look(back: &Back) -> Result<Duration, ReconcileError> {
-    remove_retired(back).await?;
+    let period = match remove_retired(back).await? {
+        0 => PERIOD,
+        _ => PERIOD_RETIRED,
+    };
     let mut next = back.store.next_unused_layer().await?;
     if next.is_some_and(|at| at <= now_ns()) {
         back.observed.collect_layers().await?;
         next = back.store.next_unused_layer().await?;
     }
-    let Some(at) = next else { return Ok(PERIOD) };
+    let Some(at) = next else { return Ok(period) };
     let left = u64::try_from(at.saturating_sub(now_ns())).unwrap_or(0);
-    Ok(Duration::from_nanos(left).clamp(PERIOD_MIN, PERIOD))
+    Ok(Duration::from_nanos(left).clamp(PERIOD_MIN, period))
 }
 
-/// Broken layers go when the last container that was started on them has ended.
-async fn remove_retired(back: &Back) -> Result<(), ReconcileError> {
+/// Broken layers go when the last container that was started on them has ended; says how many stay.
+async fn remove_retired(back: &Back) -> Result<usize, ReconcileError> {
+    let mut stay = 0;
     let back_too = back.clone();
     for layer in blocking(move || Ok(back_too.images.retired_layers()?)).await? {
         let chain_id = layer.chain_id.to_string();
         if back.store.is_stood_on(&chain_id, layer.at_ns).await? {
+            stay += 1;
             continue;
         }
         tracing::info!(
@@ -61,5 +68,5 @@ async fn remove_retired(back: &Back) -> Result<(), ReconcileError> {
         let back_too = back.clone();
         blocking(move || Ok(back_too.images.remove_retired(&layer)?)).await?;
     }
-    Ok(())
+    Ok(stay)
 }

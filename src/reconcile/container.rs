@@ -171,7 +171,7 @@ fn make_directories(
 ) -> Result<String, ReconcileError> {
     let layers = record.layers.iter().rev();
     let chain: Vec<String> = layers.map(|layer| layer.chain_id.clone()).collect();
-    let lower = image_volume::directories(back, &chain)?;
+    let lower = image_volume::paths(back, &chain)?;
     let id = container.id.as_str();
     let snapshot = snapshot::ensure_snapshot(&back.paths.root, id, back.snapshots, &lower)?;
     fault::blocking_point("container.snapshot")?;

@@ -237,7 +237,7 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         }
         _ => Vec::new(),
     };
-    let lower = image_volume::directories(back, &chain)?;
+    let lower = image_volume::directories(back, &chain).await?;
     let volumes = image_volume::plan(back, container).await?;
     container_plan::build(back, container, &sandbox, snapshot, lower, volumes)
 }

@@ -62,6 +62,18 @@ pub enum ReconcileError {
     /// A pod that is up lacks something that could not be given back to it.
     #[error("the pod is not whole: {0}")]
     NotWhole(String),
+    /// An operator names an image that is not there.
+    #[error("there is no image {0:?}")]
+    NoImage(String),
+    /// An operator names the beginning of several ids.
+    #[error("{0:?} is ambiguous: give more of the id")]
+    SeveralImages(String),
+    /// A layer is gone from the disk; its images are forgotten with it.
+    #[error(
+        "layer {0} is gone from the disk: its images are forgotten, pull the image of this \
+         container again and create the container anew"
+    )]
+    LayerGone(String),
     /// A pull whose credentials were in the memory of another daemon.
     #[error("the credentials of this pull were lost with the daemon that had them; pull again")]
     CredentialsLost,

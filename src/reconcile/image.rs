@@ -18,8 +18,8 @@ use super::{Back, ReconcileError, blocking};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{
-    CommittedLayer, Credentials, Digest, Given, ImageError, Lookup, Reference, ResolvedImage,
-    StagedLayer,
+    CommittedLayer, Credentials, Digest, Given, ImageConfigSummary, ImageError, Lookup, Reference,
+    ResolvedImage, StagedLayer,
 };
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
@@ -187,6 +187,10 @@ async fn known(
     if !image.digests.contains(&by_digest) {
         return Ok(None);
     }
+    let origin = back.store.image_origin(&image.id).await?;
+    if origin.is_none_or(|origin| origin.damage.is_some()) {
+        return Ok(None);
+    }
     if let Some(top) = &image.top_chain_id {
         for layer in back.store.layer_chain(top).await? {
             if !is_there(back, &chain_id(&layer)?).await? {
@@ -252,13 +256,14 @@ async fn store_layers(
     fault::point("image.layers_recorded").await?;
     stages.enter("fetch");
     // What is being fetched goes when that is dropped. What comes later takes no time.
-    let staged = tokio::select! {
+    let (staged, failed) = tokio::select! {
         staged = fetch_layers(back, holder, image, stages) => staged?,
         () = given_up => return Err(ReconcileError::GivenUp),
     };
     fault::point("image.fetched").await?;
     stages.enter("commit");
-    // Bottom to top: a directory a layer only implies takes after the one below it.
+    // Bottom to top: a directory a layer only implies takes after the one below it. What has come
+    // is kept for a retry, also when another layer has failed.
     for layer in staged {
         let damaged = back
             .store
@@ -276,16 +281,17 @@ async fn store_layers(
         back.observed.layer_present(present(&committed)).await?;
         fault::point("image.layer_recorded").await?;
     }
-    Ok(true)
+    failed.map_or(Ok(true), Err)
 }
 
-/// Fetches the layers that are not here, side by side; returns them bottom first.
+/// Fetches the layers that are not here, side by side; returns them bottom first, and why not all
+/// of them have come: then up to the first that has not.
 async fn fetch_layers(
     back: &Back,
     holder: &str,
     image: &ResolvedImage,
     stages: &mut Stages<'_>,
-) -> Result<Vec<StagedLayer>, ReconcileError> {
+) -> Result<(Vec<StagedLayer>, Option<ReconcileError>), ReconcileError> {
     let image = Arc::new(image.clone());
     let of = image.layers.len();
     let (back_too, key, image_too) = (back.clone(), holder.to_owned(), Arc::clone(&image));
@@ -300,7 +306,7 @@ async fn fetch_layers(
     watch.begin(back).await?;
     fault::point("image.pull_begun").await?;
     let mut fetching = JoinSet::new();
-    for index in missing {
+    for index in missing.iter().copied() {
         let (back, image, progress) = (back.clone(), Arc::clone(&image), watch.progress(index));
         fetching.spawn(async move {
             (
@@ -336,10 +342,10 @@ async fn fetch_layers(
     };
     watch.note(back).await;
     back.store.metrics().pulled_bytes.add(watch.fetched_bytes());
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(staged.into_iter().flatten().collect()),
-    }
+    drop(fetching);
+    let lacking = missing.iter().find(|index| staged[**index].is_none());
+    staged.truncate(lacking.copied().unwrap_or(of));
+    Ok((staged.into_iter().flatten().collect(), failed))
 }
 
 /// Whether a layer need not be fetched. One that came into its place just before its daemon died is
@@ -392,15 +398,7 @@ pub(super) fn record(
         id: image.image_id.to_string(),
         manifest_digest: image.manifest_digest.to_string(),
         top_chain_id: image.layers.last().map(|layer| layer.chain_id.to_string()),
-        spec: ImageSpec {
-            env: config.env.clone(),
-            entrypoint: config.entrypoint.clone(),
-            cmd: config.cmd.clone(),
-            user: config.user.clone(),
-            working_dir: config.working_dir.clone(),
-            stop_signal: config.stop_signal.clone(),
-            labels: config.labels.clone(),
-        },
+        spec: spec_of(config),
         tags,
         digests,
         annotations: image.annotations(),
@@ -408,6 +406,19 @@ pub(super) fn record(
         manifest: image.manifest.clone(),
         config: config.json.clone(),
         pins: back.image_rules.pins.clone(),
+    }
+}
+
+/// What an image says of its containers.
+pub(super) fn spec_of(config: &ImageConfigSummary) -> ImageSpec {
+    ImageSpec {
+        env: config.env.clone(),
+        entrypoint: config.entrypoint.clone(),
+        cmd: config.cmd.clone(),
+        user: config.user.clone(),
+        working_dir: config.working_dir.clone(),
+        stop_signal: config.stop_signal.clone(),
+        labels: config.labels.clone(),
     }
 }
 

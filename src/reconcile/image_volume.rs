@@ -9,10 +9,27 @@ use crate::runtime::image_volume;
 use crate::runtime::plan::ImageVolume;
 use crate::state::container::Container;
 
-/// Directories of layers, topmost first.
-pub(super) fn directories(back: &Back, chain: &[String]) -> Result<Vec<PathBuf>, ReconcileError> {
+/// Directories of layers, topmost first, whether they are there or not.
+pub(super) fn paths(back: &Back, chain: &[String]) -> Result<Vec<PathBuf>, ReconcileError> {
     let of = |chain_id: &String| Ok(back.images.layer_path(&image::chain_id(chain_id)?));
     chain.iter().map(of).collect()
+}
+
+/// Directories of layers, topmost first. When one is gone from the disk, its images are forgotten
+/// as by the sweep, so that the client's next pull brings it back.
+pub(super) async fn directories(
+    back: &Back,
+    chain: &[String],
+) -> Result<Vec<PathBuf>, ReconcileError> {
+    for name in chain {
+        let chain_id = image::chain_id(name)?;
+        if !back.images.has_layer(&chain_id) {
+            back.observed.layer_lost(name.clone()).await?;
+            back.image_records.notify_one();
+            return Err(ReconcileError::LayerGone(name.clone()));
+        }
+    }
+    paths(back, chain)
 }
 
 /// What the launch plan says of the images among the container's mounts, in the order of the
@@ -36,7 +53,7 @@ pub(super) async fn plan(
             None => Vec::new(),
         };
         volumes.push(ImageVolume {
-            lower: directories(back, &chain)?,
+            lower: directories(back, &chain).await?,
             sub_path: mount.sub_path.clone(),
         });
     }

@@ -12,6 +12,7 @@ mod container_launch;
 mod container_plan;
 mod error;
 mod image;
+pub mod image_check;
 mod image_volume;
 mod inspect;
 pub mod layer_usage;

@@ -2,6 +2,7 @@
 //! check of them has shown.
 
 use super::error::during;
+use super::event::Subject;
 use super::image::NewImage;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, Store, now_ns};
@@ -92,6 +93,23 @@ impl ObservedWriter {
                         .map(drop)
                         .map_err(during("record a check"))
                 })
+            })
+            .await
+    }
+
+    /// Something that happened to an image, which changes nothing about its being there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn image_event(
+        &self,
+        id: String,
+        kind: &'static str,
+        message: String,
+    ) -> Result<(), StateError> {
+        self.0
+            .write("record an event of an image", move |tx| {
+                Box::pin(async move { tx.event(Subject::Image(&id), kind, &message).await })
             })
             .await
     }

@@ -116,6 +116,21 @@ impl Store {
         Ok(found.is_some())
     }
 
+    /// Whether a layer is on disk, damaged or not.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub async fn is_layer_present(&self, chain_id: &str) -> Result<bool, StateError> {
+        let found: Option<i64> = self
+            .read("find a layer", || {
+                sqlx::query_scalar("SELECT 1 FROM layers WHERE chain_id = ? AND state = 'present'")
+                    .bind(chain_id)
+                    .fetch_optional(&self.readers)
+            })
+            .await?;
+        Ok(found.is_some())
+    }
+
     /// Every layer with a row, for the sweep.
     ///
     /// # Errors

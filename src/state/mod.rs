@@ -19,6 +19,7 @@ pub mod figures;
 pub mod health;
 pub mod image;
 pub mod image_document;
+pub mod image_lookup;
 pub mod image_volume;
 pub mod inspect;
 pub mod job;

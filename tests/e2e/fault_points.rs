@@ -35,6 +35,7 @@ const TRIES: u32 = 60;
 const ELSEWHERE: &[&str] = &[
     "image.layer_beside",
     "image.layer_exchanged",
+    "image.layer_replaced",
     "shim.adopted",
     "shim.exit_lost",
     "sandbox.lacking",

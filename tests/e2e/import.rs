@@ -13,7 +13,7 @@ use crate::support::pod::exited;
 use crate::support::{Node, registry};
 
 /// The pieces of a pushed image as an OCI layout, named by an annotation.
-fn oci_layout(dir: &Path, name: &str) {
+pub(crate) fn oci_layout(dir: &Path, name: &str) {
     let image = registry().pushed("zstd:latest");
     let blobs = dir.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("a directory of the test");

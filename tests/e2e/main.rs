@@ -19,6 +19,7 @@ mod exits;
 mod fault_points;
 mod image;
 mod image_commands;
+mod image_store;
 mod image_volume;
 mod import;
 mod isolation;

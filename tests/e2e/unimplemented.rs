@@ -1,6 +1,5 @@
 //! Every call of the API is routed: what is not there yet says so by its name.
 
-use quilt::proto::cri::image_service_client::ImageServiceClient;
 use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
 use quilt::proto::cri::*;
 use tonic::Code;
@@ -20,7 +19,6 @@ macro_rules! outcomes {
 async fn what_is_not_there_yet_says_so_by_its_name() {
     let node = Node::start().await;
     let runtime = RuntimeServiceClient::new(node.cri.channel());
-    let image = ImageServiceClient::new(node.cri.channel());
     let of_the_runtime = outcomes!(
         runtime,
         stream_pod_sandboxes(StreamPodSandboxesRequest) = "StreamPodSandboxes",
@@ -39,8 +37,7 @@ async fn what_is_not_there_yet_says_so_by_its_name() {
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) =
             "UpdatePodSandboxResources",
     );
-    let of_images = outcomes!(image, stream_images(StreamImagesRequest) = "StreamImages");
-    for (name, outcome) in of_the_runtime.into_iter().chain(of_images) {
+    for (name, outcome) in of_the_runtime {
         let error = outcome.expect_err("it is not there yet");
         assert_eq!(error.code(), Code::Unimplemented, "{name}: {error}");
         assert!(

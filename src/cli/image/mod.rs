@@ -1,6 +1,7 @@
 //! `quiltd image …`: pulling, listing and removing as clients of CRI do it; looking into images;
 //! and images as files.
 
+mod check;
 mod export;
 mod find;
 mod import;
@@ -11,7 +12,9 @@ mod pull;
 mod remove;
 mod watch;
 
-use super::{images, output};
+use std::process::ExitCode;
+
+use super::{images, link, output};
 
 #[derive(clap::Subcommand)]
 pub(super) enum Image {
@@ -27,9 +30,20 @@ pub(super) enum Image {
     Import(import::Import),
     /// Write images to a file: an OCI layout as a tar, the same bytes as in their registry.
     Export(export::Export),
+    /// Compare images on the disk with what they were: 0 all whole or repaired, 1 something is
+    /// damaged, 2 it could not be checked.
+    Check(check::Check),
 }
 
-pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
+/// Ends as the command that it is says.
+pub(super) fn run(image: &Image) -> anyhow::Result<ExitCode> {
+    match image {
+        Image::Check(check) => Ok(check::run(check)),
+        other => link::block_on(ask(other)).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+async fn ask(image: &Image) -> anyhow::Result<()> {
     match image {
         Image::Pull(pull) => pull::run(pull).await,
         Image::List(reading) => images::run(reading).await,
@@ -37,5 +51,7 @@ pub(super) async fn run(image: &Image) -> anyhow::Result<()> {
         Image::Remove(remove) => remove::run(remove).await,
         Image::Import(import) => import::run(import).await,
         Image::Export(export) => export::run(export).await,
+        // It has exit statuses of its own.
+        Image::Check(_) => Ok(()),
     }
 }

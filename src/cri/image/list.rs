@@ -1,10 +1,15 @@
-//! ListImages.
+//! ListImages, and StreamImages, which gives the same in pieces: a node with very many images does
+//! not fit into one message (KEP-5825).
 
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
+use crate::state::image::Image;
 
-use super::view;
+use super::{name_of, view};
+
+/// Images in one message of a stream.
+const PIECE: usize = 256;
 
 /// All images, or the one that a filter names.
 pub(in crate::cri) async fn list(
@@ -12,15 +17,32 @@ pub(in crate::cri) async fn list(
     request: v1::ListImagesRequest,
     _deadline: Deadline,
 ) -> Result<v1::ListImagesResponse, CallError> {
-    let name = request
-        .filter
-        .and_then(|filter| filter.image)
-        .map(|spec| spec.image);
-    let images = match name.filter(|name| !name.is_empty()) {
-        Some(name) => front.find_image(&name).await?.into_iter().collect(),
-        None => front.store.images().await?,
-    };
+    let images = filtered(&front, request.filter).await?;
     Ok(v1::ListImagesResponse {
         images: images.into_iter().map(view::item).collect(),
     })
+}
+
+/// The same, each image once, in messages that are never empty.
+pub(in crate::cri) async fn pieces(
+    front: Front,
+    request: v1::StreamImagesRequest,
+    _deadline: Deadline,
+) -> Result<Vec<v1::StreamImagesResponse>, CallError> {
+    let images = filtered(&front, request.filter).await?;
+    let mut left = images.into_iter().map(view::item).peekable();
+    let mut pieces = Vec::new();
+    while left.peek().is_some() {
+        let images = left.by_ref().take(PIECE).collect();
+        pieces.push(v1::StreamImagesResponse { images });
+    }
+    Ok(pieces)
+}
+
+async fn filtered(front: &Front, filter: Option<v1::ImageFilter>) -> Result<Vec<Image>, CallError> {
+    let name = filter.and_then(|filter| filter.image).map(name_of);
+    match name.filter(|name| !name.is_empty()) {
+        Some(name) => Ok(front.find_image(&name).await?.into_iter().collect()),
+        None => Ok(front.store.images().await?),
+    }
 }

@@ -20,6 +20,13 @@ pub(in crate::cri) async fn pull(
     request: v1::PullImageRequest,
     deadline: Deadline,
 ) -> Result<v1::PullImageResponse, CallError> {
+    if let Some(spec) = &request.image
+        && !spec.runtime_handler.is_empty()
+    {
+        let handler = &spec.runtime_handler;
+        let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
+        return Err(CallError::invalid("image.runtime_handler", why));
+    }
     let name = named("image", request.image)?;
     let reference = name
         .parse::<Reference>()

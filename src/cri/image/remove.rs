@@ -19,7 +19,7 @@ pub(in crate::cri) async fn remove(
     let id = match front.find_image(&name).await? {
         Some(image) => image.id,
         // A retry finds what is on its way out, and waits for it as the first call did.
-        None => match front.find_leaving_image(&name).await? {
+        None => match front.store.find_leaving_image(&name).await? {
             Some(id) => id,
             None => return Ok(v1::RemoveImageResponse {}),
         },

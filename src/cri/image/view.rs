@@ -29,6 +29,7 @@ pub(super) fn item(image: Image) -> v1::Image {
         username,
         spec: Some(v1::ImageSpec {
             image: image.id,
+            annotations: image.annotations.into_iter().collect(),
             ..Default::default()
         }),
         pinned: image.pinned,

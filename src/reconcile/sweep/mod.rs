@@ -286,7 +286,7 @@ async fn look(back: &Back, rows: Rows) -> Result<Vec<Difference>, ReconcileError
 }
 
 /// Runs blocking work on a thread of its own that lets everybody else go first.
-async fn gently<T, F>(work: F) -> Result<T, ReconcileError>
+pub(super) async fn gently<T, F>(work: F) -> Result<T, ReconcileError>
 where
     T: Send + 'static,
     F: FnOnce() -> Result<T, ReconcileError> + Send + 'static,

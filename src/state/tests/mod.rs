@@ -1,6 +1,7 @@
 //! The state engine on a real database file.
 
 mod jobs;
+mod layer;
 mod sweep;
 
 use std::collections::HashSet;

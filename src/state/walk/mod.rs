@@ -405,6 +405,17 @@ impl World {
             self.happens(Event::RemoveImage(number)).await;
         }
         self.rest().await;
+        // Layers of failed pulls have waited long enough in a moment.
+        while self
+            .store
+            .next_unused_layer()
+            .await
+            .expect("a read")
+            .is_some()
+        {
+            self.observed.collect_layers().await.expect("collected");
+        }
+        self.rest().await;
         self.check().await;
         let counts = self.store.count_rows().await.expect("counts");
         let counts: BTreeMap<_, _> = counts.into_iter().collect();
