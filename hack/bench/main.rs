@@ -6,6 +6,7 @@
 
 mod churn;
 mod client;
+mod cost;
 mod memory;
 mod phase;
 mod pod;
@@ -62,6 +63,9 @@ struct Args {
     /// Containers that cannot be ended, beside which the churn is repeated; 0 leaves that out.
     #[arg(long, default_value_t = 100)]
     stuck: usize,
+    /// Pods over which the CPU time of one is measured; 0 leaves it out.
+    #[arg(long, default_value_t = 50)]
+    cost_pods: usize,
     /// Further processes of the runtime, by process id.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<i32>,
@@ -125,6 +129,7 @@ async fn main() -> Result<()> {
         churn_s: args.churn_s,
         churn_rate: args.churn_rate,
         stuck: args.stuck,
+        cost_pods: args.cost_pods,
         runtime: memory::Selection {
             socket,
             pids: args.pids,
@@ -159,6 +164,7 @@ async fn measure(
     report.time("PullImage", cri.pull(maker.image()).await?);
     phase::sequential(cri, maker, plan, &mut report).await?;
     phase::short_lived(cri, maker, plan, &mut report).await?;
+    cost::cost(cri, maker, plan, &mut report).await?;
     phase::memory(cri, maker, plan, &mut report).await?;
     phase::crowd(cri, maker, plan, &mut report).await?;
     churn::churn(cri, maker, plan, &mut report).await?;

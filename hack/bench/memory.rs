@@ -29,29 +29,33 @@ pub(crate) struct Process {
     pub(crate) pss_bytes: u64,
 }
 
-/// Measures every process of the runtime, the largest first.
-pub(crate) fn measure(selection: &Selection) -> Result<Vec<Process>> {
+/// Every process of the runtime.
+pub(crate) fn processes(selection: &Selection) -> Result<Vec<i32>> {
     let daemon = listener(&selection.socket)?;
     let state = state_argument(daemon);
-    let mut found = Vec::new();
-    for pid in all_pids()? {
+    let chosen = |&pid: &i32| {
         let name = comm(pid);
-        let chosen = pid == daemon
+        pid == daemon
             || selection.pids.contains(&pid)
             || selection.names.iter().any(|wanted| matches(&name, wanted))
-            || is_sibling(pid, daemon, state.as_deref());
-        if !chosen {
-            continue;
-        }
-        // A process may end between being listed and being read.
-        if let Some(pss_bytes) = pss(pid) {
-            found.push(Process {
+            || is_sibling(pid, daemon, state.as_deref())
+    };
+    Ok(all_pids()?.into_iter().filter(chosen).collect())
+}
+
+/// Measures every process of the runtime, the largest first.
+pub(crate) fn measure(selection: &Selection) -> Result<Vec<Process>> {
+    let pids = processes(selection)?.into_iter();
+    // A process may end between being listed and being read.
+    let mut found: Vec<Process> = pids
+        .filter_map(|pid| {
+            Some(Process {
                 pid,
-                name,
-                pss_bytes,
-            });
-        }
-    }
+                name: comm(pid),
+                pss_bytes: pss(pid)?,
+            })
+        })
+        .collect();
     found.sort_by_key(|process| std::cmp::Reverse(process.pss_bytes));
     Ok(found)
 }

@@ -32,6 +32,8 @@ pub(crate) struct Plan {
     pub(crate) churn_rate: u32,
     /// Containers that cannot be ended, beside which the churn is repeated.
     pub(crate) stuck: usize,
+    /// Pods over which the CPU time of one is measured.
+    pub(crate) cost_pods: usize,
     pub(crate) runtime: Selection,
 }
 
@@ -113,6 +115,9 @@ pub(crate) async fn crowd(
     plan: &Plan,
     report: &mut Report,
 ) -> Result<()> {
+    if plan.crowd == 0 {
+        return Ok(());
+    }
     let begun = Instant::now();
     let pods = up(cri, maker, plan.crowd, plan.concurrency).await?;
     let up_s = begun.elapsed().as_secs_f64();

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use serde::Serialize;
 
+use crate::cost::Cost;
 use crate::memory::Process;
 
 /// What the project promises on its development machine, image present, one call after the other:
@@ -48,6 +49,7 @@ pub(crate) struct Report {
     calls: BTreeMap<&'static str, Summary>,
     crowd: Option<Crowd>,
     churn: Option<Churn>,
+    cost: Option<Cost>,
     memory: Option<Memory>,
     pull: Option<Pull>,
     #[serde(skip)]
@@ -120,6 +122,7 @@ impl Report {
             calls: BTreeMap::new(),
             crowd: None,
             churn: None,
+            cost: None,
             memory: None,
             pull: None,
             samples: BTreeMap::new(),
@@ -144,6 +147,10 @@ impl Report {
 
     pub(crate) fn churn(&mut self, churn: Churn) {
         self.churn = Some(churn);
+    }
+
+    pub(crate) fn cost(&mut self, cost: Cost) {
+        self.cost = Some(cost);
     }
 
     pub(crate) fn memory(&mut self, pods: usize, processes: Vec<Process>) {
@@ -185,6 +192,12 @@ impl Report {
             eprintln!(
                 "churn: {} pods in {} s ({} a second wanted) beside {}",
                 churn.pods, churn.seconds, churn.rate, churn.standing
+            );
+        }
+        if let Some(cost) = &self.cost {
+            eprintln!(
+                "a pod up and down costs {:.1} ms of CPU, {:.0} switches (mean of {})",
+                cost.cpu_ms, cost.switches, cost.pods
             );
         }
         if let Some(memory) = &self.memory {

@@ -168,10 +168,7 @@ async fn start(
         observed,
         loss,
     } = database::open(paths).await?;
-    for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
-        make_directory(&dir)?;
-    }
-    network::ensure_pin_directory(&paths.sandboxes())?;
+    make_directories(paths)?;
     let (health, health_seen) = watch::channel(Report::default());
     let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let (processes, watched) = Processes::new();
@@ -236,6 +233,14 @@ async fn start(
 fn attend(front: &Front, tasks: &mut JoinSet<()>) {
     tasks.spawn(cri::events::keep_given(front.clone()));
     tasks.spawn(cri::abandoned::run(front.clone()));
+}
+
+/// What lies in the root and state directories from the start.
+fn make_directories(paths: &Paths) -> anyhow::Result<()> {
+    for dir in [paths.sandboxes(), paths.containers(), paths.mount_point()] {
+        make_directory(&dir)?;
+    }
+    Ok(network::ensure_pin_directory(&paths.sandboxes())?)
 }
 
 /// Serves exec, attach and port-forward from here on.

@@ -21,6 +21,10 @@ pub const BACKOFF_NS: i64 = 100_000_000;
 /// Longest pause between two tries, ns; up to a quarter more by chance.
 pub const BACKOFF_MAX_NS: i64 = 60_000_000_000;
 
+/// Failures in a row after which a job is reported, once. It has been tried for ten minutes then,
+/// and goes on being tried after the longest pause: what cannot be removed today may be tomorrow.
+pub const REPORTED_AFTER: i64 = 20;
+
 stored_as_text! {
     /// Where a job is.
     State {

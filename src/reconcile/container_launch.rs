@@ -121,7 +121,9 @@ async fn start(
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
-    let (back_too, path_too) = (back.clone(), path.clone());
+    let plan_path = back.paths.container(&container.id).join("plan.json");
+    let (back_too, path_too, plan_path_too) = (back.clone(), path.clone(), plan_path.clone());
+    let sources = container.spec.mounts.clone();
     blocking(move || {
         if may_be_dirty {
             // A shim that died in mid-launch may have left a process that nobody knows.
@@ -131,13 +133,8 @@ async fn start(
             fault::blocking_point("container.emptied")?;
         }
         back_too.cgroups.ensure(&path_too, resources.as_ref())?;
-        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
-    })
-    .await?;
-    fault::point("container.cgroup").await?;
-    let plan_path = back.paths.container(&container.id).join("plan.json");
-    let (plan_path_too, sources) = (plan_path.clone(), container.spec.mounts.clone());
-    blocking(move || {
+        back_too.cgroups.mark(&path_too, &back_too.paths.marker())?;
+        fault::blocking_point("container.cgroup")?;
         for mount in sources.iter().filter(|mount| mount.image.is_none()) {
             make_source(&mount.host_path)?;
         }

@@ -234,15 +234,23 @@ async fn note(
     id: &SandboxId,
     change: impl FnOnce(&mut SandboxRecord) + Send + 'static,
 ) {
-    let (dir, name) = (back.paths.sandbox(id), id.to_string());
-    let noted = blocking(move || match records::sandbox(&dir, &name) {
-        Some(mut record) => {
-            change(&mut record);
-            records::write(&dir, &record)
-        }
-        None => Ok(()),
+    let (dir, id_too) = (back.paths.sandbox(id), id.clone());
+    let noted = blocking(move || {
+        note_here(&dir, &id_too, change);
+        Ok(())
     });
     if let Err(error) = noted.await {
+        tracing::warn!(sandbox = %id, error = error.full_text(), "its record is out of date");
+    }
+}
+
+/// The same on a thread that may block.
+fn note_here(dir: &Path, id: &SandboxId, change: impl FnOnce(&mut SandboxRecord)) {
+    let Some(mut record) = records::sandbox(dir, id.as_str()) else {
+        return;
+    };
+    change(&mut record);
+    if let Err(error) = records::write(dir, &record) {
         tracing::warn!(sandbox = %id, error = error.full_text(), "its record is out of date");
     }
 }
@@ -343,16 +351,15 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let started_at = now_ns();
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
-    note(back, id, move |record| {
-        record.stopping_at = Some(started_at);
-    })
-    .await;
     stages.enter("ports");
     node_network::close_ports(back, id).await?;
     fault::point("sandbox.ports_closed").await?;
     stages.enter("namespaces");
-    let dir = back.paths.sandbox(id);
+    let (dir, id_too) = (back.paths.sandbox(id), id.clone());
     blocking(move || {
+        note_here(&dir, &id_too, |record| {
+            record.stopping_at = Some(started_at);
+        });
         network::remove_namespaces(&dir.join("ns"))?;
         fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)

@@ -82,9 +82,14 @@ pub(super) fn discard(dir: &Path) -> Result<(), ReconcileError> {
     discard_tree(dir)
 }
 
-/// Removes a directory of ours. What is mounted in it is let go of first, and a mount that stays is
-/// never entered: its content is somebody else's. Idempotent.
+/// Removes a directory of ours. What is mounted in it is let go of, and a mount that stays is never
+/// entered: its content is somebody else's. Idempotent.
 pub(super) fn discard_tree(dir: &Path) -> Result<(), ReconcileError> {
+    match tree::remove_tree(dir) {
+        // Only now is the table of all mounts of the node worth its length.
+        Err(error) if is_mounted(&error) => {}
+        done => return discarded(dir, done),
+    }
     let table = mountinfo::read().map_err(ReconcileError::file("read the mount table for", dir))?;
     let mut inside: Vec<_> = table
         .into_iter()
@@ -95,7 +100,16 @@ pub(super) fn discard_tree(dir: &Path) -> Result<(), ReconcileError> {
     while let Some(point) = inside.pop() {
         unmount(&point)?;
     }
-    match tree::remove_tree(dir) {
+    discarded(dir, tree::remove_tree(dir))
+}
+
+/// Whether something is mounted in a tree that could not be removed.
+fn is_mounted(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBUSY | libc::EXDEV))
+}
+
+fn discarded(dir: &Path, done: std::io::Result<()>) -> Result<(), ReconcileError> {
+    match done {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(ReconcileError::file("remove", dir)(error))
         }

@@ -15,7 +15,8 @@ use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::job::{Kind, Lane};
 use crate::state::job::{Free, Outcome};
-use crate::state::{StateError, now_ns};
+use crate::state::offer::Claimed;
+use crate::state::{ObservedWriter, StateError, Store, now_ns};
 
 /// Longest pause without a look at the queue, should a wake-up ever be missed.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
@@ -24,6 +25,8 @@ const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before a job is put down again, when the database would not have it; doubled up to
 /// the longest one.
 const PUT_DOWN_PAUSE: Duration = Duration::from_millis(10);
+/// A pause that is shorter than this begins at once, ns.
+const SOON_NS: i64 = 1_000_000_000;
 /// Between two looks at whether finished jobs are to be forgotten.
 const PRUNE_PERIOD: Duration = Duration::from_secs(10);
 /// Finished jobs that are forgotten in one transaction.
@@ -82,46 +85,80 @@ impl Slots {
 }
 
 /// Runs until `stop` turns true, then waits for the steps under way.
-pub async fn run(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
+pub async fn run(back: Back, rules: JobRules, stop: watch::Receiver<bool>) {
+    let (observed, store) = (back.observed.clone(), back.store.clone());
+    let look = |key| {
+        let back = back.clone();
+        async move { look(&back, key, rules.long_running).await }
+    };
+    dispatch(&observed, &store, look, stop).await;
+}
+
+/// Has keys looked at, each lane's within its slots.
+async fn dispatch<L, F>(
+    observed: &ObservedWriter,
+    store: &Store,
+    look: L,
+    mut stop: watch::Receiver<bool>,
+) where
+    L: Fn(ObjectKey) -> F,
+    F: Future<Output = ()> + Send + 'static,
+{
     let slots = Slots::new();
     let mut running = JoinSet::new();
-    while !*stop.borrow() {
+    let mut handed = None;
+    loop {
         while running.try_join_next().is_some() {}
-        let free = slots.free();
-        let claimed = back.observed.claim_jobs(free).await;
-        let failed = claimed.is_err();
-        let (claims, next) = claimed.unwrap_or_else(|error| {
-            tracing::error!(%error, "cannot claim jobs");
-            (Vec::new(), None)
-        });
+        let claimed = match handed.take() {
+            Some(claimed) => Some(claimed),
+            None if *stop.borrow() => break,
+            None => claim(observed, slots.free()).await,
+        };
         // As it was for the claim, whatever has ended since: what did not fit then is still due.
-        let full = free.without(&claims).has_none();
-        for claim in claims {
+        let full = claimed.as_ref().is_some_and(Claimed::filled_a_lane);
+        // All that was due and had room has been claimed: each claim is a transaction, and one that
+        // finds nothing is paid for by whoever writes next.
+        let pause = match &claimed {
+            Some(claimed) => claimed.next.map_or(LONGEST_PAUSE, until),
+            None => CLAIM_PAUSE,
+        };
+        for claim in claimed.into_iter().flat_map(|claimed| claimed.claims) {
             let Some(slot) = slots.take(&claim.key).await else {
                 return;
             };
-            let back = back.clone();
+            let look = look(claim.key);
             running.spawn(async move {
-                look(&back, claim.key, rules.long_running).await;
+                look.await;
                 drop(slot);
             });
         }
-        // All that was due and had room has been claimed: each claim is a transaction, and one that
-        // finds nothing is paid for by whoever writes next.
-        let pause = if failed {
-            CLAIM_PAUSE
-        } else {
-            next.map_or(LONGEST_PAUSE, until)
-        };
+        let mut offer = observed.offer_slots(slots.free());
+        let mut answer = None;
         tokio::select! {
-            () = back.store.wakes().work() => {}
+            claimed = offer.answered() => answer = Some(claimed),
+            () = store.wakes().work() => {}
             // In a lane that was full something may be due.
             Some(_) = running.join_next(), if full => {}
             () = tokio::time::sleep(pause) => {}
-            _ = stop.changed() => {}
+            _ = stop.wait_for(|stop| *stop) => {}
         }
+        handed = match answer {
+            Some(claimed) => claimed,
+            None => offer.withdraw().await,
+        };
     }
     while running.join_next().await.is_some() {}
+}
+
+/// Claims what is due; `None` when the database would not have it.
+async fn claim(observed: &ObservedWriter, free: Free) -> Option<Claimed> {
+    match observed.claim_jobs(free).await {
+        Ok((claims, next)) => Some(Claimed { free, claims, next }),
+        Err(error) => {
+            tracing::error!(%error, "cannot claim jobs");
+            None
+        }
+    }
 }
 
 fn until(due_ns: i64) -> Duration {
@@ -189,12 +226,28 @@ fn said(panic: &(dyn std::any::Any + Send)) -> &str {
         .unwrap_or("no words")
 }
 
+/// Whether nothing is to happen soon: then the word that a look has ended goes with somebody else's
+/// write.
+fn may_wait(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Done => true,
+        Outcome::Again(pause_ns) => *pause_ns >= SOON_NS,
+        Outcome::Failed(_) => false,
+    }
+}
+
 /// Writes down how a look ended. A job that is not put down is never taken up again while this
 /// daemon lives, so this is tried until the database has it.
 async fn put_down(back: &Back, key: ObjectKey, outcome: Outcome) {
     let mut pause = PUT_DOWN_PAUSE;
     loop {
-        match back.observed.finish_job(key.clone(), outcome.clone()).await {
+        let (key_too, outcome) = (key.clone(), outcome.clone());
+        let finished = if may_wait(&outcome) {
+            back.observed.finish_job_later(key_too, outcome).await
+        } else {
+            back.observed.finish_job(key_too, outcome).await
+        };
+        match finished {
             Ok(()) | Err(StateError::Closed) => break,
             Err(error) => tracing::error!(%key, %error, "cannot put a job down; trying again"),
         }
@@ -205,8 +258,8 @@ async fn put_down(back: &Back, key: ObjectKey, outcome: Outcome) {
     let _ = fault::point("job.finished").await;
 }
 
-/// Forgets finished jobs that are old or too many, a few in each transaction, off everybody's path;
-/// runs until `stop` turns true.
+/// Forgets finished jobs that are old or too many, a few in each transaction, off everybody's path,
+/// and takes back what another daemon had claimed; runs until `stop` turns true.
 pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>) {
     let age = i64::try_from(rules.history.as_nanos()).unwrap_or(i64::MAX);
     while !*stop.borrow() {
@@ -214,7 +267,14 @@ pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>)
         let pruned = back
             .observed
             .prune_job_history(before, rules.history_rows, PRUNE_BATCH);
-        match pruned.await {
+        // There are none unless rows came from elsewhere: nobody would ever put them down.
+        let (pruned, reclaimed) = tokio::join!(pruned, back.observed.reclaim_jobs());
+        match reclaimed {
+            Ok(0) => {}
+            Ok(jobs) => tracing::warn!(jobs, "jobs of another daemon are due again"),
+            Err(error) => tracing::warn!(%error, "cannot look for jobs of another daemon"),
+        }
+        match pruned {
             // There is more, and others may write in between.
             Ok(gone) if gone == u64::from(PRUNE_BATCH) => continue,
             Ok(_) => {}
@@ -226,3 +286,6 @@ pub async fn prune(back: Back, rules: JobRules, mut stop: watch::Receiver<bool>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

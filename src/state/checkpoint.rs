@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use sqlx::{Connection, SqliteConnection};
+use sqlx::{Connection, Executor, Sqlite, SqliteConnection};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -56,7 +56,9 @@ async fn run(mut connection: SqliteConnection, due: Arc<Notify>, end: Arc<Notify
 }
 
 /// Moves as much as can be moved without waiting for anybody; returns how many pages the log has.
-pub(super) async fn checkpoint(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
+pub(super) async fn checkpoint(
+    connection: impl Executor<'_, Database = Sqlite>,
+) -> Result<i64, sqlx::Error> {
     let (_busy, pages, _moved): (i64, i64, i64) = sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)")
         .fetch_one(connection)
         .await?;

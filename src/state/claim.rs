@@ -3,8 +3,11 @@
 //! A wish outlives the call that brought it. So that a pod whose caller is gone for good does not
 //! stay for ever, a sandbox is unclaimed until somebody asks for it by its id, or has been told it.
 
-use super::error::{corrupt, during};
+use rusqlite::params;
+
+use super::error::corrupt;
 use super::event::Subject;
+use super::sql::column;
 use super::writer::Tx;
 use super::{DesiredWriter, StateError, Store, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
@@ -16,12 +19,8 @@ impl DesiredWriter {
     pub fn claim_sandbox(&self, id: SandboxId) {
         self.0.write_behind("claim a sandbox", move |tx| {
             Box::pin(async move {
-                sqlx::query("UPDATE sandboxes SET unclaimed_since = NULL WHERE id = ?")
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map(drop)
-                    .map_err(during("claim a sandbox"))
+                let sql = "UPDATE sandboxes SET unclaimed_since = NULL WHERE id = ?";
+                tx.run("claim a sandbox", sql, [id.as_str()]).map(drop)
             })
         });
     }
@@ -31,12 +30,8 @@ impl DesiredWriter {
     pub fn start_answered(&self, id: ContainerId) {
         self.0.write_behind("answer a start", move |tx| {
             Box::pin(async move {
-                sqlx::query("UPDATE containers SET start_answered = 1 WHERE id = ?")
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map(drop)
-                    .map_err(during("answer a start"))
+                let sql = "UPDATE containers SET start_answered = 1 WHERE id = ?";
+                tx.run("answer a start", sql, [id.as_str()]).map(drop)
             })
         });
     }
@@ -97,15 +92,12 @@ impl Store {
 impl Tx {
     /// A caller asks for a sandbox that nobody has come back for yet: its time begins anew.
     pub(super) async fn asked_again(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "ask for a sandbox again",
             "UPDATE sandboxes SET unclaimed_since = ? WHERE id = ? AND unclaimed_since IS NOT NULL",
+            params![now_ns(), id.as_str()],
         )
-        .bind(now_ns())
-        .bind(id.as_str())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("ask for a sandbox again"))
     }
 
     async fn withdraw_abandoned(
@@ -114,15 +106,13 @@ impl Tx {
         before: i64,
     ) -> Result<bool, StateError> {
         // It may have been claimed, or asked for again, since the list was read.
-        let since: Option<i64> = sqlx::query_scalar(
+        let since: Option<i64> = self.first(
+            "find an unclaimed sandbox",
             "SELECT unclaimed_since FROM sandboxes
              WHERE id = ? AND unclaimed_since <= ? AND desired = 'ready'",
-        )
-        .bind(id.as_str())
-        .bind(before)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find an unclaimed sandbox"))?;
+            params![id.as_str(), before],
+            column,
+        )?;
         let Some(since) = since else {
             return Ok(false);
         };

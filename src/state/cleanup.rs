@@ -8,9 +8,10 @@
 //!                                  └── failed: its job tries again, later and later
 //! ```
 
-use sqlx::FromRow;
+use rusqlite::params;
 
 use super::error::{corrupt, during};
+use super::sql::{column, first};
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
@@ -52,13 +53,6 @@ pub struct CleanupTask {
     pub owner: String,
 }
 
-#[derive(FromRow)]
-struct Row {
-    resource_type: String,
-    path: String,
-    owner: String,
-}
-
 impl Tx {
     /// Adds a task and its job. The same thing is not listed twice.
     pub(super) async fn add_cleanup(
@@ -67,7 +61,8 @@ impl Tx {
         path: &str,
         owner: &str,
     ) -> Result<(), StateError> {
-        let id: i64 = sqlx::query_scalar(
+        let id: Option<i64> = self.first(
+            "add a cleanup task",
             "INSERT INTO cleanup_tasks (resource_type, path, owner, status, created_at)
              VALUES (?1, ?2, ?3, 'pending', ?4)
              ON CONFLICT (resource_type, path) DO UPDATE SET status = 'pending', owner = ?3,
@@ -75,14 +70,11 @@ impl Tx {
                  attempts = CASE WHEN completed_at IS NULL THEN attempts ELSE 0 END,
                  error = CASE WHEN completed_at IS NULL THEN error END,
                  completed_at = NULL RETURNING id",
-        )
-        .bind(resource.as_str())
-        .bind(path)
-        .bind(owner)
-        .bind(now_ns())
-        .fetch_one(&mut self.connection)
-        .await
-        .map_err(during("add a cleanup task"))?;
+            params![resource.as_str(), path, owner, now_ns()],
+            column,
+        )?;
+        let id = id.ok_or(sqlx::Error::RowNotFound);
+        let id = id.map_err(during("add a cleanup task"))?;
         self.enqueue(&ObjectKey::Cleanup(id)).await
     }
 }
@@ -93,24 +85,20 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn cleanup_task(&self, id: i64) -> Result<Option<CleanupTask>, StateError> {
-        let row: Option<Row> = self
-            .read("read a cleanup task", || {
-                sqlx::query_as(
-                    "SELECT resource_type, path, owner FROM cleanup_tasks
-             WHERE id = ? AND status <> 'completed'",
-                )
-                .bind(id)
-                .fetch_optional(&self.readers)
+        let row: Option<(String, String, String)> = self
+            .look("read a cleanup task", |connection| {
+                let sql = "SELECT resource_type, path, owner FROM cleanup_tasks
+                     WHERE id = ? AND status <> 'completed'";
+                first(connection, sql, [id], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+                })
             })
             .await?;
-        row.map(|row| {
+        row.map(|(resource, path, owner)| {
             Ok(CleanupTask {
-                resource: row
-                    .resource_type
-                    .parse()
-                    .map_err(corrupt("cleanup_tasks"))?,
-                path: row.path,
-                owner: row.owner,
+                resource: resource.parse().map_err(corrupt("cleanup_tasks"))?,
+                path,
+                owner,
             })
         })
         .transpose()
@@ -152,10 +140,8 @@ impl Store {
         let by_owner = matches!(task.resource, Resource::Mounts | Resource::Cgroup);
         let name = if by_owner { &task.owner } else { &task.path };
         let claim: Option<i64> = self
-            .read("look for an owner", || {
-                sqlx::query_scalar(claims)
-                    .bind(name)
-                    .fetch_optional(&self.readers)
+            .look("look for an owner", |connection| {
+                first(connection, claims, [name], column)
             })
             .await?;
         Ok(claim.is_none())
@@ -203,18 +189,15 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_begun(&self, id: i64) -> Result<(), StateError> {
         self.0
-            .write("begin a cleanup task", move |tx| {
+            .write_later("begin a cleanup task", None, move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    tx.run(
+                        "begin a cleanup task",
                         "UPDATE cleanup_tasks SET status = 'in_progress', started_at = ?,
                          attempts = attempts + 1 WHERE id = ? AND status <> 'completed'",
+                        [now_ns(), id],
                     )
-                    .bind(now_ns())
-                    .bind(id)
-                    .execute(&mut tx.connection)
-                    .await
                     .map(drop)
-                    .map_err(during("begin a cleanup task"))
                 })
             })
             .await
@@ -226,7 +209,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_completed(&self, id: i64, task: CleanupTask) -> Result<(), StateError> {
         self.0
-            .write("finish a cleanup task", move |tx| {
+            .write_later("finish a cleanup task", None, move |tx| {
                 Box::pin(async move {
                     match task.resource {
                         Resource::Network => tx.delete_address(&task.path).await?,
@@ -251,7 +234,7 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn cleanup_withdrawn(&self, id: i64) -> Result<(), StateError> {
         self.0
-            .write("withdraw a cleanup task", move |tx| {
+            .write_later("withdraw a cleanup task", None, move |tx| {
                 Box::pin(async move {
                     let why = "it is in use: nothing was removed";
                     tx.end_cleanup(id, Some(why)).await
@@ -268,15 +251,12 @@ impl ObservedWriter {
         self.0
             .write("note a failed cleanup", move |tx| {
                 Box::pin(async move {
-                    sqlx::query(
+                    tx.run(
+                        "note a failed cleanup",
                         "UPDATE cleanup_tasks SET status = 'failed', error = ? WHERE id = ?",
+                        params![error, id],
                     )
-                    .bind(error)
-                    .bind(id)
-                    .execute(&mut tx.connection)
-                    .await
                     .map(drop)
-                    .map_err(during("note a failed cleanup"))
                 })
             })
             .await
@@ -285,22 +265,13 @@ impl ObservedWriter {
 
 impl Tx {
     async fn end_cleanup(&mut self, id: i64, note: Option<&str>) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "finish a cleanup task",
             "UPDATE cleanup_tasks SET status = 'completed', completed_at = ?, error = ?
              WHERE id = ?",
-        )
-        .bind(now_ns())
-        .bind(note)
-        .bind(id)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("finish a cleanup task"))?;
-        sqlx::query("DELETE FROM cleanup_tasks WHERE status = 'completed' AND id < ? - ?")
-            .bind(id)
-            .bind(KEPT)
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
-            .map_err(during("prune cleanup tasks"))
+            params![now_ns(), note, id],
+        )?;
+        let sql = "DELETE FROM cleanup_tasks WHERE status = 'completed' AND id < ? - ?";
+        self.run("prune cleanup tasks", sql, [id, KEPT]).map(drop)
     }
 }

@@ -1,10 +1,11 @@
 //! The table `containers`: reading it, and the front's side of it. The back's side is in
 //! `container_facts`.
 
-use sqlx::FromRow;
+use rusqlite::params;
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::event::Subject;
+use super::sql::{all, column, first};
 use super::writer::Tx;
 use super::{DesiredWriter, StateError, Store, now_ns, sandbox};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
@@ -57,7 +58,6 @@ pub struct Container {
     pub sandbox: (SandboxDesired, SandboxState),
 }
 
-#[derive(FromRow)]
 struct Row {
     id: String,
     sandbox_id: String,
@@ -93,6 +93,34 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
 /// The container that a retry of its creation means.
 const TWIN: &str = "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? AND attempt = ?
      AND desired <> 'removed' AND state <> 'error'";
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            sandbox_id: row.get(1)?,
+            image_id: row.get(2)?,
+            spec: row.get(3)?,
+            created_at: row.get(4)?,
+            desired: row.get(5)?,
+            stop_at: row.get(6)?,
+            state: row.get(7)?,
+            pid: row.get(8)?,
+            pid_start: row.get(9)?,
+            runs_as: row.get(10)?,
+            started_at: row.get(11)?,
+            exited_at: row.get(12)?,
+            exit_code: row.get(13)?,
+            reason: row.get(14)?,
+            error: row.get(15)?,
+            signalled_at: row.get(16)?,
+            released: row.get(17)?,
+            log_directory: row.get(18)?,
+            sandbox_desired: row.get(19)?,
+            sandbox_state: row.get(20)?,
+        })
+    }
+}
 
 impl TryFrom<Row> for Container {
     type Error = StateError;
@@ -168,11 +196,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn container(&self, id: &ContainerId) -> Result<Option<Container>, StateError> {
         let sql = format!("{SELECT} WHERE c.id = ?");
-        let row: Option<Row> = self
-            .read("read a container", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
-                    .bind(id.as_str())
-                    .fetch_optional(&self.readers)
+        let row = self
+            .look("read a container", |connection| {
+                first(connection, &sql, [id.as_str()], Row::read)
             })
             .await?;
         row.map(Container::try_from).transpose()
@@ -190,13 +216,11 @@ impl Store {
              AND (?3 IS NULL OR c.state = ?3 OR (?3 = 'created' AND c.state = 'starting'))
              ORDER BY c.created_at DESC"
         );
-        let rows: Vec<Row> = self
-            .read("list containers", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
-                    .bind(&filter.id_prefix)
-                    .bind(&filter.sandbox_prefix)
-                    .bind(filter.state.map(State::as_str))
-                    .fetch_all(&self.readers)
+        let rows = self
+            .look("list containers", |connection| {
+                let state = filter.state.map(State::as_str);
+                let params = params![filter.id_prefix, filter.sandbox_prefix, state];
+                all(connection, &sql, params, Row::read)
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()
@@ -207,9 +231,9 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn all_containers(&self) -> Result<Vec<Container>, StateError> {
-        let rows: Vec<Row> = self
-            .read("list containers", || {
-                sqlx::query_as(SELECT).fetch_all(&self.readers)
+        let rows = self
+            .look("list containers", |connection| {
+                all(connection, SELECT, [], Row::read)
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()
@@ -221,11 +245,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn sandbox_containers(&self, id: &SandboxId) -> Result<Vec<Container>, StateError> {
         let sql = format!("{SELECT} WHERE c.sandbox_id = ?");
-        let rows: Vec<Row> = self
-            .read("list a sandbox' containers", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
-                    .bind(id.as_str())
-                    .fetch_all(&self.readers)
+        let rows = self
+            .look("list a sandbox' containers", |connection| {
+                all(connection, &sql, [id.as_str()], Row::read)
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()
@@ -242,12 +264,9 @@ impl Store {
         attempt: u32,
     ) -> Result<Option<ContainerId>, StateError> {
         let twin: Option<String> = self
-            .read("find a container", || {
-                sqlx::query_scalar(TWIN)
-                    .bind(sandbox.as_str())
-                    .bind(name)
-                    .bind(attempt)
-                    .fetch_optional(&self.readers)
+            .look("find a container", |connection| {
+                let params = params![sandbox.as_str(), name, attempt];
+                first(connection, TWIN, params, column)
             })
             .await?;
         twin.map(|id| id.try_into().map_err(corrupt("containers.id")))
@@ -260,12 +279,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn container_ids(&self, prefix: &str) -> Result<Vec<ContainerId>, StateError> {
         let rows: Vec<String> = self
-            .read("find a container", || {
-                sqlx::query_scalar(
-                    "SELECT id FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-                )
-                .bind(prefix)
-                .fetch_all(&self.readers)
+            .look("find a container", |connection| {
+                let sql = "SELECT id FROM containers WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2";
+                all(connection, sql, [prefix], column)
             })
             .await?;
         rows.into_iter()
@@ -321,14 +337,13 @@ impl DesiredWriter {
 
 impl Tx {
     async fn create_container(&mut self, new: &NewContainer) -> Result<ContainerId, StateError> {
-        let pod: Option<(String, String)> = sqlx::query_as(
+        let pod: Option<(String, String)> = self.first(
+            "find a sandbox",
             "SELECT desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
-                 FROM sandboxes WHERE id = ?",
-        )
-        .bind(new.sandbox_id.as_str())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a sandbox"))?;
+             FROM sandboxes WHERE id = ?",
+            [new.sandbox_id.as_str()],
+            |row| Ok((row.get(0)?, row.get(1)?)),
+        )?;
         let Some((desired, state)) = pod else {
             let id = new.sandbox_id.to_string();
             return Err(StateError::NotFound {
@@ -340,23 +355,17 @@ impl Tx {
         if desired != SandboxDesired::Ready.as_str() || state != SandboxState::Ready {
             return Err(sandbox::not_ready(state).of(&new.sandbox_id).into());
         }
-        let twin: Option<String> = sqlx::query_scalar(TWIN)
-            .bind(new.sandbox_id.as_str())
-            .bind(&new.spec.name)
-            .bind(new.spec.attempt)
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("find a container"))?;
+        let identity = (new.sandbox_id.as_str(), &new.spec.name, new.spec.attempt);
+        let twin: Option<String> = self.first("find a container", TWIN, identity, column)?;
         if let Some(twin) = twin {
             return twin.try_into().map_err(corrupt("containers.id"));
         }
-        let image: Option<Option<String>> = sqlx::query_scalar(
+        let image: Option<Option<String>> = self.first(
+            "find an image",
             "SELECT top_chain_id FROM images WHERE id = ? AND desired = 'present'",
-        )
-        .bind(&new.image_id)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find an image"))?;
+            [&new.image_id],
+            column,
+        )?;
         let Some(top_chain_id) = image else {
             return Err(StateError::NotFound {
                 noun: "image",
@@ -376,29 +385,29 @@ impl Tx {
             serde_json::to_string(value).map_err(corrupt("containers.command"))
         };
         let positive = |value: i64| (value > 0).then_some(value);
-        sqlx::query(
+        self.run(
+            "record a container",
             "INSERT INTO containers (id, sandbox_id, name, attempt, image_id, image, command,
              environment, memory_limit_bytes, cpu_quota_us, cpu_shares, namespaces, spec,
              created_at, desired) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'created')",
+            params![
+                new.id.as_str(),
+                new.sandbox_id.as_str(),
+                spec.name,
+                spec.attempt,
+                new.image_id,
+                spec.image,
+                json(&spec.process.args)?,
+                json(&spec.process.env)?,
+                positive(spec.resources.memory_limit_bytes),
+                positive(spec.resources.cpu_quota_us),
+                positive(spec.resources.cpu_shares),
+                json(&own_namespaces(spec))?,
+                serde_json::to_string(spec).map_err(corrupt("containers.spec"))?,
+                now_ns(),
+            ],
         )
-        .bind(new.id.as_str())
-        .bind(new.sandbox_id.as_str())
-        .bind(&spec.name)
-        .bind(spec.attempt)
-        .bind(&new.image_id)
-        .bind(&spec.image)
-        .bind(json(&spec.process.args)?)
-        .bind(json(&spec.process.env)?)
-        .bind(positive(spec.resources.memory_limit_bytes))
-        .bind(positive(spec.resources.cpu_quota_us))
-        .bind(positive(spec.resources.cpu_shares))
-        .bind(json(&own_namespaces(spec))?)
-        .bind(serde_json::to_string(spec).map_err(corrupt("containers.spec"))?)
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("record a container"))
     }
 
     async fn lower_container(
@@ -407,15 +416,14 @@ impl Tx {
         to: Desired,
         stop_at: Option<i64>,
     ) -> Result<Verdict, StateError> {
-        let row: Option<Standing> = sqlx::query_as(
+        let row = self.first(
+            "find a container",
             "SELECT c.desired, c.state, c.stop_at, c.start_answered, s.desired AS pod,
              s.state AS pod_state
              FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id WHERE c.id = ?",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a container"))?;
+            [id.as_str()],
+            Standing::read,
+        )?;
         let Some(row) = row else {
             return Err(StateError::NotFound {
                 noun: "container",
@@ -435,17 +443,13 @@ impl Tx {
             admit(to, desired, state)
         };
         if verdict == Verdict::Admitted {
-            sqlx::query(
+            self.run(
+                "lower a container",
                 "UPDATE containers SET desired = ?2,
                  stop_at = CASE WHEN ?3 IS NULL THEN stop_at ELSE min(coalesce(stop_at, ?3), ?3) END
                  WHERE id = ?1",
-            )
-            .bind(id.as_str())
-            .bind(to.as_str())
-            .bind(stop_at)
-            .execute(&mut self.connection)
-            .await
-            .map_err(during("lower a container"))?;
+                params![id.as_str(), to.as_str(), stop_at],
+            )?;
             let sooner = stop_at.is_some_and(|at| row.stop_at.is_none_or(|before| at < before));
             if may_live(state) && (sooner || to > desired) {
                 self.stopping(id, to, stop_at).await?;
@@ -458,7 +462,6 @@ impl Tx {
 }
 
 /// What a wish for a container is judged by.
-#[derive(FromRow)]
 struct Standing {
     desired: String,
     state: String,
@@ -466,6 +469,19 @@ struct Standing {
     start_answered: bool,
     pod: String,
     pod_state: String,
+}
+
+impl Standing {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            desired: row.get(0)?,
+            state: row.get(1)?,
+            stop_at: row.get(2)?,
+            start_answered: row.get(3)?,
+            pod: row.get(4)?,
+            pod_state: row.get(5)?,
+        })
+    }
 }
 
 impl Tx {

@@ -1,8 +1,11 @@
 //! The table `containers`, the back's side: what became of each wish.
 
-use super::error::{corrupt, during};
+use rusqlite::params;
+
+use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
+use super::sql::column;
 use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
@@ -63,16 +66,8 @@ impl ObservedWriter {
             .write("record a created container", move |tx| {
                 Box::pin(async move {
                     let sql = "UPDATE containers SET state = 'created', rootfs = ? WHERE id = ?";
-                    let created = sqlx::query(sql)
-                        .bind(rootfs)
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await;
-                    tx.changed(
-                        to("record a created container", &id, State::Created),
-                        created,
-                    )
-                    .await?;
+                    let created = to("record a created container", &id, State::Created);
+                    tx.change(created, sql, [&rootfs, id.as_str()])?;
                     tx.operation(&done).await?;
                     let subject = Subject::Container(&id);
                     tx.announce(subject, Announced::Created, "created", "")
@@ -94,13 +89,8 @@ impl ObservedWriter {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
                     let sql = "UPDATE containers SET state = 'error', error = ? WHERE id = ?";
-                    let failed = sqlx::query(sql)
-                        .bind(&error)
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await;
-                    tx.changed(to("record a failed container", &id, State::Error), failed)
-                        .await?;
+                    let failed = to("record a failed container", &id, State::Error);
+                    tx.change(failed, sql, [&error, id.as_str()])?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Container(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Container(id.clone())).await?;
@@ -120,15 +110,8 @@ impl ObservedWriter {
             .write("record a starting container", move |tx| {
                 Box::pin(async move {
                     let sql = "UPDATE containers SET state = 'starting', released = 0 WHERE id = ?";
-                    let starting = sqlx::query(sql)
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await;
-                    tx.changed(
-                        to("record a starting container", &id, State::Starting),
-                        starting,
-                    )
-                    .await
+                    let starting = to("record a starting container", &id, State::Starting);
+                    tx.change(starting, sql, [id.as_str()])
                 })
             })
             .await
@@ -155,7 +138,8 @@ impl ObservedWriter {
                     } = started;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
-                    let running = sqlx::query(
+                    tx.change(
+                        to("record a running container", &id, State::Running),
                         // A process that a former daemon started may be known by the time at which
                         // it was found only; it has not started after its end.
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
@@ -163,19 +147,14 @@ impl ObservedWriter {
                          runs_as = coalesce(?5, runs_as),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited')",
-                    )
-                    .bind(id.as_str())
-                    .bind(pid)
-                    .bind(i64::try_from(start).unwrap_or(i64::MAX))
-                    .bind(started_at)
-                    .bind(runs_as)
-                    .execute(&mut tx.connection)
-                    .await;
-                    tx.changed(
-                        to("record a running container", &id, State::Running),
-                        running,
-                    )
-                    .await?;
+                        params![
+                            id.as_str(),
+                            pid,
+                            i64::try_from(start).unwrap_or(i64::MAX),
+                            started_at,
+                            runs_as,
+                        ],
+                    )?;
                     tx.monitor(&id, pid, started_at).await?;
                     tx.operation(&done).await?;
                     if tx.container_state(&id).await?.as_deref() == Some("running") {
@@ -233,14 +212,10 @@ impl ObservedWriter {
         signal: i32,
     ) -> Result<(), StateError> {
         self.0
-            .write("record a stop signal", move |tx| {
+            .write_later("record a stop signal", None, move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE containers SET signalled_at = ? WHERE id = ?")
-                        .bind(now_ns())
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("record a stop signal"))?;
+                    let sql = "UPDATE containers SET signalled_at = ? WHERE id = ?";
+                    tx.run("record a stop signal", sql, params![now_ns(), id.as_str()])?;
                     let message = format!("signal {signal} sent");
                     tx.event(Subject::Container(&id), "signalled", &message)
                         .await
@@ -255,14 +230,11 @@ impl ObservedWriter {
     /// When the database fails.
     pub async fn container_released(&self, id: ContainerId) -> Result<(), StateError> {
         self.0
-            .write("record a released container", move |tx| {
+            .write_later("record a released container", None, move |tx| {
                 Box::pin(async move {
-                    sqlx::query("UPDATE containers SET released = 1 WHERE id = ?")
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
+                    let sql = "UPDATE containers SET released = 1 WHERE id = ?";
+                    tx.run("record a released container", sql, [id.as_str()])
                         .map(drop)
-                        .map_err(during("record a released container"))
                 })
             })
             .await
@@ -283,11 +255,8 @@ impl ObservedWriter {
                 Box::pin(async move {
                     tx.release_snapshot(&id).await?;
                     tx.container_goes(&id).await?;
-                    sqlx::query("DELETE FROM containers WHERE id = ?")
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("delete a container"))?;
+                    let sql = "DELETE FROM containers WHERE id = ?";
+                    tx.run("delete a container", sql, [id.as_str()])?;
                     tx.enqueue_if_leaving(&sandbox).await?;
                     tx.touch(ObjectKey::Container(id));
                     Ok(())
@@ -299,11 +268,8 @@ impl ObservedWriter {
 
 impl Tx {
     async fn container_state(&mut self, id: &ContainerId) -> Result<Option<String>, StateError> {
-        sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("find a container"))
+        let sql = "SELECT state FROM containers WHERE id = ?";
+        self.first("find a container", sql, [id.as_str()], column)
     }
 
     pub(super) async fn monitor(
@@ -312,19 +278,15 @@ impl Tx {
         pid: i32,
         started_at: i64,
     ) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "record a monitor",
             "INSERT INTO process_monitors (container_id, pid, started_at, last_check_at, status)
              SELECT id, ?2, ?3, ?3, CASE state WHEN 'exited' THEN 'completed' ELSE 'monitoring' END
              FROM containers WHERE id = ?1
              ON CONFLICT (container_id) DO NOTHING",
+            params![id.as_str(), pid, started_at],
         )
-        .bind(id.as_str())
-        .bind(pid)
-        .bind(started_at)
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("record a monitor"))
     }
 
     /// Whether this is the exit of a process of whose start nothing has been recorded.
@@ -333,21 +295,13 @@ impl Tx {
         id: &ContainerId,
         exit: &Exit,
     ) -> Result<bool, StateError> {
-        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("find a container"))?;
+        let state = self.container_state(id).await?;
         Ok(exit.ran && state.as_deref() == Some("starting"))
     }
 
     /// The event of a container whose row goes next; one that clients never saw is not announced.
     async fn container_goes(&mut self, id: &ContainerId) -> Result<(), StateError> {
-        let state: Option<String> = sqlx::query_scalar("SELECT state FROM containers WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("find a container"))?;
+        let state = self.container_state(id).await?;
         let subject = Subject::Container(id);
         match state.as_deref() {
             None => Ok(()),
@@ -361,7 +315,9 @@ impl Tx {
 
     async fn exited(&mut self, id: &ContainerId, exit: &Exit) -> Result<bool, StateError> {
         let quick = self.overtakes_its_start(id, exit).await?;
-        let sandbox: Option<String> = sqlx::query_scalar(
+        let sandbox: Option<String> = self.first(
+            "record an exit",
+            // Who was too quick to be seen running has run all the same.
             "UPDATE containers SET state = 'exited', exit_code = ?2, exited_at = ?3, reason = ?4,
              error = ?5, oom_killed = ?6,
              started_at = CASE WHEN ?7 THEN coalesce(started_at, ?3) ELSE started_at END,
@@ -372,18 +328,17 @@ impl Tx {
                  WHEN (SELECT desired FROM sandboxes s WHERE s.id = sandbox_id) <> 'ready'
                  THEN 'pod' ELSE 'self' END
              WHERE id = ?1 AND state IN ('starting', 'running') RETURNING sandbox_id",
-        )
-        .bind(id.as_str())
-        .bind(exit.code)
-        .bind(exit.at)
-        .bind(exit.reason)
-        .bind(&exit.error)
-        .bind(exit.reason == "OOMKilled")
-        // Who was too quick to be seen running has run all the same.
-        .bind(exit.ran)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("record an exit"))?;
+            params![
+                id.as_str(),
+                exit.code,
+                exit.at,
+                exit.reason,
+                exit.error,
+                exit.reason == "OOMKilled",
+                exit.ran,
+            ],
+            column,
+        )?;
         let Some(sandbox) = sandbox else {
             return Ok(false);
         };
@@ -392,15 +347,11 @@ impl Tx {
         } else {
             "completed"
         };
-        sqlx::query(
+        self.run(
+            "complete a monitor",
             "UPDATE process_monitors SET status = ?, last_check_at = ? WHERE container_id = ?",
-        )
-        .bind(status)
-        .bind(exit.at)
-        .bind(id.as_str())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("complete a monitor"))?;
+            params![status, exit.at, id.as_str()],
+        )?;
         let message = match &exit.error {
             Some(error) => format!("exit code {}, {}: {error}", exit.code, exit.reason),
             None => format!("exit code {}, {}", exit.code, exit.reason),
@@ -422,13 +373,12 @@ impl Tx {
 
     /// A sandbox that waits for its containers to end or to go gets another look.
     async fn enqueue_if_leaving(&mut self, sandbox: &SandboxId) -> Result<(), StateError> {
-        let leaving: Option<i64> = sqlx::query_scalar(
+        let leaving: Option<i64> = self.first(
+            "find a sandbox",
             "SELECT 1 FROM sandboxes WHERE id = ? AND (desired <> 'ready' OR state = 'failed')",
-        )
-        .bind(sandbox.as_str())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a sandbox"))?;
+            [sandbox.as_str()],
+            column,
+        )?;
         if leaving.is_some() {
             self.enqueue(&ObjectKey::Sandbox(sandbox.clone())).await?;
         }

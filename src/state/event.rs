@@ -6,9 +6,10 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use rusqlite::params;
 use sqlx::FromRow;
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::writer::Tx;
 use super::{DesiredWriter, StateError, Store, now_ns};
 use crate::id::{ContainerId, SandboxId};
@@ -95,30 +96,28 @@ impl Tx {
         };
         let mut context: Option<(String, String)> = None;
         if let Some(sql) = sql {
-            context = sqlx::query_as(sql)
-                .bind(subject.id())
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("describe an event"))?;
+            context = self.first("describe an event", sql, [subject.id()], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
         }
         let (sandbox_id, detail) = context.unzip();
-        sqlx::query(
+        self.run(
+            "record an event",
             "INSERT INTO events (at, object_kind, object_id, kind, message, sandbox_id, announced,
                  detail)
              VALUES (max(?1, coalesce((SELECT at + 1 FROM events ORDER BY sequence DESC LIMIT 1),
                  0)), ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        )
-        .bind(now_ns())
-        .bind(subject.kind())
-        .bind(subject.id())
-        .bind(kind)
-        .bind(message)
-        .bind(sandbox_id)
-        .bind(announced.map(Announced::as_str))
-        .bind(detail.filter(|_| announced.is_some()))
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("record an event"))?;
+            params![
+                now_ns(),
+                subject.kind(),
+                subject.id(),
+                kind,
+                message,
+                sandbox_id,
+                announced.map(Announced::as_str),
+                detail.filter(|_| announced.is_some()),
+            ],
+        )?;
         self.told();
         Ok(())
     }

@@ -1,14 +1,15 @@
 //! The queue of keys to look at. It survives restarts, dedupes by key, never runs one key twice at
 //! a time, and tries again later what failed. How the looks ended is in `job_history`.
 
-use sqlx::FromRow;
+use rusqlite::{Row, params};
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::event::Subject;
+use super::sql::column;
 use super::writer::Tx;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::ObjectKey;
-use crate::lifecycle::job::{Kind, backoff_ns};
+use crate::lifecycle::job::{Kind, REPORTED_AFTER, backoff_ns};
 
 /// A key handed to a worker.
 #[derive(Debug, Clone)]
@@ -53,20 +54,25 @@ pub enum Outcome {
     Failed(String),
 }
 
-#[derive(FromRow)]
-struct ClaimRow {
-    key: String,
-    attempts: i64,
-}
-
 /// What the history takes from a job's row.
-#[derive(FromRow)]
 struct Running {
     priority: i64,
     attempts: i64,
     created_at: i64,
     claimed_at: Option<i64>,
     queued_ns: i64,
+}
+
+impl Running {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            priority: row.get(0)?,
+            attempts: row.get(1)?,
+            created_at: row.get(2)?,
+            claimed_at: row.get(3)?,
+            queued_ns: row.get(4)?,
+        })
+    }
 }
 
 const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claimed_by = ?2,
@@ -94,49 +100,52 @@ impl Tx {
     /// Asks for an object to be looked at, now.
     pub(super) async fn enqueue(&mut self, key: &ObjectKey) -> Result<(), StateError> {
         let now = now_ns();
-        sqlx::query(
+        self.run(
+            "queue a job",
             "INSERT INTO jobs (key, priority, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?3)
              ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?3",
-        )
-        .bind(key.to_string())
-        .bind(Kind::of(key).priority())
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("queue a job"))?;
+            params![key.to_string(), Kind::of(key).priority(), now],
+        )?;
+        self.asked.insert(key.clone());
         self.queued();
         Ok(())
     }
 
-    async fn claim_jobs(&mut self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
-        let rows: Vec<ClaimRow> = sqlx::query_as(CLAIM)
-            .bind(now_ns())
-            .bind(self.incarnation.clone())
-            .bind(free.pods)
-            .bind(free.pulls)
-            .bind(free.cleanup)
-            .fetch_all(&mut self.connection)
-            .await
-            .map_err(during("claim jobs"))?;
+    /// Takes due jobs off the queue; also says when the next one is due.
+    pub(super) fn claim_jobs(
+        &mut self,
+        free: Free,
+    ) -> Result<(Vec<Claim>, Option<i64>), StateError> {
+        let incarnation = self.incarnation.clone();
+        let doubtful = std::mem::take(&mut self.doubtful);
+        self.claimed.extend_from_slice(&doubtful);
+        for key in doubtful {
+            self.run(
+                "claim a job once more",
+                "UPDATE jobs SET status = 'pending', claimed_at = NULL, claimed_by = NULL
+                 WHERE key = ?1 AND status = 'running' AND claimed_by = ?2",
+                (key.to_string(), &incarnation),
+            )?;
+        }
+        let params = params![now_ns(), incarnation, free.pods, free.pulls, free.cleanup];
+        let rows: Vec<(String, i64)> = self.all("claim jobs", CLAIM, params, |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
         let claims = rows
             .into_iter()
-            .map(|row| {
-                let key = row.key.parse().map_err(corrupt("jobs.key"))?;
-                Ok(Claim {
-                    key,
-                    attempts: row.attempts,
-                })
+            .map(|(key, attempts)| {
+                let key = key.parse().map_err(corrupt("jobs.key"))?;
+                Ok(Claim { key, attempts })
             })
             .collect::<Result<Vec<_>, StateError>>()?;
+        for claim in &claims {
+            self.asked.remove(&claim.key);
+            self.claimed.push(claim.key.clone());
+        }
         let left = free.without(&claims);
-        let next: Option<i64> = sqlx::query_scalar(NEXT)
-            .bind(left.pods)
-            .bind(left.pulls)
-            .bind(left.cleanup)
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(during("find the next job"))?;
-        Ok((claims, next))
+        let left = [left.pods, left.pulls, left.cleanup];
+        let next: Option<Option<i64>> = self.first("find the next job", NEXT, left, column)?;
+        Ok((claims, next.flatten()))
     }
 
     /// Files how a look ended.
@@ -148,33 +157,34 @@ impl Tx {
     ) -> Result<(), StateError> {
         let now = now_ns();
         let started_at = job.claimed_at.unwrap_or(now);
-        sqlx::query(
+        let status = match error {
+            None => "completed",
+            Some(_) => "failed",
+        };
+        self.run(
+            "file a job",
             "INSERT INTO job_history (key, kind, status, priority, attempts, created_at,
                  started_at, completed_at, queue_ns, run_ns, last_error)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                key.to_string(),
+                Kind::of(key).as_str(),
+                status,
+                job.priority,
+                job.attempts + 1,
+                job.created_at,
+                started_at,
+                now,
+                job.queued_ns,
+                now - started_at,
+                error,
+            ],
         )
-        .bind(key.to_string())
-        .bind(Kind::of(key).as_str())
-        .bind(if error.is_none() {
-            "completed"
-        } else {
-            "failed"
-        })
-        .bind(job.priority)
-        .bind(job.attempts + 1)
-        .bind(job.created_at)
-        .bind(started_at)
-        .bind(now)
-        .bind(job.queued_ns)
-        .bind(now - started_at)
-        .bind(error.map(str::to_owned))
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("file a job"))
     }
 
     async fn finish_job(&mut self, key: &ObjectKey, outcome: Outcome) -> Result<(), StateError> {
+        self.asked.remove(key);
         let (delay, error) = match outcome {
             Outcome::Done => {
                 if self.delete_job(key).await? {
@@ -186,34 +196,28 @@ impl Tx {
             Outcome::Failed(error) => (self.job_failed(key, &error).await?, Some(error)),
         };
         let now = now_ns();
-        sqlx::query(
+        self.run(
+            "put a job back",
             "UPDATE jobs SET status = 'pending', claimed_at = NULL, claimed_by = NULL,
                  overdue_at = NULL,
                  attempts = CASE WHEN ?2 IS NULL THEN 0 ELSE attempts + 1 END, last_error = ?2,
                  next_attempt_at = CASE WHEN generation = claimed_generation THEN ?3 ELSE ?4 END
              WHERE key = ?1",
-        )
-        .bind(key.to_string())
-        .bind(error)
-        .bind(now.saturating_add(delay))
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("put a job back"))?;
+            params![key.to_string(), error, now.saturating_add(delay), now],
+        )?;
         self.queued();
         Ok(())
     }
 
     /// Takes a finished job off the queue; `false` when it was asked for again meanwhile.
     async fn delete_job(&mut self, key: &ObjectKey) -> Result<bool, StateError> {
-        let job: Option<Running> = sqlx::query_as(
+        let job = self.first(
+            "finish a job",
             "DELETE FROM jobs WHERE key = ? AND generation = claimed_generation
              RETURNING priority, attempts, created_at, claimed_at, queued_ns",
-        )
-        .bind(key.to_string())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("finish a job"))?;
+            [key.to_string()],
+            Running::read,
+        )?;
         match job {
             Some(job) => self.job_ended(key, &job, None).await.map(|()| true),
             None => Ok(false),
@@ -222,15 +226,24 @@ impl Tx {
 
     /// Files a failed look; returns the pause before the next one, ns.
     async fn job_failed(&mut self, key: &ObjectKey, error: &str) -> Result<i64, StateError> {
-        let job: Option<Running> = sqlx::query_as(
+        let job = self.first(
+            "read a job",
             "SELECT priority, attempts, created_at, claimed_at, queued_ns FROM jobs WHERE key = ?",
-        )
-        .bind(key.to_string())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("read a job"))?;
+            [key.to_string()],
+            Running::read,
+        )?;
         let Some(job) = job else { return Ok(0) };
         self.job_ended(key, &job, Some(error)).await?;
+        if job.attempts + 1 == REPORTED_AFTER {
+            tracing::warn!(%key, tries = REPORTED_AFTER, error, "a job fails again and again");
+            if let Some(subject) = subject(key) {
+                let message = format!(
+                    "{REPORTED_AFTER} tries in a row have failed, and it is tried again all the \
+                     same; the last error: {error}"
+                );
+                self.event(subject, "failing", &message).await?;
+            }
+        }
         Ok(backoff_ns(job.attempts, chance()))
     }
 }
@@ -259,6 +272,17 @@ impl Free {
     }
 }
 
+/// What events about a job are about. Pulls and cleanup have rows of their own that say as much,
+/// and no object of theirs has events.
+fn subject(key: &ObjectKey) -> Option<Subject<'_>> {
+    match key {
+        ObjectKey::Sandbox(id) => Some(Subject::Sandbox(id)),
+        ObjectKey::Container(id) => Some(Subject::Container(id)),
+        ObjectKey::Image(id) => Some(Subject::Image(id)),
+        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => None,
+    }
+}
+
 /// A random byte. Without one all come back at the same time, which is no error.
 fn chance() -> u8 {
     let mut byte = [0_u8];
@@ -270,16 +294,41 @@ fn chance() -> u8 {
 }
 
 impl Tx {
+    fn reclaim_jobs(&mut self) -> Result<usize, StateError> {
+        let (now, incarnation) = (now_ns(), self.incarnation.clone());
+        let filed = self.run(
+            "file reclaimed jobs",
+            "INSERT INTO job_history (key, kind, status, priority, attempts, created_at,
+                 started_at, completed_at, queue_ns, run_ns, last_error)
+             SELECT key, kind, 'failed', priority, attempts + 1, created_at,
+                 coalesce(claimed_at, ?1), ?1, queued_ns, max(0, ?1 - coalesce(claimed_at, ?1)),
+                 'the daemon ended while the job ran'
+             FROM jobs WHERE status = 'running' AND claimed_by IS NOT ?2",
+            params![now, incarnation],
+        )?;
+        if filed > 0 {
+            self.run(
+                "reclaim jobs",
+                "UPDATE jobs SET status = 'pending', next_attempt_at = ?1, attempts = 0,
+                     claimed_at = NULL, claimed_by = NULL, overdue_at = NULL
+                 WHERE status = 'running' AND claimed_by IS NOT ?2",
+                params![now, incarnation],
+            )?;
+            self.queued();
+        }
+        Ok(filed)
+    }
+}
+
+impl Tx {
     /// What failed while the database could not be written need not wait any longer.
     pub(super) async fn hasten_failed_jobs(&mut self) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "hasten failed jobs",
             "UPDATE jobs SET next_attempt_at = ?1
              WHERE status = 'pending' AND last_error IS NOT NULL AND next_attempt_at > ?1",
-        )
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("hasten failed jobs"))?;
+            [now_ns()],
+        )?;
         self.queued();
         Ok(())
     }
@@ -293,7 +342,9 @@ impl ObservedWriter {
     /// When the database cannot be written, or holds an unknown key.
     pub async fn claim_jobs(&self, free: Free) -> Result<(Vec<Claim>, Option<i64>), StateError> {
         self.0
-            .write("claim jobs", move |tx| Box::pin(tx.claim_jobs(free)))
+            .write("claim jobs", move |tx| {
+                Box::pin(async move { tx.claim_jobs(free) })
+            })
             .await
     }
 
@@ -309,6 +360,24 @@ impl ObservedWriter {
             .await
     }
 
+    /// The same for a job that nobody waits for, unless it was asked for again: with the next
+    /// transaction, whoever's it is, or one of its own some milliseconds later.
+    ///
+    /// # Errors
+    /// When the database cannot be written.
+    pub async fn finish_job_later(
+        &self,
+        key: ObjectKey,
+        outcome: Outcome,
+    ) -> Result<(), StateError> {
+        let unless_asked = Some(key.clone());
+        self.0
+            .write_later("finish a job", unless_asked, move |tx| {
+                Box::pin(async move { tx.finish_job(&key, outcome).await })
+            })
+            .await
+    }
+
     /// A job runs longer than it should: says so in its row and among the events, once. It is not
     /// run a second time beside the first.
     ///
@@ -318,23 +387,13 @@ impl ObservedWriter {
         self.0
             .write("report a job", move |tx| {
                 Box::pin(async move {
-                    let reported = sqlx::query(
-                        "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL",
-                    )
-                    .bind(now_ns())
-                    .bind(key.to_string())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("report a job"))?;
-                    if reported.rows_affected() == 0 {
+                    let sql = "UPDATE jobs SET overdue_at = ? WHERE key = ? AND overdue_at IS NULL";
+                    let params = (now_ns(), key.to_string());
+                    if tx.run("report a job", sql, params)? == 0 {
                         return Ok(());
                     }
-                    let subject = match &key {
-                        ObjectKey::Sandbox(id) => Subject::Sandbox(id),
-                        ObjectKey::Container(id) => Subject::Container(id),
-                        ObjectKey::Image(id) => Subject::Image(id),
-                        // A row of their own says as much, and no object of theirs has events.
-                        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => return Ok(()),
+                    let Some(subject) = subject(&key) else {
+                        return Ok(());
                     };
                     let message = "a step takes longer than [jobs] long_running_s";
                     tx.event(subject, "overdue", message).await
@@ -343,42 +402,15 @@ impl ObservedWriter {
             .await
     }
 
-    /// Makes jobs that a dead daemon had claimed due again; those of this one are left alone.
+    /// Makes jobs that another daemon had claimed due again; those of this one are left alone.
+    /// Returns how many there were.
     ///
     /// # Errors
     /// When the database cannot be written.
-    pub async fn reclaim_jobs(&self) -> Result<u64, StateError> {
+    pub async fn reclaim_jobs(&self) -> Result<usize, StateError> {
         self.0
-            .write("reclaim jobs", |tx| {
-                Box::pin(async move {
-                    let incarnation = tx.incarnation.clone();
-                    sqlx::query(
-                        "INSERT INTO job_history (key, kind, status, priority, attempts,
-                             created_at, started_at, completed_at, queue_ns, run_ns, last_error)
-                         SELECT key, kind, 'failed', priority, attempts + 1, created_at,
-                             coalesce(claimed_at, ?1), ?1, queued_ns,
-                             max(0, ?1 - coalesce(claimed_at, ?1)),
-                             'the daemon ended while the job ran'
-                         FROM jobs WHERE status = 'running' AND claimed_by IS NOT ?2",
-                    )
-                    .bind(now_ns())
-                    .bind(incarnation.clone())
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("file reclaimed jobs"))?;
-                    let reclaimed = sqlx::query(
-                        "UPDATE jobs SET status = 'pending', next_attempt_at = ?1, attempts = 0,
-                             claimed_at = NULL, claimed_by = NULL, overdue_at = NULL
-                         WHERE status = 'running' AND claimed_by IS NOT ?2",
-                    )
-                    .bind(now_ns())
-                    .bind(incarnation)
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("reclaim jobs"))?;
-                    tx.queued();
-                    Ok(reclaimed.rows_affected())
-                })
+            .write_later("reclaim jobs", None, |tx| {
+                Box::pin(async move { tx.reclaim_jobs() })
             })
             .await
     }

@@ -282,7 +282,7 @@ impl ObservedWriter {
                         id: &layer.chain_id,
                         to: layer::State::Present.as_str(),
                     };
-                    tx.changed(change, present).await
+                    tx.changed(change, present.map(|done| done.rows_affected()))
                 })
             })
             .await

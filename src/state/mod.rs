@@ -27,12 +27,14 @@ pub mod job_history;
 pub mod layer;
 pub mod network;
 pub mod node;
+pub mod offer;
 pub mod opening;
 pub mod operation;
 pub mod port;
 pub mod progress;
 pub mod pull;
 pub mod pull_progress;
+mod readers;
 mod reboot;
 pub mod rebuild;
 pub mod retention;
@@ -44,6 +46,7 @@ mod sandbox_init;
 mod sandbox_wish;
 pub mod schema;
 pub mod snapshot;
+mod sql;
 mod storage;
 pub mod sweep;
 #[cfg(test)]
@@ -61,9 +64,10 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use rusqlite::Connection;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlitePool};
+use sqlx::{ConnectOptions, SqliteConnection, SqlitePool};
 use tokio::sync::Notify;
 
 pub use error::StateError;
@@ -71,16 +75,18 @@ pub use storage::Trouble;
 pub use writer::{DesiredWriter, ObservedWriter};
 
 use crate::metrics::Metrics;
+use crate::sys::sqlite::SharedConnection;
 use checkpoint::Checkpointer;
 use progress::Progress;
+use readers::Readers;
 use retry::Retry;
 use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
 
-/// Connections for reading, for each side; each has a thread of its own. The front's are its own,
-/// so that a status call never stands behind the back's lists.
-const READERS: u32 = 4;
+/// Connections for rare reads, for each side; each has a thread of its own. The front's are its
+/// own, so that a call never stands behind the back's lists.
+const READERS: u32 = 2;
 /// Longest wait for a connection to read with.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
 /// Longest wait for reads under way when the database is closed.
@@ -104,6 +110,7 @@ pub fn now_ns() -> i64 {
 /// The reading side and what is in memory. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
+    direct: Arc<Readers>,
     readers: SqlitePool,
     back_readers: SqlitePool,
     storage: Arc<Storage>,
@@ -135,11 +142,15 @@ impl Store {
         };
         let metrics = Arc::new(Metrics::default());
         let options = options(path).map_err(opening)?;
-        let connect = || retry::while_busy("open the database", &metrics, || options.connect());
-        let mut connection = connect().await.map_err(|(_, source)| opening(source))?;
+        // Shared with statements that run at once.
+        let shared = options.clone().serialized(true);
+        let mut connection = connect(&shared, &metrics).await.map_err(opening)?;
         migrate(path, &mut connection, &metrics).await?;
-        let checkpoints = connect().await.map_err(|(_, source)| opening(source))?;
+        let connection = SharedConnection::new(connection, STATEMENTS).await;
+        let connection = connection.map_err(opening)?;
+        let checkpoints = connect(&options, &metrics).await.map_err(opening)?;
         let reading = options.clone().read_only(true).create_if_missing(false);
+        let direct = Readers::open(path).map_err(opening)?;
         let readers = pool(reading.clone()).await.map_err(opening)?;
         let back_readers = pool(reading).await.map_err(opening)?;
         let wakes = Arc::new(Wakes::default());
@@ -151,9 +162,11 @@ impl Store {
             Arc::clone(&metrics),
             Arc::clone(&storage),
             Arc::clone(&due),
-        );
+        )
+        .map_err(|error| opening(error.into()))?;
         let checkpointer = Checkpointer::start(checkpoints, due, writer.clone());
         let store = Self {
+            direct: Arc::new(direct),
             readers,
             back_readers,
             storage,
@@ -185,6 +198,7 @@ impl Store {
     /// into the database file and removes it, and only one that writes can do that. Whoever reads
     /// or writes from now on gets an error.
     pub async fn close(&self) {
+        self.direct.close();
         let readers = async {
             self.readers.close().await;
             self.back_readers.close().await;
@@ -213,6 +227,15 @@ impl Store {
         let labels = [operation, error::outcome(&result)];
         self.metrics.database.get(labels).observe(started.elapsed());
         result
+    }
+
+    /// The same for a read that runs at once, on this thread.
+    async fn look<T>(
+        &self,
+        operation: &'static str,
+        query: impl Fn(&Connection) -> Result<T, sqlx::Error> + Send + Sync,
+    ) -> Result<T, StateError> {
+        self.read(operation, || self.direct.read(&query)).await
     }
 
     /// What is counted in memory.
@@ -314,9 +337,17 @@ fn options(path: &Path) -> Result<SqliteConnectOptions, sqlx::Error> {
     Ok(options)
 }
 
+async fn connect(
+    options: &SqliteConnectOptions,
+    metrics: &Metrics,
+) -> Result<SqliteConnection, sqlx::Error> {
+    let connected = retry::while_busy("open the database", metrics, || options.connect());
+    connected.await.map_err(|(_, source)| source)
+}
+
 async fn migrate(
     path: &Path,
-    connection: &mut sqlx::SqliteConnection,
+    connection: &mut SqliteConnection,
     metrics: &Metrics,
 ) -> Result<(), StateError> {
     schema::refuse_newer(connection, path).await?;

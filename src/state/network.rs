@@ -6,10 +6,11 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use sqlx::FromRow;
+use rusqlite::params;
 
 use super::cleanup::Resource;
-use super::error::{corrupt, during};
+use super::error::corrupt;
+use super::sql::{all, column, first, pair};
 use super::writer::Tx;
 use super::{StateError, Store, node, now_ns};
 use crate::id::SandboxId;
@@ -42,7 +43,6 @@ pub struct Allocation {
     pub ipv6: Option<Ipv6Given>,
 }
 
-#[derive(FromRow)]
 struct Row {
     sandbox_id: String,
     address: String,
@@ -74,6 +74,24 @@ impl Row {
                 .parse()
                 .map_err(corrupt("network_allocations.gateway6"))?,
         }))
+    }
+}
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            sandbox_id: row.get(0)?,
+            address: row.get(1)?,
+            prefix_length: row.get(2)?,
+            gateway: row.get(3)?,
+            bridge: row.get(4)?,
+            host_link: row.get(5)?,
+            pod_link: row.get(6)?,
+            status: row.get(7)?,
+            address6: row.get(8)?,
+            prefix6_length: row.get(9)?,
+            gateway6: row.get(10)?,
+        })
     }
 }
 
@@ -110,13 +128,10 @@ impl Store {
     /// # Errors
     /// When the database cannot be read.
     pub async fn allocation(&self, id: &SandboxId) -> Result<Option<Allocation>, StateError> {
-        let row: Option<Row> = self
-            .read("read an address", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(format!(
-                    "{SELECT} WHERE sandbox_id = ?"
-                )))
-                .bind(id.as_str())
-                .fetch_optional(&self.readers)
+        let sql = format!("{SELECT} WHERE sandbox_id = ?");
+        let row = self
+            .look("read an address", |connection| {
+                first(connection, &sql, [id.as_str()], Row::read)
             })
             .await?;
         row.map(Allocation::try_from).transpose()
@@ -128,8 +143,8 @@ impl Store {
     /// When the database cannot be read.
     pub async fn allocations(&self) -> Result<Vec<Allocation>, StateError> {
         let rows: Vec<Row> = self
-            .read("list addresses", || {
-                sqlx::query_as(SELECT).fetch_all(&self.readers)
+            .look("list addresses", |connection| {
+                all(connection, SELECT, [], Row::read)
             })
             .await?;
         rows.into_iter().map(Allocation::try_from).collect()
@@ -143,13 +158,9 @@ impl Tx {
         id: &SandboxId,
         configured: &Pool,
     ) -> Result<(), StateError> {
-        let facts: Vec<(String, String)> =
-            sqlx::query_as("SELECT key, value FROM network_state WHERE key IN (?, ?)")
-                .bind(node::LAST_ADDRESS)
-                .bind(node::POD_CIDR)
-                .fetch_all(&mut self.connection)
-                .await
-                .map_err(during("read facts"))?;
+        let sql = "SELECT key, value FROM network_state WHERE key IN (?, ?)";
+        let keys = [node::LAST_ADDRESS, node::POD_CIDR];
+        let facts: Vec<(String, String)> = self.all("read facts", sql, keys, pair)?;
         let fact = |name: &str| facts.iter().find(|(key, _)| key == name);
         let range = fact(node::POD_CIDR).and_then(|(_, text)| parse_range(text).ok());
         let pool = configured.clone().within(&range.unwrap_or_default());
@@ -161,26 +172,26 @@ impl Tx {
             Some(subnet) => Some(self.address_beside(subnet, address).await?),
             None => None,
         };
-        sqlx::query(
+        self.run(
+            "record an address",
             "INSERT INTO network_allocations (sandbox_id, address, address_number, prefix_length,
              gateway, bridge, host_link, pod_link, allocated_at, status, address6, prefix6_length,
              gateway6)
              VALUES (?, ?, ?, ?, ?, ?, ?, 'eth0', ?, 'allocated', ?, ?, ?)",
-        )
-        .bind(id.as_str())
-        .bind(address.to_string())
-        .bind(u32::from(address))
-        .bind(pool.subnet.prefix_len())
-        .bind(pool.gateway.to_string())
-        .bind(&pool.bridge)
-        .bind(format!("q{}", id.short()))
-        .bind(now_ns())
-        .bind(ipv6.map(|given| given.address.to_string()))
-        .bind(ipv6.map(|given| given.prefix_length))
-        .bind(ipv6.map(|given| given.gateway.to_string()))
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("record an address"))?;
+            params![
+                id.as_str(),
+                address.to_string(),
+                u32::from(address),
+                pool.subnet.prefix_len(),
+                pool.gateway.to_string(),
+                pool.bridge,
+                format!("q{}", id.short()),
+                now_ns(),
+                ipv6.map(|given| given.address.to_string()),
+                ipv6.map(|given| given.prefix_length),
+                ipv6.map(|given| given.gateway.to_string()),
+            ],
+        )?;
         self.set_fact(node::LAST_ADDRESS, &address.to_string())
             .await
     }
@@ -190,16 +201,15 @@ impl Tx {
         pool: &Pool,
         last: Option<u32>,
     ) -> Result<Ipv4Addr, StateError> {
-        let taken: Vec<(u32, bool)> = sqlx::query_as(
+        let taken: Vec<(u32, bool)> = self.all(
+            "list addresses",
             "SELECT address_number, 0 FROM network_allocations
              UNION SELECT address_number, 1 FROM address_quarantine
                  WHERE released_at > ?
              ORDER BY address_number",
-        )
-        .bind(now_ns().saturating_sub(pool.quarantine_ns))
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("list addresses"))?;
+            [now_ns().saturating_sub(pool.quarantine_ns)],
+            pair,
+        )?;
         let numbers: Vec<u32> = taken.iter().map(|(number, _)| *number).collect();
         next_free(pool, &numbers, last).ok_or_else(|| {
             let inside =
@@ -220,12 +230,8 @@ impl Tx {
         subnet: ipnet::Ipv6Net,
         address: Ipv4Addr,
     ) -> Result<Ipv6Given, StateError> {
-        let used: Vec<String> = sqlx::query_scalar(
-            "SELECT address6 FROM network_allocations WHERE address6 IS NOT NULL",
-        )
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("list addresses"))?;
+        let sql = "SELECT address6 FROM network_allocations WHERE address6 IS NOT NULL";
+        let used: Vec<String> = self.all("list addresses", sql, [], column)?;
         let used: Vec<Ipv6Addr> = used.iter().filter_map(|text| text.parse().ok()).collect();
         let address = beside(subnet, address, &used);
         let exhausted = || StateError::AddressesExhausted {
@@ -243,28 +249,24 @@ impl Tx {
 
     /// The pod's link is up.
     pub(super) async fn activate_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "activate an address",
             "UPDATE network_allocations SET status = 'active', setup_completed_at = ?
              WHERE sandbox_id = ? AND status = 'allocated'",
+            params![now_ns(), id.as_str()],
         )
-        .bind(now_ns())
-        .bind(id.as_str())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("activate an address"))
     }
 
     /// The pod is down: a cleanup task removes the link, and the address goes back after that.
     pub(super) async fn release_address(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        let link: Option<String> = sqlx::query_scalar(
+        let link: Option<String> = self.first(
+            "release an address",
             "UPDATE network_allocations SET status = 'cleanup_pending'
              WHERE sandbox_id = ? AND status IN ('allocated', 'active') RETURNING host_link",
-        )
-        .bind(id.as_str())
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("release an address"))?;
+            [id.as_str()],
+            column,
+        )?;
         if let Some(link) = link {
             self.add_cleanup(Resource::Network, &link, id.as_str())
                 .await?;
@@ -274,31 +276,27 @@ impl Tx {
 
     /// The link is gone, and with it the allocation; from now on the address rests.
     pub(super) async fn delete_address(&mut self, host_link: &str) -> Result<(), StateError> {
-        let number: Option<i64> = sqlx::query_scalar(
+        let number: Option<i64> = self.first(
+            "delete an address",
             "DELETE FROM network_allocations WHERE host_link = ? RETURNING address_number",
-        )
-        .bind(host_link)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("delete an address"))?;
+            [host_link],
+            column,
+        )?;
         let Some(number) = number else {
             return Ok(());
         };
         let now = now_ns();
-        sqlx::query("DELETE FROM address_quarantine WHERE released_at <= ?")
-            .bind(now - QUARANTINE_MAX_NS)
-            .execute(&mut self.connection)
-            .await
-            .map_err(during("end the rest of addresses"))?;
-        sqlx::query(
+        self.run(
+            "end the rest of addresses",
+            "DELETE FROM address_quarantine WHERE released_at <= ?",
+            [now - QUARANTINE_MAX_NS],
+        )?;
+        self.run(
+            "let an address rest",
             "INSERT INTO address_quarantine (address_number, released_at) VALUES (?1, ?2)
              ON CONFLICT (address_number) DO UPDATE SET released_at = ?2",
+            [number, now],
         )
-        .bind(number)
-        .bind(now)
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("let an address rest"))
     }
 }

@@ -1,6 +1,8 @@
 //! The table `network_state`: small facts of the node, by name.
 
-use super::error::during;
+use rusqlite::params;
+
+use super::sql::column;
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 
@@ -19,11 +21,8 @@ pub const POD_CIDR: &str = "pod_cidr";
 
 impl Tx {
     pub(super) async fn fact(&mut self, key: &'static str) -> Result<Option<String>, StateError> {
-        sqlx::query_scalar("SELECT value FROM network_state WHERE key = ?")
-            .bind(key)
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("read a fact"))
+        let sql = "SELECT value FROM network_state WHERE key = ?";
+        self.first("read a fact", sql, [key], column)
     }
 
     pub(super) async fn set_fact(
@@ -31,17 +30,13 @@ impl Tx {
         key: &'static str,
         value: &str,
     ) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "record a fact",
             "INSERT INTO network_state (key, value, updated_at) VALUES (?1, ?2, ?3)
              ON CONFLICT (key) DO UPDATE SET value = ?2, updated_at = ?3",
+            params![key, value, now_ns()],
         )
-        .bind(key)
-        .bind(value)
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("record a fact"))
     }
 }
 

@@ -1,8 +1,9 @@
 //! What was done and how long each stage took: the history that answers "why was it slow".
 
+use rusqlite::params;
 use sqlx::FromRow;
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::writer::Tx;
 use super::{StateError, Store};
 
@@ -27,20 +28,20 @@ impl Tx {
     /// Files an operation in the running transaction.
     pub(super) async fn operation(&mut self, done: &Finished) -> Result<(), StateError> {
         let stages = serde_json::to_string(&done.stages).map_err(corrupt("operations.stages"))?;
-        sqlx::query(
+        self.run(
+            "file an operation",
             "INSERT INTO operations (kind, object_id, started_at, duration_ns, error, stages)
              VALUES (?, ?, ?, ?, ?, ?)",
+            params![
+                done.kind,
+                done.object_id,
+                done.started_at,
+                done.duration_ns,
+                done.error,
+                stages,
+            ],
         )
-        .bind(done.kind)
-        .bind(&done.object_id)
-        .bind(done.started_at)
-        .bind(done.duration_ns)
-        .bind(&done.error)
-        .bind(stages)
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("file an operation"))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A row comes with its sandbox and goes when nothing leads to the pod any more.
 
+use rusqlite::params;
 use sqlx::FromRow;
 
 use super::error::{corrupt, during};
@@ -133,18 +134,18 @@ impl Tx {
                     holder,
                 });
             }
-            sqlx::query(
+            self.run(
+                "record a port",
                 "INSERT INTO port_mappings (host_port, protocol, host_ip, container_port,
                  sandbox_id) VALUES (?, ?, ?, ?, ?)",
-            )
-            .bind(port.port)
-            .bind(port.protocol.as_str())
-            .bind(port.address.map(|ip| ip.to_string()).unwrap_or_default())
-            .bind(port.container_port)
-            .bind(id.as_str())
-            .execute(&mut self.connection)
-            .await
-            .map_err(during("record a port"))?;
+                params![
+                    port.port,
+                    port.protocol.as_str(),
+                    port.address.map(|ip| ip.to_string()).unwrap_or_default(),
+                    port.container_port,
+                    id.as_str(),
+                ],
+            )?;
         }
         Ok(())
     }
@@ -177,11 +178,7 @@ impl Tx {
 
     /// Nothing leads to the sandbox any more.
     pub(super) async fn release_ports(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        sqlx::query("DELETE FROM port_mappings WHERE sandbox_id = ?")
-            .bind(id.as_str())
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
-            .map_err(during("release ports"))
+        let sql = "DELETE FROM port_mappings WHERE sandbox_id = ?";
+        self.run("release ports", sql, [id.as_str()]).map(drop)
     }
 }

@@ -1,10 +1,11 @@
 //! The table `sandboxes`.
 
-use sqlx::FromRow;
+use rusqlite::params;
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
+use super::sql::{all, column, first};
 use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
@@ -59,7 +60,6 @@ impl Sandbox {
     }
 }
 
-#[derive(FromRow)]
 struct Row {
     id: String,
     spec: String,
@@ -81,6 +81,25 @@ const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.i
      s.unclaimed_since IS NOT NULL AS unclaimed
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')";
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: row.get(0)?,
+            spec: row.get(1)?,
+            created_at: row.get(2)?,
+            desired: row.get(3)?,
+            state: row.get(4)?,
+            init_pid: row.get(5)?,
+            init_start: row.get(6)?,
+            init_ended: row.get(7)?,
+            address: row.get(8)?,
+            address6: row.get(9)?,
+            error: row.get(10)?,
+            unclaimed: row.get(11)?,
+        })
+    }
+}
 
 impl TryFrom<Row> for Sandbox {
     type Error = StateError;
@@ -121,11 +140,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn sandbox(&self, id: &SandboxId) -> Result<Option<Sandbox>, StateError> {
         let sql = format!("{SELECT} WHERE s.id = ?");
-        let row: Option<Row> = self
-            .read("read a sandbox", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
-                    .bind(id.as_str())
-                    .fetch_optional(&self.readers)
+        let row = self
+            .look("read a sandbox", |connection| {
+                first(connection, &sql, [id.as_str()], Row::read)
             })
             .await?;
         row.map(Sandbox::try_from).transpose()
@@ -142,12 +159,10 @@ impl Store {
              AND (?2 IS NULL OR (s.state = 'ready' AND s.init_ended_at IS NULL) = ?2)
              ORDER BY s.created_at DESC"
         );
-        let rows: Vec<Row> = self
-            .read("list sandboxes", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str()))
-                    .bind(&filter.id_prefix)
-                    .bind(filter.ready)
-                    .fetch_all(&self.readers)
+        let rows = self
+            .look("list sandboxes", |connection| {
+                let params = params![filter.id_prefix, filter.ready];
+                all(connection, &sql, params, Row::read)
             })
             .await?;
         rows.into_iter().map(Sandbox::try_from).collect()
@@ -159,12 +174,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn sandbox_ids(&self, prefix: &str) -> Result<Vec<SandboxId>, StateError> {
         let rows: Vec<String> = self
-            .read("find a sandbox", || {
-                sqlx::query_scalar(
-                    "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2",
-                )
-                .bind(prefix)
-                .fetch_all(&self.readers)
+            .look("find a sandbox", |connection| {
+                let sql = "SELECT id FROM sandboxes WHERE id >= ?1 AND id < ?1 || 'g' LIMIT 2";
+                all(connection, sql, [prefix], column)
             })
             .await?;
         rows.into_iter()
@@ -265,18 +277,14 @@ impl Tx {
         &mut self,
         spec: &SandboxSpec,
     ) -> Result<Option<(SandboxId, State)>, StateError> {
-        let row: Option<(String, String, String)> = sqlx::query_as(
+        let row: Option<(String, String, String)> = self.first(
+            "find a sandbox",
             "SELECT id, desired, CASE WHEN init_ended_at IS NULL THEN state ELSE 'stopped' END
              FROM sandboxes WHERE uid = ? AND namespace = ? AND name = ? AND attempt = ?
              AND desired <> 'removed' AND state <> 'failed'",
-        )
-        .bind(&spec.uid)
-        .bind(&spec.namespace)
-        .bind(&spec.name)
-        .bind(spec.attempt)
-        .fetch_optional(&mut self.connection)
-        .await
-        .map_err(during("find a sandbox"))?;
+            params![spec.uid, spec.namespace, spec.name, spec.attempt],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )?;
         let Some((id, desired, state)) = row else {
             return Ok(None);
         };
@@ -295,22 +303,22 @@ impl Tx {
         spec: &SandboxSpec,
     ) -> Result<(), StateError> {
         let json = serde_json::to_string(spec).map_err(corrupt("sandboxes.spec"))?;
-        sqlx::query(
+        self.run(
+            "record a sandbox",
             "INSERT INTO sandboxes (id, name, namespace, uid, attempt, spec, created_at, desired,
                  unclaimed_since)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 'ready', ?7)",
+            params![
+                id.as_str(),
+                spec.name,
+                spec.namespace,
+                spec.uid,
+                spec.attempt,
+                json,
+                now_ns(),
+            ],
         )
-        .bind(id.as_str())
-        .bind(&spec.name)
-        .bind(&spec.namespace)
-        .bind(&spec.uid)
-        .bind(spec.attempt)
-        .bind(json)
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("record a sandbox"))
     }
 
     pub(super) async fn enqueue_sandbox_and_containers(
@@ -318,12 +326,9 @@ impl Tx {
         id: &SandboxId,
     ) -> Result<(), StateError> {
         self.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
+        let sql = "SELECT id FROM containers WHERE sandbox_id = ?";
         let containers: Vec<String> =
-            sqlx::query_scalar("SELECT id FROM containers WHERE sandbox_id = ?")
-                .bind(id.as_str())
-                .fetch_all(&mut self.connection)
-                .await
-                .map_err(during("list a sandbox' containers"))?;
+            self.all("list a sandbox' containers", sql, [id.as_str()], column)?;
         for container in containers {
             let container = container.try_into().map_err(corrupt("containers.id"))?;
             self.enqueue(&ObjectKey::Container(container)).await?;
@@ -347,17 +352,12 @@ impl ObservedWriter {
             .write("record a ready sandbox", move |tx| {
                 Box::pin(async move {
                     let now = now_ns();
-                    let ready = sqlx::query(
+                    tx.change(
+                        to("record a ready sandbox", &id, State::Ready),
                         "UPDATE sandboxes SET state = 'ready', ready_at = ?, boot_id = ?
                          WHERE id = ?",
-                    )
-                    .bind(now)
-                    .bind(boot_id)
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await;
-                    tx.changed(to("record a ready sandbox", &id, State::Ready), ready)
-                        .await?;
+                        params![now, boot_id, id.as_str()],
+                    )?;
                     tx.activate_address(&id).await?;
                     tx.operation(&done).await?;
                     let subject = Subject::Sandbox(&id);
@@ -382,13 +382,8 @@ impl ObservedWriter {
                 Box::pin(async move {
                     let error = done.error.clone().unwrap_or_else(|| "unknown".into());
                     let sql = "UPDATE sandboxes SET state = 'failed', error = ? WHERE id = ?";
-                    let failed = sqlx::query(sql)
-                        .bind(&error)
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await;
-                    tx.changed(to("record a failed sandbox", &id, State::Failed), failed)
-                        .await?;
+                    let failed = to("record a failed sandbox", &id, State::Failed);
+                    tx.change(failed, sql, [&error, id.as_str()])?;
                     tx.operation(&done).await?;
                     tx.event(Subject::Sandbox(&id), "failed", &error).await?;
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
@@ -407,16 +402,12 @@ impl ObservedWriter {
         self.0
             .write("record a stopped sandbox", move |tx| {
                 Box::pin(async move {
-                    let stopped = sqlx::query(
+                    tx.change(
+                        to("record a stopped sandbox", &id, State::Stopped),
                         "UPDATE sandboxes SET state = 'stopped', stopped_at = ?, init_pid = NULL,
                          init_start = NULL WHERE id = ?",
-                    )
-                    .bind(now_ns())
-                    .bind(id.as_str())
-                    .execute(&mut tx.connection)
-                    .await;
-                    tx.changed(to("record a stopped sandbox", &id, State::Stopped), stopped)
-                        .await?;
+                        params![now_ns(), id.as_str()],
+                    )?;
                     let subject = Subject::Sandbox(&id);
                     if !tx.was_ready(&id).await? {
                         // Clients see it from now on, although it never was ready.
@@ -447,11 +438,8 @@ impl ObservedWriter {
                     tx.release_address(&id).await?;
                     tx.release_ports(&id).await?;
                     tx.sandbox_goes(&id).await?;
-                    sqlx::query("DELETE FROM sandboxes WHERE id = ?")
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
-                        .map_err(during("delete a sandbox"))?;
+                    let sql = "DELETE FROM sandboxes WHERE id = ?";
+                    tx.run("delete a sandbox", sql, [id.as_str()])?;
                     tx.touch(ObjectKey::Sandbox(id));
                     Ok(())
                 })
@@ -462,20 +450,15 @@ impl ObservedWriter {
 
 impl Tx {
     async fn was_ready(&mut self, id: &SandboxId) -> Result<bool, StateError> {
-        sqlx::query_scalar("SELECT ready_at IS NOT NULL FROM sandboxes WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_one(&mut self.connection)
-            .await
-            .map_err(during("find a sandbox"))
+        let sql = "SELECT ready_at IS NOT NULL FROM sandboxes WHERE id = ?";
+        let was = self.first("find a sandbox", sql, [id.as_str()], column)?;
+        Ok(was.unwrap_or(false))
     }
 
     /// The event of a sandbox whose row goes next; one that clients never saw is not announced.
     async fn sandbox_goes(&mut self, id: &SandboxId) -> Result<(), StateError> {
-        let state: Option<String> = sqlx::query_scalar("SELECT state FROM sandboxes WHERE id = ?")
-            .bind(id.as_str())
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during("find a sandbox"))?;
+        let sql = "SELECT state FROM sandboxes WHERE id = ?";
+        let state: Option<String> = self.first("find a sandbox", sql, [id.as_str()], column)?;
         let subject = Subject::Sandbox(id);
         match state.as_deref() {
             None => Ok(()),

@@ -5,7 +5,8 @@
 //!                                          ──ended with its pod──► (none)
 //! ```
 
-use super::error::during;
+use rusqlite::params;
+
 use super::event::Subject;
 use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ObjectKey, SandboxId};
@@ -26,14 +27,9 @@ impl ObservedWriter {
                 Box::pin(async move {
                     let sql = "UPDATE sandboxes SET init_pid = ?, init_start = ?,
                                init_ended_at = NULL WHERE id = ?";
-                    sqlx::query(sql)
-                        .bind(pid)
-                        .bind(i64::try_from(start).unwrap_or(i64::MAX))
-                        .bind(id.as_str())
-                        .execute(&mut tx.connection)
-                        .await
+                    let start = i64::try_from(start).unwrap_or(i64::MAX);
+                    tx.run("record a pod's init", sql, params![pid, start, id.as_str()])
                         .map(drop)
-                        .map_err(during("record a pod's init"))
                 })
             })
             .await
@@ -54,17 +50,13 @@ impl ObservedWriter {
         self.0
             .write("record the end of a pod's init", move |tx| {
                 Box::pin(async move {
-                    let ended = sqlx::query(
+                    let ended = tx.run(
+                        "record the end of a pod's init",
                         "UPDATE sandboxes SET init_ended_at = ? WHERE id = ? AND init_pid = ?
                          AND desired = 'ready' AND state = 'ready' AND init_ended_at IS NULL",
-                    )
-                    .bind(now_ns())
-                    .bind(id.as_str())
-                    .bind(pid)
-                    .execute(&mut tx.connection)
-                    .await
-                    .map_err(during("record the end of a pod's init"))?;
-                    if ended.rows_affected() > 0 {
+                        params![now_ns(), id.as_str(), pid],
+                    )?;
+                    if ended > 0 {
                         tx.event(Subject::Sandbox(&id), "init_ended", &how).await?;
                         tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
                         tx.touch(ObjectKey::Sandbox(id));

@@ -1,8 +1,9 @@
 //! The wish that a sandbox come down: who has it, and what is told of it.
 
 use super::StateError;
-use super::error::{corrupt, during};
+use super::error::corrupt;
 use super::event::Subject;
+use super::sql::column;
 use super::writer::Tx;
 use crate::id::SandboxId;
 use crate::lifecycle::event::Stopper;
@@ -16,17 +17,12 @@ impl Tx {
         to: Desired,
         by: Stopper,
     ) -> Result<bool, StateError> {
-        let changed = sqlx::query(
+        let changed = self.run(
+            "lower a sandbox",
             "UPDATE sandboxes SET desired = ?2 WHERE id = ?1 AND
              (desired = 'ready' OR (desired = 'stopped' AND ?2 = 'removed'))",
-        )
-        .bind(id.as_str())
-        .bind(to.as_str())
-        .execute(&mut self.connection)
-        .await
-        .map_err(during("lower a sandbox"))?
-        .rows_affected()
-            > 0;
+            [id.as_str(), to.as_str()],
+        )? > 0;
         if changed {
             let kind = match to {
                 Desired::Removed => "removing",
@@ -42,13 +38,12 @@ impl Tx {
 
     /// Records who ends the containers of a sandbox that run.
     async fn stopping_containers(&mut self, id: &SandboxId, by: Stopper) -> Result<(), StateError> {
-        let running: Vec<String> = sqlx::query_scalar(
+        let running: Vec<String> = self.all(
+            "list a sandbox' containers",
             "SELECT id FROM containers WHERE sandbox_id = ? AND state IN ('starting', 'running')",
-        )
-        .bind(id.as_str())
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("list a sandbox' containers"))?;
+            [id.as_str()],
+            column,
+        )?;
         let message = format!("by {}", by.as_str());
         for container in running {
             let container = container.try_into().map_err(corrupt("containers.id"))?;

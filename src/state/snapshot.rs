@@ -1,7 +1,9 @@
 //! The table `snapshots`: the writable layer of each container and the image layers it stands on.
 
+use rusqlite::params;
+
 use super::cleanup::Resource;
-use super::error::during;
+use super::sql::{column, first};
 use super::writer::Tx;
 use super::{StateError, Store, now_ns};
 use crate::id::ContainerId;
@@ -14,10 +16,9 @@ impl Store {
     /// When the database cannot be read.
     pub async fn snapshot_top(&self, id: &ContainerId) -> Result<Option<String>, StateError> {
         let top: Option<Option<String>> = self
-            .read("read a snapshot", || {
-                sqlx::query_scalar("SELECT top_chain_id FROM snapshots WHERE container_id = ?")
-                    .bind(id.as_str())
-                    .fetch_optional(&self.readers)
+            .look("read a snapshot", |connection| {
+                let sql = "SELECT top_chain_id FROM snapshots WHERE container_id = ?";
+                first(connection, sql, [id.as_str()], column)
             })
             .await?;
         Ok(top.flatten())
@@ -43,26 +44,18 @@ impl Tx {
         id: &ContainerId,
         top_chain_id: Option<&str>,
     ) -> Result<(), StateError> {
-        sqlx::query(
+        self.run(
+            "record a snapshot",
             "INSERT INTO snapshots (container_id, top_chain_id, created_at) VALUES (?, ?, ?)",
+            params![id.as_str(), top_chain_id, now_ns()],
         )
-        .bind(id.as_str())
-        .bind(top_chain_id)
-        .bind(now_ns())
-        .execute(&mut self.connection)
-        .await
         .map(drop)
-        .map_err(during("record a snapshot"))
     }
 
     /// Leaves the writable layer to a cleanup task.
     pub(super) async fn release_snapshot(&mut self, id: &ContainerId) -> Result<(), StateError> {
-        let known: Option<i64> =
-            sqlx::query_scalar("SELECT 1 FROM snapshots WHERE container_id = ?")
-                .bind(id.as_str())
-                .fetch_optional(&mut self.connection)
-                .await
-                .map_err(during("find a snapshot"))?;
+        let sql = "SELECT 1 FROM snapshots WHERE container_id = ?";
+        let known: Option<i64> = self.first("find a snapshot", sql, [id.as_str()], column)?;
         if known.is_some() {
             self.add_cleanup(Resource::Rootfs, id.as_str(), id.as_str())
                 .await?;
@@ -72,11 +65,8 @@ impl Tx {
 
     /// The writable layer is gone; layers that only it needed may go.
     pub(super) async fn delete_snapshot(&mut self, owner: &str) -> Result<(), StateError> {
-        sqlx::query("DELETE FROM snapshots WHERE container_id = ?")
-            .bind(owner)
-            .execute(&mut self.connection)
-            .await
-            .map_err(during("delete a snapshot"))?;
+        let sql = "DELETE FROM snapshots WHERE container_id = ?";
+        self.run("delete a snapshot", sql, [owner])?;
         self.release_unused_layers().await
     }
 }

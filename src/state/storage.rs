@@ -171,20 +171,18 @@ impl Storage {
             Ok(()) => self.works(),
             Err(error) => {
                 tracing::debug!(%error, "the database cannot be written yet");
-                tx.abandon().await;
+                tx.abandon();
             }
         }
     }
 }
 
 async fn trial(tx: &mut Tx) -> Result<(), StateError> {
-    tx.execute("BEGIN IMMEDIATE")
-        .await
-        .map_err(during("begin"))?;
+    tx.execute("BEGIN IMMEDIATE").map_err(during("begin"))?;
     let now = super::now_ns().to_string();
     tx.set_fact(node::LAST_TRIAL, &now).await?;
     tx.hasten_failed_jobs().await?;
-    tx.execute("COMMIT").await.map_err(during("commit"))
+    tx.execute("COMMIT").map_err(during("commit"))
 }
 
 #[cfg(test)]

@@ -6,10 +6,11 @@
 //! (`ObservedWriter::container_exited`, which says so). An address that is not there (a pod in the
 //! node's network) is neither activated nor given back.
 
-use sqlx::sqlite::SqliteQueryResult;
+use rusqlite::Params;
 
 use super::StateError;
 use super::error::{during, is_trigger};
+use super::sql::{column, run};
 use super::writer::Tx;
 
 /// A change of one row's state.
@@ -52,24 +53,31 @@ impl Table {
 }
 
 impl Tx {
-    /// Takes the outcome of the statement that changed a state: one row, or the error that says why
-    /// there is none.
-    pub(super) async fn changed(
+    /// Runs the statement that changes a state: it changes one row, or the error says why not.
+    pub(super) fn change(
         &mut self,
         change: Change<'_>,
-        outcome: Result<SqliteQueryResult, sqlx::Error>,
+        sql: &'static str,
+        params: impl Params,
+    ) -> Result<(), StateError> {
+        let outcome = run(self.connection.direct(), sql, params);
+        self.changed(change, outcome.map(|rows| rows as u64))
+    }
+
+    /// Takes the outcome of such a statement, in rows.
+    pub(super) fn changed(
+        &mut self,
+        change: Change<'_>,
+        outcome: Result<u64, sqlx::Error>,
     ) -> Result<(), StateError> {
         match outcome {
-            Ok(done) if done.rows_affected() > 0 => return Ok(()),
+            Ok(changed) if changed > 0 => return Ok(()),
             Ok(_) => {}
             Err(error) if is_trigger(&error) => {}
             Err(error) => return Err(during(change.operation)(error)),
         }
-        let from: Option<String> = sqlx::query_scalar(change.of.present())
-            .bind(change.id)
-            .fetch_optional(&mut self.connection)
-            .await
-            .map_err(during(change.operation))?;
+        let present = change.of.present();
+        let from: Option<String> = self.first(change.operation, present, [change.id], column)?;
         let (noun, id) = (change.of.noun(), change.id.to_owned());
         Err(match from {
             Some(from) => StateError::Transition {

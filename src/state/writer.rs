@@ -1,32 +1,37 @@
 //! The one connection that writes, and the group commit in front of it.
 //!
-//! Writes are closures sent to one task. Those that wait together are committed together: one
+//! Writes are closures sent to one thread. Those that wait together are committed together: one
 //! `BEGIN IMMEDIATE`, each write in its own savepoint, one `COMMIT`, then every caller hears of its
-//! own outcome and the objects touched are woken. A caller that goes away cancels nothing.
+//! own outcome and the objects touched are woken. A caller that goes away cancels nothing. What
+//! nobody waits for is left lying for some milliseconds, so that it goes with another write.
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
-use sqlx::{Connection, SqliteConnection};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::sleep_until;
 
 use super::StateError;
 use super::checkpoint::checkpoint;
-use super::error::outcome;
+use super::error::{during, outcome};
+use super::offer::{Claimed, Offer, Offers};
 use super::retry::Retry;
+use super::sql;
 use super::storage::{Storage, TRIAL_EVERY, Trouble};
 use super::wake::Wakes;
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::metrics::Metrics;
+use crate::sys::sqlite::SharedConnection;
 
 /// Writes that may wait; beyond that a caller waits to be let in.
 const QUEUE: usize = 1024;
 /// Writes committed together at most.
 const BATCH: usize = 64;
+/// How long what nobody waits for may wait for company.
+const LATER: Duration = Duration::from_millis(10);
 /// Transactions after which the log is moved into the database file: some megabytes.
 const CHECKPOINT_EVERY: u32 = 256;
 
@@ -40,10 +45,16 @@ pub struct ObservedWriter(pub(super) Writer);
 
 /// One write inside the running transaction.
 pub(super) struct Tx {
-    pub(super) connection: SqliteConnection,
+    pub(super) connection: SharedConnection,
     /// The name of this daemon's life: jobs that another one claimed are due again.
     pub(super) incarnation: String,
     touched: HashSet<ObjectKey>,
+    /// Keys that were queued since they were last claimed or put down.
+    pub(super) asked: HashSet<ObjectKey>,
+    /// Keys that the running transaction claims, and those of one that may or may not have been
+    /// committed: nobody looks at them until they have been claimed once more.
+    pub(super) claimed: Vec<ObjectKey>,
+    pub(super) doubtful: Vec<ObjectKey>,
     queued: bool,
     told: bool,
 }
@@ -65,18 +76,17 @@ impl Tx {
     }
 
     /// A statement about the transaction itself.
-    pub(super) async fn execute(&mut self, sql: &'static str) -> Result<(), sqlx::Error> {
-        sqlx::query(sql)
-            .execute(&mut self.connection)
-            .await
-            .map(drop)
+    pub(super) fn execute(&self, sql: &'static str) -> Result<(), sqlx::Error> {
+        sql::run(self.connection.direct(), sql, []).map(drop)
     }
 
     /// Gives the running transaction up, if there is still one, and what it would have woken.
-    pub(super) async fn abandon(&mut self) {
+    pub(super) fn abandon(&mut self) {
         self.touched.clear();
+        self.asked.clear();
+        self.doubtful.append(&mut self.claimed);
         // SQLite may have rolled back by itself; then this fails, and all is well.
-        let _none_running = self.execute("ROLLBACK").await;
+        let _none_running = self.execute("ROLLBACK");
     }
 }
 
@@ -99,52 +109,69 @@ struct Request {
 
 enum Message {
     Write(Request),
+    /// A write that may wait for company, unless this key has been asked for.
+    Later(Request, Option<ObjectKey>),
     /// Move the log into the database file, now.
     Checkpoint,
     /// Commit what is there, close the connection, and say so.
     Close(oneshot::Sender<()>),
 }
 
-/// A handle to the writer task.
+/// A handle to the writer's thread.
 #[derive(Clone)]
 pub(super) struct Writer {
     messages: mpsc::Sender<Message>,
     metrics: Arc<Metrics>,
     storage: Arc<Storage>,
+    pub(super) offers: Arc<Offers>,
 }
 
 impl Writer {
-    /// Starts the task that owns the connection; it ends when it is closed or every handle is gone.
+    /// Starts the thread that owns the connection; it ends when it is closed or every handle is
+    /// gone. It is a thread because statements are run at once and a commit may wait for the disk.
     /// `checkpoint_due` is told when the log should be moved.
+    ///
+    /// # Errors
+    /// When there can be no further thread.
     pub(super) fn start(
-        connection: SqliteConnection,
+        connection: SharedConnection,
         wakes: Arc<Wakes>,
         metrics: Arc<Metrics>,
         storage: Arc<Storage>,
         checkpoint_due: Arc<Notify>,
-    ) -> Self {
+    ) -> std::io::Result<Self> {
         let (messages, queue) = mpsc::channel(QUEUE);
+        let offers = Arc::new(Offers::default());
         let task = Task {
             tx: Tx {
                 connection,
                 incarnation: crate::id::random_name(),
                 touched: HashSet::new(),
+                asked: HashSet::new(),
+                claimed: Vec::new(),
+                doubtful: Vec::new(),
                 queued: false,
                 told: false,
             },
             wakes,
             metrics: Arc::clone(&metrics),
             storage: Arc::clone(&storage),
+            offers: Arc::clone(&offers),
             checkpoint_due,
             since_checkpoint: 0,
             next_trial: tokio::time::Instant::now(),
+            due: None,
         };
-        tokio::spawn(task.run(queue));
-        Self {
+        let runtime = tokio::runtime::Handle::current();
+        std::thread::Builder::new()
+            .name("quilt-writer".into())
+            .spawn(move || runtime.block_on(task.run(queue)))?;
+        Ok(Self {
             messages,
             metrics,
             storage,
-        }
+            offers,
+        })
     }
 
     /// Has the log moved into the database file between two transactions.
@@ -168,11 +195,30 @@ impl Writer {
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
     {
         let (request, answered) = self.request(name, write);
-        self.messages
-            .send(request)
-            .await
-            .map_err(|_| StateError::Closed)?;
+        self.send(Message::Write(request)).await?;
         answered.await.map_err(|_| StateError::Closed)?
+    }
+
+    /// The same for a write that may wait for another one to go with, unless `unless_asked` is
+    /// queued or has been since it was claimed.
+    pub(super) async fn write_later<T, F>(
+        &self,
+        name: &'static str,
+        unless_asked: Option<ObjectKey>,
+        write: F,
+    ) -> Result<T, StateError>
+    where
+        T: Send + 'static,
+        F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
+    {
+        let (request, answered) = self.request(name, write);
+        self.send(Message::Later(request, unless_asked)).await?;
+        answered.await.map_err(|_| StateError::Closed)?
+    }
+
+    async fn send(&self, message: Message) -> Result<(), StateError> {
+        let sent = self.messages.send(message).await;
+        sent.map_err(|_| StateError::Closed)
     }
 
     /// A write as the task takes it, and where its result comes.
@@ -180,7 +226,7 @@ impl Writer {
         &self,
         name: &'static str,
         write: F,
-    ) -> (Message, oneshot::Receiver<Result<T, StateError>>)
+    ) -> (Request, oneshot::Receiver<Result<T, StateError>>)
     where
         T: Send + 'static,
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<T, StateError>> + Send + 'static,
@@ -210,17 +256,17 @@ impl Writer {
                 }
             })
         });
-        (Message::Write(Request { name, operation }), answered)
+        (Request { name, operation }, answered)
     }
 
-    /// Puts `write` in line at once and does not wait for it: what is written next comes after it.
-    /// A failure is logged.
+    /// Puts `write` in line at once and does not wait for it: what is written next comes after it,
+    /// and it may wait for that. A failure is logged.
     pub(super) fn write_behind<F>(&self, name: &'static str, write: F)
     where
         F: for<'t> FnOnce(&'t mut Tx) -> BoxFuture<'t, Result<(), StateError>> + Send + 'static,
     {
         let (request, answered) = self.request(name, write);
-        let late = match self.messages.try_send(request) {
+        let late = match self.messages.try_send(Message::Later(request, None)) {
             Ok(()) => None,
             Err(mpsc::error::TrySendError::Full(request)) => Some(request),
             // The daemon ends.
@@ -246,9 +292,12 @@ struct Task {
     wakes: Arc<Wakes>,
     metrics: Arc<Metrics>,
     storage: Arc<Storage>,
+    offers: Arc<Offers>,
     checkpoint_due: Arc<Notify>,
     since_checkpoint: u32,
     next_trial: tokio::time::Instant,
+    /// When what waits for company is committed without any.
+    due: Option<tokio::time::Instant>,
 }
 
 impl Task {
@@ -256,23 +305,33 @@ impl Task {
         let mut messages = Vec::with_capacity(BATCH);
         let mut batch = Vec::with_capacity(BATCH);
         let mut closing = None;
-        while closing.is_none() && self.receive(&mut queue, &mut messages).await {
-            let mut move_log = false;
+        while closing.is_none() && self.receive(&mut queue, &mut messages, batch.len()).await {
+            let (mut move_log, mut now) = (false, false);
             for message in messages.drain(..) {
                 match message {
-                    Message::Write(request) => batch.push(request),
+                    Message::Write(request) => {
+                        batch.push(request);
+                        now = true;
+                    }
+                    Message::Later(request, unless_asked) => {
+                        batch.push(request);
+                        now |= unless_asked.is_some_and(|key| self.tx.asked.contains(&key));
+                    }
                     Message::Checkpoint => move_log = true,
                     Message::Close(answer) => closing = Some(answer),
                 }
             }
-            if !batch.is_empty() {
+            if now || closing.is_some() || batch.len() >= BATCH || self.is_due() {
                 self.commit(&mut batch).await;
+            } else if self.due.is_none() && !batch.is_empty() {
+                self.due = Some(tokio::time::Instant::now() + LATER);
             }
             if move_log && let Err(error) = checkpoint(&mut self.tx.connection).await {
                 tracing::warn!(%error, "cannot move the log into the database");
             }
         }
         drop(queue);
+        self.commit(&mut batch).await;
         if let Err(error) = self.tx.connection.close().await {
             tracing::warn!(%error, "closing the database");
         }
@@ -281,16 +340,25 @@ impl Task {
         }
     }
 
-    /// Waits for messages; meanwhile, while the file is in trouble, tries whether it still is.
-    /// `false` says that nobody is left to send any.
+    fn is_due(&self) -> bool {
+        self.due
+            .is_some_and(|due| due <= tokio::time::Instant::now())
+    }
+
+    /// Waits for messages, or until those that wait are due; meanwhile, while the file is in
+    /// trouble, tries whether it still is. `false` says that nobody is left to send any.
     async fn receive(
         &mut self,
         queue: &mut mpsc::Receiver<Message>,
         messages: &mut Vec<Message>,
+        waiting: usize,
     ) -> bool {
         loop {
+            let due = self.due.unwrap_or(self.next_trial);
             tokio::select! {
-                received = queue.recv_many(messages, BATCH) => return received > 0,
+                biased;
+                received = queue.recv_many(messages, BATCH - waiting) => return received > 0,
+                () = sleep_until(due), if self.due.is_some() => return true,
                 () = sleep_until(self.next_trial), if self.storage.may_recover() => {
                     self.storage.try_again(&mut self.tx).await;
                     self.next_trial = tokio::time::Instant::now() + TRIAL_EVERY;
@@ -313,7 +381,11 @@ impl Task {
     }
 
     async fn commit(&mut self, batch: &mut Vec<Request>) {
-        commit_batch(&mut self.tx, batch, &self.metrics, &self.storage).await;
+        self.due = None;
+        if batch.is_empty() {
+            return;
+        }
+        self.commit_batch(batch).await;
         self.wake();
         self.since_checkpoint += 1;
         if self.since_checkpoint >= CHECKPOINT_EVERY {
@@ -347,53 +419,96 @@ impl From<fault::Fault> for Failed {
     }
 }
 
-/// Applies and commits a batch. Every outcome is told exactly once.
-async fn commit_batch(tx: &mut Tx, batch: &mut Vec<Request>, metrics: &Metrics, storage: &Storage) {
-    if let Err((attempts, failed)) = begin(tx, metrics).await {
-        let error = &failed.why;
-        tracing::error!(
-            operation = batch[0].name,
-            error,
-            "cannot begin a transaction"
-        );
-        for request in batch.drain(..) {
-            let (operation, why) = (request.name, failed.why.clone());
-            let error = match failed.trouble {
-                Some(trouble) => storage.failed(operation, trouble, why),
-                None => StateError::Begin {
-                    operation,
-                    attempts,
-                    why,
-                },
-            };
-            ((request.operation)(Err(error)).await.outcome)(Ok(()));
+impl Task {
+    /// Applies and commits a batch. Every outcome is told exactly once.
+    async fn commit_batch(&mut self, batch: &mut Vec<Request>) {
+        let (tx, storage) = (&mut self.tx, &self.storage);
+        if let Err((attempts, failed)) = begin(tx, &self.metrics).await {
+            return refuse(batch, storage, attempts, &failed).await;
         }
-        return;
-    }
-    let mut applied = Vec::with_capacity(batch.len());
-    let trouble = apply(tx, batch, storage, &mut applied).await;
-    let kept = applied.iter().any(|(_, applied)| applied.keep);
-    let committed = match trouble {
-        // SQLite may have rolled back by itself, and what follows would be outside of any
-        // transaction: nothing of this batch is kept.
-        Some(trouble) => Err(Failed {
-            trouble: Some(trouble),
-            why: "the transaction was given up".into(),
-        }),
-        None => end_batch(tx, kept).await,
-    };
-    if committed.is_err() {
-        tx.abandon().await;
-    }
-    for (operation, applied) in applied {
-        (applied.outcome)(match &committed {
-            Ok(()) => Ok(()),
-            Err(Failed { trouble, why }) => Err(match trouble {
-                Some(trouble) => storage.failed(operation, *trouble, why.clone()),
-                None => StateError::Commit { why: why.clone() },
+        let mut applied = Vec::with_capacity(batch.len());
+        let mut trouble = apply(tx, batch, storage, &mut applied).await;
+        let kept = applied.iter().any(|(_, applied)| applied.keep);
+        let mut claimed = None;
+        if kept && trouble.is_none() {
+            match claim_offered(tx, &self.offers) {
+                Ok(done) => claimed = done,
+                Err(error) => {
+                    tracing::error!(%error, "cannot claim jobs");
+                    trouble = storage.explain(error).trouble();
+                }
+            }
+        }
+        let committed = match trouble {
+            // SQLite may have rolled back by itself, and what follows would be outside of any
+            // transaction: nothing of this batch is kept.
+            Some(trouble) => Err(Failed {
+                trouble: Some(trouble),
+                why: "the transaction was given up".into(),
             }),
-        });
+            None => end_batch(tx, kept).await,
+        };
+        if committed.is_err() {
+            tx.abandon();
+        }
+        tx.claimed.clear();
+        if committed.is_ok()
+            && let Some((answer, claimed)) = claimed
+        {
+            // Should nobody take it, the daemon ends, and the next one finds the jobs.
+            let _ = answer.send(claimed);
+        }
+        for (operation, applied) in applied {
+            (applied.outcome)(match &committed {
+                Ok(()) => Ok(()),
+                Err(Failed { trouble, why }) => Err(match trouble {
+                    Some(trouble) => storage.failed(operation, *trouble, why.clone()),
+                    None => StateError::Commit { why: why.clone() },
+                }),
+            });
+        }
     }
+}
+
+/// Answers a batch for which no transaction could be begun.
+async fn refuse(batch: &mut Vec<Request>, storage: &Storage, attempts: u32, failed: &Failed) {
+    let error = &failed.why;
+    let operation = batch.first().map(|request| request.name);
+    tracing::error!(operation, error, "cannot begin a transaction");
+    for request in batch.drain(..) {
+        let (operation, why) = (request.name, failed.why.clone());
+        let error = match failed.trouble {
+            Some(trouble) => storage.failed(operation, trouble, why),
+            None => StateError::Begin {
+                operation,
+                attempts,
+                why,
+            },
+        };
+        ((request.operation)(Err(error)).await.outcome)(Ok(()));
+    }
+}
+
+/// When a job was queued and the worker offers slots: claims what is due, in the transaction that
+/// queued it. The worker hears of it after the commit.
+fn claim_offered(
+    tx: &mut Tx,
+    offers: &Offers,
+) -> Result<Option<(oneshot::Sender<Claimed>, Claimed)>, StateError> {
+    if !tx.queued {
+        return Ok(None);
+    }
+    let Some(Offer { free, answer }) = offers.take() else {
+        return Ok(None);
+    };
+    tx.execute("SAVEPOINT one").map_err(during("claim jobs"))?;
+    let claimed = tx.claim_jobs(free);
+    end_one(tx, claimed.is_ok()).map_err(during("claim jobs"))?;
+    let (claims, next) = claimed?;
+    // It needs no other word.
+    tx.queued = false;
+    let claimed = Claimed { free, claims, next };
+    Ok(Some((answer, claimed)))
 }
 
 /// Applies each request of a batch; when the file fails under one, the rest is answered untried.
@@ -413,34 +528,38 @@ async fn apply(
             applied.push((request.name, outcome));
             continue;
         }
-        if !single && let Err(error) = tx.execute("SAVEPOINT one").await {
+        if !single && let Err(error) = tx.execute("SAVEPOINT one") {
             tracing::error!(%error, "cannot set a savepoint");
         }
         let one = (request.operation)(Ok(&mut *tx)).await;
         trouble = one.trouble;
-        if !single && trouble.is_none() {
-            let end = if one.keep {
-                "RELEASE one"
-            } else {
-                "ROLLBACK TO one; RELEASE one"
-            };
-            if let Err(error) = tx.execute(end).await {
-                tracing::error!(%error, "cannot end a savepoint");
-                trouble = Trouble::of(&error);
-            }
+        if !single
+            && trouble.is_none()
+            && let Err(error) = end_one(tx, one.keep)
+        {
+            tracing::error!(%error, "cannot end a savepoint");
+            trouble = Trouble::of(&error);
         }
         applied.push((request.name, one));
     }
     trouble
 }
 
+/// Ends the savepoint of one write.
+fn end_one(tx: &Tx, keep: bool) -> Result<(), sqlx::Error> {
+    if !keep {
+        tx.execute("ROLLBACK TO one")?;
+    }
+    tx.execute("RELEASE one")
+}
+
 /// Commits, or rolls back when no write of the batch is to be kept.
 async fn end_batch(tx: &mut Tx, kept: bool) -> Result<(), Failed> {
     if !kept {
-        return Ok(tx.execute("ROLLBACK").await?);
+        return Ok(tx.execute("ROLLBACK")?);
     }
     fault::point("writer.commit").await?;
-    tx.execute("COMMIT").await?;
+    tx.execute("COMMIT")?;
     Ok(fault::point("writer.committed").await?)
 }
 
@@ -452,7 +571,7 @@ async fn begin(tx: &mut Tx, metrics: &Metrics) -> Result<(), (u32, Failed)> {
     }
     let mut retry = Retry::new("begin a transaction", metrics);
     loop {
-        match tx.execute("BEGIN IMMEDIATE").await {
+        match tx.execute("BEGIN IMMEDIATE") {
             Ok(()) => return Ok(()),
             Err(error) if retry.again(&error).await => {}
             Err(error) => return Err((retry.attempts(), error.into())),

@@ -15,6 +15,7 @@ pub mod process;
 pub mod reaper;
 pub mod scheduling;
 pub mod seqpacket;
+pub mod sqlite;
 pub mod tree;
 pub mod wait;
 pub mod xattr;

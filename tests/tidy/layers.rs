@@ -123,7 +123,7 @@ const PARTS: &[(&str, &str, &[&str])] = &[
     ("reconcile", "runtime", &["plan", "image_volume", "error"]),
 ];
 
-/// A crate, and the only places that may name it.
+/// A crate, and the only places that may name it: modules of the top level, or single ones.
 struct Fence {
     crates: &'static [&'static str],
     inside: &'static [&'static str],
@@ -132,8 +132,8 @@ struct Fence {
 
 const FENCES: &[Fence] = &[
     Fence {
-        crates: &["sqlx"],
-        inside: &["state"],
+        crates: &["sqlx", "rusqlite"],
+        inside: &["state", "sys::sqlite"],
         why: "only state/ opens the database",
     },
     Fence {
@@ -254,9 +254,10 @@ pub(crate) fn external(source: &Source) -> Vec<String> {
     });
     let mut problems = BTreeSet::new();
     for (word, line) in crates(source) {
-        let fence = FENCES
-            .iter()
-            .find(|f| f.crates.contains(&word) && !f.inside.contains(&top));
+        let fence = FENCES.iter().find(|f| {
+            let may = f.inside.contains(&top) || f.inside.contains(&name.as_str());
+            f.crates.contains(&word) && !may
+        });
         let ban = forbidden.filter(|(_, crates, _)| crates.contains(&word));
         let why = fence.map(|f| f.why).or(ban.map(|(_, _, why)| *why));
         if let Some(why) = why {

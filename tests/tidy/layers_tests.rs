@@ -136,6 +136,8 @@ fn protobuf_and_sqlite_stay_inside_their_fences() {
     assert!(breaks("src/cri/mod.rs", "fn f() { sqlx::query(\"\"); }"));
     assert!(breaks("src/daemon.rs", "use sqlx;"));
     assert!(!breaks("src/state/store.rs", "use sqlx::Row;"));
+    assert!(!breaks("src/sys/sqlite.rs", "use rusqlite::Connection;"));
+    assert!(breaks("src/sys/mod.rs", "use rusqlite::Connection;"));
 }
 
 #[test]
