@@ -14,6 +14,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::{
@@ -282,6 +283,9 @@ fn create(
     Ok(())
 }
 
+/// How often an interface is looked at that has no carrier yet: 45 ms in all.
+const CARRIER_LOOKS: u64 = 10;
+
 /// What is done to the node's end, for errors.
 const ATTACHING: [&str; 2] = ["mark and attach", "send its own back to"];
 
@@ -354,6 +358,22 @@ fn configure(
     link::set_up(&mut message);
     let outcome = host.one(link::change(message));
     outcome.map_err(NetworkError::netlink("set up", spec.host_name))?;
+    await_carrier(pod, spec.pod_name)?;
+    await_carrier(host, spec.bridge)
+}
+
+/// Waits until an interface takes packets. One that was set up before it had a carrier is given it
+/// by a worker of the kernel (`net/core/link_watch.c`) and drops what is sent before. Newer kernels
+/// do that work when they are asked about the interface (`linkwatch_sync_dev`).
+fn await_carrier(socket: &mut Socket, name: &str) -> Result<(), NetworkError> {
+    for pause in 0..CARRIER_LOOKS {
+        if link::find(socket, name)?.is_none_or(|link| link.operational) {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+    }
+    // A packet that is lost now is sent again; the pod is not lost for it.
+    tracing::debug!(interface = name, "has no carrier yet");
     Ok(())
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::support::client::request;
 use crate::support::cri::*;
 use crate::support::log::contents;
 use crate::support::pod::shell;
@@ -110,6 +111,19 @@ async fn what_a_container_writes_is_counted() {
     let mountpoint = usage.fs_id.expect("a file system").mountpoint;
     assert_eq!(Path::new(&mountpoint), node.names.root().join("snapshots"));
     assert!(usage.timestamp > 0);
+    // One file system holds both, and the one container is all that has written.
+    let ask = request(ImageFsInfoRequest {});
+    let info = node.cri.image().image_fs_info(ask).await;
+    let info = info.expect("ImageFsInfo").into_inner();
+    let [images] = &info.image_filesystems[..] else {
+        panic!("{info:?}");
+    };
+    let [written] = &info.container_filesystems[..] else {
+        panic!("{info:?}");
+    };
+    assert_eq!(written.fs_id, images.fs_id);
+    assert!(written.used_bytes.as_ref().expect("bytes").value >= bytes);
+    assert!(written.timestamp >= usage.timestamp);
 }
 
 /// An overlay that is unmounted when it is dropped.

@@ -5,7 +5,9 @@ use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
 use crate::state::now_ns;
 
-/// Bytes and inodes of unpacked layers. Kubelet takes the first file system.
+/// Bytes and inodes of unpacked layers, and of what containers have written when that was last
+/// measured. Kubelet takes the first file system of each; one name for both says that they are one
+/// (KEP-4191).
 pub(in crate::cri) async fn fs_info(
     front: Front,
     _request: v1::ImageFsInfoRequest,
@@ -17,17 +19,21 @@ pub(in crate::cri) async fn fs_info(
             value: u64::try_from(value).unwrap_or(0),
         })
     };
-    let usage = |mountpoint: &std::path::Path, bytes, inodes| v1::FilesystemUsage {
-        timestamp: now_ns(),
+    let usage = |timestamp, bytes, inodes| v1::FilesystemUsage {
+        timestamp,
         fs_id: Some(v1::FilesystemIdentifier {
-            mountpoint: mountpoint.display().to_string(),
+            mountpoint: front.info.image_root.display().to_string(),
         }),
         used_bytes: number(bytes),
         inodes_used: number(inodes),
     };
+    let written = front.store.samples().all_layers();
+    let written = written.map_or((now_ns(), 0, 0), |all| {
+        let kept = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        (all.at, kept(all.bytes), kept(all.inodes))
+    });
     Ok(v1::ImageFsInfoResponse {
-        image_filesystems: vec![usage(&front.info.image_root, bytes, inodes)],
-        // The same file system; writable layers are added up with the resources.
-        container_filesystems: Vec::new(),
+        image_filesystems: vec![usage(now_ns(), bytes, inodes)],
+        container_filesystems: vec![usage(written.0, written.1, written.2)],
     })
 }

@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkInfo};
@@ -102,9 +102,10 @@ fn inside<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> T {
     in_namespace(&open_netns(netns).unwrap(), || Ok(work())).unwrap()
 }
 
-/// Connects from this thread's network namespace, with a bound that a lost first packet (which is
-/// sent again after a second) does not meet.
-fn talk(from: &Path, to: &Path, address: IpAddr) -> Duration {
+/// Connects from one network namespace to an address of another, and says how many segments either
+/// had to send again: a first packet that is lost costs a pod a second.
+fn talk(from: &Path, to: &Path, address: IpAddr) -> u64 {
+    let before = sent_again(from) + sent_again(to);
     let listener = inside(to, || {
         TcpListener::bind(SocketAddr::new(address, 0)).unwrap()
     });
@@ -113,16 +114,26 @@ fn talk(from: &Path, to: &Path, address: IpAddr) -> Duration {
         let (mut stream, _) = listener.accept().unwrap();
         stream.write_all(b"hello").unwrap();
     });
-    let took = inside(from, || {
-        let start = Instant::now();
-        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5)).unwrap();
+    inside(from, || {
+        let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(20)).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
-        start.elapsed()
     });
     server.join().unwrap();
-    took
+    sent_again(from) + sent_again(to) - before
+}
+
+/// `RetransSegs` of RFC 4022 in a network namespace.
+fn sent_again(netns: &Path) -> u64 {
+    let counters = inside(netns, || {
+        fs::read_to_string("/proc/thread-self/net/snmp").unwrap()
+    });
+    let mut tcp = counters.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+    let mut both = names.split(' ').zip(values.split(' '));
+    let (_, count) = both.find(|(name, _)| *name == "RetransSegs").unwrap();
+    count.parse().unwrap()
 }
 
 fn node_netns() -> PathBuf {

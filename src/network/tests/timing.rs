@@ -1,5 +1,7 @@
 //! Measurements. Each prints its figures, and none runs unless asked for.
 
+use std::time::Instant;
+
 use super::*;
 
 /// Prints the median of each step in microseconds.
