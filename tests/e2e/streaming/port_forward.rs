@@ -138,13 +138,15 @@ async fn a_port_that_listens_on_ipv6_alone_is_found() {
     let forward = Forward::start(&node, &pod, "websocket", port).await;
     let accepted = tokio::spawn(async move { listener.accept().await.expect("a connection").0 });
     let mut client = forward.connect().await;
-    let mut inside = accepted.await.expect("accepted");
-    // The pod speaks first, and ends first; the client may still speak.
-    inside.write_all(b"from the pod").await.expect("sent");
-    inside.shutdown().await.expect("half closed");
-    let mut text = String::new();
-    client.read_to_string(&mut text).await.expect("received");
-    assert_eq!(text, "from the pod");
+    let said = async {
+        let mut inside = accepted.await.expect("accepted");
+        inside.write_all(b"from the pod").await.expect("sent");
+        let mut text = [0; 12];
+        client.read_exact(&mut text).await.expect("received");
+        assert_eq!(&text, b"from the pod");
+    };
+    let bound = std::time::Duration::from_secs(20);
+    tokio::time::timeout(bound, said).await.expect("in time");
     forward.end().await;
 }
 
