@@ -18,10 +18,8 @@ use crate::state::job::{Free, Outcome};
 use crate::state::offer::Claimed;
 use crate::state::{ObservedWriter, StateError, Store, now_ns};
 
-/// Longest pause without a look at the queue. Under load about one stop of a pod in a hundred has
-/// been seen to wait for it: a wake-up is missed somewhere, and until that is found nobody is to
-/// wait long.
-const LONGEST_PAUSE: Duration = Duration::from_millis(500);
+/// Longest pause without a look at the queue, should a wake-up ever be missed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before jobs are claimed again, when the database would not have it.
 const CLAIM_PAUSE: Duration = Duration::from_millis(100);
 /// First pause before a job is put down again, when the database would not have it; doubled up to
@@ -109,14 +107,19 @@ async fn dispatch<L, F>(
     let slots = Slots::new();
     let mut running = JoinSet::new();
     let mut handed = None;
+    let mut again = false;
     loop {
-        while running.try_join_next().is_some() {}
+        let mut ended = false;
+        while running.try_join_next().is_some() {
+            ended = true;
+        }
+        let was_handed = handed.is_some();
         let claimed = match handed.take() {
             Some(claimed) => Some(claimed),
             None if *stop.borrow() => break,
             None => claim(observed, slots.free()).await,
         };
-        // As it was for the claim, whatever has ended since: what did not fit then is still due.
+        // As it was for the claim: what did not fit then is still due.
         let full = claimed.as_ref().is_some_and(Claimed::filled_a_lane);
         // All that was due and had room has been claimed: each claim is a transaction, and one that
         // finds nothing is paid for by whoever writes next.
@@ -134,6 +137,10 @@ async fn dispatch<L, F>(
                 drop(slot);
             });
         }
+        // What has woken us, or a look that has ended, may have come after what was handed over.
+        if std::mem::take(&mut again) || (was_handed && ended && full) {
+            continue;
+        }
         let mut offer = observed.offer_slots(slots.free());
         let mut answer = None;
         tokio::select! {
@@ -146,7 +153,11 @@ async fn dispatch<L, F>(
         }
         handed = match answer {
             Some(claimed) => claimed,
-            None => offer.withdraw().await,
+            None => {
+                let claimed = offer.withdraw().await;
+                again = claimed.is_some();
+                claimed
+            }
         };
     }
     while running.join_next().await.is_some() {}

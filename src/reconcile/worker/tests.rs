@@ -187,3 +187,36 @@ async fn a_key_that_is_asked_for_during_its_look_gets_another_one_after_it() {
     gate.add_permits(2);
     looks.until(|seen| seen.get(&key) == Some(&(2, 0))).await;
 }
+
+#[tokio::test]
+async fn what_is_asked_for_right_after_a_hand_over_is_looked_at() {
+    let queue = queue().await;
+    queue.work(|_| std::future::ready(()));
+    // So many rounds that a pause in some of them for want of a wake-up would be far too long.
+    let rounds = async {
+        for _ in 0..60 {
+            let keys = [(); 2].map(|()| ObjectKey::Sandbox(SandboxId::random()));
+            let (observed, asked) = (queue.observed.clone(), keys.clone());
+            // The worker's thread waits here, and so it hears of both at the same time.
+            let asking = std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().build();
+                runtime.expect("a runtime").block_on(async {
+                    for key in asked {
+                        observed.enqueue(vec![key]).await.expect("queued");
+                    }
+                });
+            });
+            asking.join().expect("both are queued");
+            let at_rest = |at: Option<&(usize, usize)>| at.is_some_and(|at| at.0 > 0 && at.1 == 0);
+            let looks = &queue.looks;
+            looks
+                .until(|seen| keys.iter().all(|key| at_rest(seen.get(key))))
+                .await;
+            while queue.store.count_jobs().await.expect("a count") > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let ended = tokio::time::timeout(BOUND, rounds).await;
+    ended.expect("nobody waits for a pause");
+}
