@@ -176,6 +176,8 @@ fn pair(
             Err(stream)
         }
         None => {
+            // What is left counts among the session's streams, which are bounded.
+            halves.retain(|_, half| !half.stream.is_reset());
             let half = Half {
                 stream,
                 is_data,
@@ -192,11 +194,14 @@ async fn forward_pair(pod: &Pod, port: u16, pair: Pair) -> Result<(), Gone> {
     let (_, error) = error.into_parts();
     let (inlet, data) = data.into_parts();
     let mut resets = data.resets();
-    let (error, data) = (Outlet::Spdy(error), Outlet::Spdy(data));
-    tokio::select! {
-        done = forward(pod, port, inlet, data, error) => done,
+    let (mut error, data) = (Outlet::Spdy(error), Outlet::Spdy(data));
+    let done = tokio::select! {
+        done = forward(pod, port, inlet, data, &mut error) => done,
         () = turned(&mut resets) => Err(Gone),
-    }
+    };
+    // A client that has had the pod's end resets the data, and then waits for this one.
+    error.finish().await?;
+    done
 }
 
 /// One connection, from its making to the end of both directions.
@@ -205,7 +210,7 @@ async fn forward(
     port: u16,
     inlet: Inlet,
     mut data: Outlet,
-    mut error: Outlet,
+    error: &mut Outlet,
 ) -> Result<(), Gone> {
     let stream = match pod.connect(port).await {
         Ok(stream) => stream,
@@ -268,7 +273,7 @@ async fn named_ports<I, H>(
             // Each channel begins with its port.
             data.write(&port.to_le_bytes()).await?;
             error.write(&port.to_le_bytes()).await?;
-            forward(&pod, port, inlet, data, error).await
+            forward(&pod, port, inlet, data, &mut error).await
         });
     }
     let line = connection.line();

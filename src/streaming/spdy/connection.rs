@@ -86,6 +86,12 @@ impl NewStream {
         self.writer.stream
     }
 
+    /// Whether either side has given it up.
+    #[must_use]
+    pub fn is_reset(&self) -> bool {
+        *self.writer.state.reset.borrow()
+    }
+
     /// Accepts it, which the client waits for.
     ///
     /// # Errors
@@ -472,7 +478,11 @@ impl Reader {
         }
         self.last_stream = stream;
         self.shared.last_stream.store(stream, Ordering::Release);
-        let done = |stream: &Stream| stream.ended && stream.state.finished.load(Ordering::Acquire);
+        // Of one that was refused the client sends no end.
+        let done = |stream: &Stream| {
+            let state = &stream.state;
+            *state.reset.borrow() || stream.ended && state.finished.load(Ordering::Acquire)
+        };
         self.streams.retain(|_, stream| !done(stream));
         if self.streams.len() >= self.streams_max {
             let status = Reset::Refused as u32;

@@ -1,16 +1,19 @@
 //! Attach.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Stdio};
+use std::io::Write;
+use std::process::Stdio;
 
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::Frame;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
 
 use super::TRANSPORTS;
 use crate::support::client::request;
 use crate::support::pod::{exited, shell};
 use crate::support::streaming::{Spdy, read_until};
-use crate::support::{Node, cri::*, eventually, log};
+use crate::support::{Node, cri::*, eventually, in_time, log};
 
 /// A container that answers each line it reads.
 fn parrot(name: &str) -> ContainerConfig {
@@ -25,35 +28,38 @@ fn parrot(name: &str) -> ContainerConfig {
 /// crictl, attached, with what it prints on its standard output.
 struct Attached {
     child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+    lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Attached {
     fn start(node: &Node, transport: &str, id: &str) -> Self {
-        let mut command = node.crictl_command(&["attach", "-r", transport, "-i", id]);
+        let arguments = ["attach", "-r", transport, "-i", id];
+        let mut command = Command::from(node.crictl_command(&arguments));
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         let mut child = child.spawn().expect("crictl starts");
         let stdout = child.stdout.take().expect("its output");
         let lines = BufReader::new(stdout).lines();
         Self { child, lines }
     }
 
-    fn say(&mut self, line: &str) {
+    async fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("its input");
-        writeln!(stdin, "{line}").expect("written");
+        let line = format!("{line}\n");
+        stdin.write_all(line.as_bytes()).await.expect("written");
     }
 
-    fn line(&mut self) -> String {
-        self.lines.next().expect("a line").expect("text")
+    async fn line(&mut self) -> String {
+        let line = in_time("a line", self.lines.next_line()).await;
+        line.expect("text").expect("a line")
     }
 
-    fn end(mut self) {
+    async fn end(mut self) {
         drop(self.child.stdin.take());
-        self.child.kill().expect("crictl is killed");
-        self.child.wait().expect("crictl ends");
+        self.child.kill().await.expect("crictl is killed");
     }
 }
 
@@ -82,26 +88,26 @@ async fn several_sessions_see_the_same_output_and_the_log_has_it_all() {
         .collect();
     // Both are attached once each has seen a line of its own.
     for (n, session) in sessions.iter_mut().enumerate() {
-        session.say(&format!("hello {n}"));
+        session.say(&format!("hello {n}")).await;
         loop {
-            if session.line() == format!("heard hello {n}") {
+            if session.line().await == format!("heard hello {n}") {
                 break;
             }
         }
     }
-    sessions[0].say("both");
+    sessions[0].say("both").await;
     for session in &mut sessions {
         loop {
-            if session.line() == "heard both" {
+            if session.line().await == "heard both" {
                 break;
             }
         }
     }
     // One goes, the other does not notice, and the input stays open.
-    sessions.remove(0).end();
-    sessions[0].say("alone");
-    assert_eq!(sessions[0].line(), "heard alone");
-    sessions.remove(0).end();
+    sessions.remove(0).end().await;
+    sessions[0].say("alone").await;
+    assert_eq!(sessions[0].line().await, "heard alone");
+    sessions.remove(0).end().await;
     let log_path = pod.log_path(&config);
     let stdout = eventually("the log has every line", || async {
         let lines = log::contents(&log::read(&log_path), "stdout");

@@ -186,7 +186,8 @@ async fn windows_are_kept_once_a_client_shows_that_it_has_some() {
     let mut got = 0;
     // Nothing but the window comes, and then the answer to a ping that was sent after it.
     while got < 300 {
-        if let Some(Frame::Data { stream, bytes, .. }) = client.next().await {
+        let frame = client.next().await.expect("more");
+        if let Frame::Data { stream, bytes, .. } = frame {
             assert!(stream == streams[2] || bytes.is_empty());
             got += bytes.len();
         }
@@ -197,7 +198,8 @@ async fn windows_are_kept_once_a_client_shows_that_it_has_some() {
     let (stream, delta) = (streams[2], 700);
     client.send(Frame::WindowUpdate { stream, delta }).await;
     while got < 1000 {
-        if let Some(Frame::Data { bytes, .. }) = client.next().await {
+        let frame = client.next().await.expect("more");
+        if let Frame::Data { bytes, .. } = frame {
             got += bytes.len();
         }
     }

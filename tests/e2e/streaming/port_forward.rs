@@ -12,8 +12,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{TRANSPORTS, noise};
 use crate::support::client::request;
-use crate::support::streaming::Spdy;
-use crate::support::{Node, Pod, cri::*, is_soak};
+use crate::support::streaming::{Spdy, TRANSFER_BOUND};
+use crate::support::wait::in_time_within;
+use crate::support::{Node, Pod, cri::*, in_time, is_soak};
 
 /// A listener of the test's own in a pod's network.
 fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
@@ -53,7 +54,8 @@ impl Forward {
         let mut lines = BufReader::new(stdout).lines();
         // "Forwarding from 127.0.0.1:PORT -> REMOTE"
         let local = loop {
-            let line = lines.next_line().await.expect("text").expect("a line");
+            let line = in_time("crictl listens", lines.next_line()).await;
+            let line = line.expect("text").expect("a line");
             if let Some(rest) = line.split("127.0.0.1:").nth(1) {
                 let port = rest.split(' ').next().expect("a port");
                 break port.parse().expect("a number");
@@ -83,7 +85,8 @@ async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     };
     let mut back = Vec::new();
     let receive = async { from.read_to_end(&mut back).await.expect("received") };
-    tokio::join!(send, receive);
+    let both = async { tokio::join!(send, receive) };
+    in_time_within(TRANSFER_BOUND, "both directions end", both).await;
     back
 }
 
@@ -136,17 +139,19 @@ async fn a_port_that_listens_on_ipv6_alone_is_found() {
     let listener = listen(&node, &pod, Ipv6Addr::LOCALHOST.into());
     let port = listener.local_addr().expect("an address").port();
     let forward = Forward::start(&node, &pod, "websocket", port).await;
-    let accepted = tokio::spawn(async move { listener.accept().await.expect("a connection").0 });
-    let mut client = forward.connect().await;
-    let said = async {
-        let mut inside = accepted.await.expect("accepted");
+    // The pod speaks first, and ends first; the client may still speak.
+    for _ in 0..10 {
+        let mut client = forward.connect().await;
+        let (mut inside, _) = in_time("a connection", listener.accept())
+            .await
+            .expect("accepted");
         inside.write_all(b"from the pod").await.expect("sent");
-        let mut text = [0; 12];
-        client.read_exact(&mut text).await.expect("received");
-        assert_eq!(&text, b"from the pod");
-    };
-    let bound = std::time::Duration::from_secs(20);
-    tokio::time::timeout(bound, said).await.expect("in time");
+        inside.shutdown().await.expect("half closed");
+        let mut text = String::new();
+        let received = in_time("the pod's end", client.read_to_string(&mut text)).await;
+        received.expect("received");
+        assert_eq!(text, "from the pod");
+    }
     forward.end().await;
 }
 
@@ -209,14 +214,17 @@ async fn streams_that_make_no_connection_are_reset_and_others_go_on() {
     client.open(&plain("error")).await;
     let data = client.open(&plain("data")).await;
     client.data(data, b"hello", false).await;
-    let (mut inside, _) = listener.accept().await.expect("a connection");
+    let accepted = in_time("a connection", listener.accept()).await;
+    let (mut inside, _) = accepted.expect("accepted");
     let mut buffer = [0; 5];
-    inside.read_exact(&mut buffer).await.expect("received");
+    let received = in_time("what was sent", inside.read_exact(&mut buffer)).await;
+    received.expect("received");
     assert_eq!(&buffer, b"hello");
     // The client drops the connection: so does the pod's side.
     let (stream, status) = (data, 5);
     client.send(Frame::RstStream { stream, status }).await;
-    assert_eq!(inside.read(&mut buffer).await.unwrap_or(0), 0);
+    let end = in_time("the end", inside.read(&mut buffer)).await;
+    assert_eq!(end.unwrap_or(0), 0);
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ pub(crate) use client::Cri;
 pub(crate) use node::Node;
 pub(crate) use pod::{Pod, container};
 pub(crate) use registry::registry;
-pub(crate) use wait::eventually;
+pub(crate) use wait::{eventually, in_time};
 
 /// Whether the long forms of tests are asked for (`make soak`).
 pub(crate) fn is_soak() -> bool {

@@ -3,7 +3,7 @@
 //! crictl vouches for.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
@@ -15,32 +15,32 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Node;
 use super::client::request;
+use super::wait::{BOUND, in_time_within};
+use super::{Node, in_time};
 
-/// Longest wait for one frame.
-const BOUND: Duration = Duration::from_secs(20);
+/// Longest life of a crictl that moves files: in the long form, some of 100 MB.
+pub(crate) const TRANSFER_BOUND: Duration = Duration::from_secs(240);
 
 impl Node {
     /// Runs crictl with `input`, apart from what else the test does.
     pub(crate) async fn crictl_with(&self, arguments: &[&str], input: Vec<u8>) -> Output {
-        let mut command = self.crictl_command(arguments);
+        let mut command = tokio::process::Command::from(self.crictl_command(arguments));
         let child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = child.spawn().expect("crictl starts");
-        let finished = tokio::task::spawn_blocking(move || {
-            let mut stdin = child.stdin.take().expect("its input");
-            let writer = std::thread::spawn(move || {
-                // One that has ended reads no more.
-                let _ = stdin.write_all(&input);
-            });
-            let output = child.wait_with_output().expect("crictl ends");
-            writer.join().expect("the writer ends");
-            output
+        let mut stdin = child.stdin.take().expect("its input");
+        let writer = tokio::spawn(async move {
+            // One that has ended reads no more.
+            let _ = stdin.write_all(&input).await;
         });
-        finished.await.expect("crictl has run")
+        let ended = child.wait_with_output();
+        let output = in_time_within(TRANSFER_BOUND, "crictl ends", ended).await;
+        writer.await.expect("the writer ends");
+        output.expect("crictl has run")
     }
 
     /// Starts crictl on a terminal; the master side comes with it.
@@ -113,14 +113,14 @@ pub(crate) fn place(url: &str) -> (&str, &str) {
 
 /// Sends a request as it is and reads the answer's head.
 pub(crate) async fn http(address: &str, request: &str) -> (TcpStream, String) {
-    let mut socket = TcpStream::connect(address).await.expect("it listens");
+    let connecting = TcpStream::connect(address);
+    let mut socket = in_time("a connection", connecting)
+        .await
+        .expect("it listens");
     socket.write_all(request.as_bytes()).await.expect("written");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        match tokio::time::timeout(BOUND, socket.read_u8())
-            .await
-            .expect("an answer")
-        {
+        match in_time("an answer", socket.read_u8()).await {
             Ok(byte) => head.push(byte),
             Err(_) => break,
         }
@@ -204,7 +204,7 @@ impl Spdy {
                 return Some(frame);
             }
             let read = self.socket.read_buf(&mut self.input);
-            match tokio::time::timeout(BOUND, read).await.expect("a frame") {
+            match in_time("a frame", read).await {
                 Ok(1..) => {}
                 Ok(0) | Err(_) => return None,
             }

@@ -46,6 +46,21 @@ where
     }
 }
 
+/// Waits for what comes by itself, and fails the test after [`BOUND`].
+pub(crate) async fn in_time<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    in_time_within(BOUND, what, coming).await
+}
+
+/// [`in_time`] with a bound of its own.
+pub(crate) async fn in_time_within<T>(
+    bound: Duration,
+    what: &str,
+    coming: impl Future<Output = T>,
+) -> T {
+    let come = tokio::time::timeout(bound, coming).await;
+    come.unwrap_or_else(|_| panic!("not within {bound:?}: {what}"))
+}
+
 /// Looks from a thread that may block, until `check` finds something or the bound has passed.
 pub(crate) fn poll<T>(bound: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + bound;
