@@ -155,6 +155,10 @@ impl Session {
                 Ok(()) => return Ok(()),
                 Err(error) => last = Some(error),
             }
+            // Transfers that were given up may still have something to write, where the next host's
+            // would go.
+            let download = Arc::clone(download);
+            let _ended = tokio::task::spawn_blocking(move || download.await_writers()).await;
         }
         Err(last.unwrap_or_else(|| self.nobody()))
     }
@@ -240,17 +244,14 @@ impl Fetch<'_> {
         let mut served = Served::Range;
         let mut tried = 0;
         loop {
-            let missing = match served {
-                Served::Range => self.download.missing_of(piece),
-                Served::Whole => self.download.missing().first().copied(),
-            };
-            let Some(missing) = missing else {
+            let Some(missing) = self.gap(piece, served) else {
                 return Ok(served);
             };
-            let before = self.download.received();
             tried += 1;
             let part = self.transfer(missing, alone, &mut served).await;
-            if self.download.received().saturating_sub(before) >= PROGRESS_MIN {
+            // Of its own: what others get meanwhile is no reason to be patient here.
+            let got = |left: Missing| left.from.saturating_sub(missing.from) >= PROGRESS_MIN;
+            if self.gap(piece, served).is_none_or(got) {
                 tried = 1;
             }
             let again = self
@@ -260,6 +261,14 @@ impl Fetch<'_> {
             if let Some(outcome) = again {
                 outcome?;
             }
+        }
+    }
+
+    /// What is next for who fetches `piece`.
+    fn gap(&self, piece: usize, served: Served) -> Option<Missing> {
+        match served {
+            Served::Range => self.download.missing_of(piece),
+            Served::Whole => self.download.missing().first().copied(),
         }
     }
 

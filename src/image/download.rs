@@ -110,13 +110,14 @@ impl Downloads {
 
     /// Deletes what is here of a blob, unless it is being fetched. Blocks on the disk.
     pub(super) fn remove(&self, digest: &Digest) -> Result<(), LayerError> {
-        // Held meanwhile: nobody begins to fetch what is being deleted.
-        let busy = lock(&self.busy);
-        if busy.contains(digest) {
+        // Meanwhile nobody begins to keep what is being deleted.
+        if !lock(&self.busy).insert(digest.clone()) {
             return Ok(());
         }
         let path = self.path(digest);
-        tree::remove_tree(&path).map_err(failed("deleting", &path))
+        let removed = tree::remove_tree(&path).map_err(failed("deleting", &path));
+        lock(&self.busy).remove(digest);
+        removed
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -243,14 +244,18 @@ impl Download {
         self.changed.notify_all();
     }
 
-    /// Blocks: forgets all that is here, so that the blob can be fetched from nothing. Those who
-    /// write have nobody any more who sends them something, and end first.
-    pub(super) fn reopen(&self) -> Result<(), LayerError> {
+    /// Blocks until those who write have ended: nobody sends them anything any more.
+    pub(super) fn await_writers(&self) {
         let arrived = lock(&self.arrived);
         let ended = self
             .changed
             .wait_while(arrived, |arrived| arrived.writers > 0);
         drop(ended);
+    }
+
+    /// Blocks: forgets all that is here, so that the blob can be fetched from nothing.
+    pub(super) fn reopen(&self) -> Result<(), LayerError> {
+        self.await_writers();
         self.discard()?;
         let mut arrived = lock(&self.arrived);
         arrived.pieces.fill(0);
