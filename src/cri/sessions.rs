@@ -33,9 +33,9 @@ pub(super) async fn exec(
     }
     let to = "host of a command";
     let because = "only a running container can execute one";
-    let container = front.running_container(container_id, to, because).await?;
+    let found = front.running_container(container_id, to, because).await?;
     let url = front.url(Ask::Exec(ExecAsk {
-        container,
+        container: found.id,
         command,
         tty,
         stdin,
@@ -62,15 +62,13 @@ pub(super) async fn attach(
     check_streams(tty, stdin, stdout, stderr)?;
     let to = "host of a session";
     let because = "only a running container can be attached to";
-    let container = front.running_container(container_id, to, because).await?;
-    let row = front.store.container(&container).await?;
-    let (has_tty, has_stdin) = row.map_or((false, false), |row| (row.spec.tty, row.spec.stdin));
+    let found = front.running_container(container_id, to, because).await?;
     let url = front.url(Ask::Attach(AttachAsk {
-        container,
+        container: found.id,
         tty,
-        has_tty,
+        has_tty: found.spec.tty,
         stdin,
-        has_stdin,
+        has_stdin: found.spec.stdin,
         stdout,
         stderr,
     }))?;

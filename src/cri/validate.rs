@@ -23,6 +23,15 @@ pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T, CallError>
     value.ok_or_else(|| CallError::invalid(field, "is missing"))
 }
 
+/// The handler that a request names: only the default one is there.
+pub(super) fn default_handler(field: &str, handler: &str) -> Result<(), CallError> {
+    if handler.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
+    Err(CallError::invalid(field, why))
+}
+
 /// A name that has to be there.
 pub(super) fn name(field: &str, value: String) -> Result<String, CallError> {
     if value.is_empty() {

@@ -40,9 +40,10 @@ pub(in crate::cri) async fn exec_sync(
     }
     let to = "host of a command";
     let because = "only a running container can execute one";
-    let id = front
+    let found = front
         .running_container(request.container_id, to, because)
         .await?;
+    let id = found.id;
     let command = args.join(" ").chars().take(COMMAND_SHOWN).collect();
     let plan = exec_plan(&front.info.state_dir, &id, args).await;
     let plan = plan.map_err(CallError::Failed)?;

@@ -14,9 +14,9 @@ pub mod stop;
 pub(in crate::cri) mod view;
 
 use super::{CallError, Front};
-use crate::id::ContainerId;
 use crate::lifecycle::Impossible;
 use crate::lifecycle::container::State;
+use crate::state::container::Container;
 
 impl Front {
     /// Finds a container for a session with its process; only a running one has it.
@@ -25,17 +25,15 @@ impl Front {
         id: String,
         to: &'static str,
         because: &'static str,
-    ) -> Result<ContainerId, CallError> {
+    ) -> Result<Container, CallError> {
         let id = self.find_container("container_id", id).await?;
         tracing::Span::current().record("id", id.as_str());
-        let container = self.store.container(&id).await?;
-        let found = container.map(|container| container.state);
-        match found {
-            Some(State::Running) => Ok(id),
-            Some(state) => Err(CallError::Impossible(Impossible {
+        match self.store.container(&id).await? {
+            Some(container) if container.state == State::Running => Ok(container),
+            Some(container) => Err(CallError::Impossible(Impossible {
                 noun: "container",
                 id: id.to_string(),
-                from: state.as_str(),
+                from: container.state.as_str(),
                 to,
                 because,
             })),

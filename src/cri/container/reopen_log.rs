@@ -12,12 +12,12 @@ pub(in crate::cri) async fn reopen(
 ) -> Result<v1::ReopenContainerLogResponse, CallError> {
     let to = "one with a reopened log";
     let because = "only a running container writes its log";
-    let id = front
+    let found = front
         .running_container(request.container_id, to, because)
         .await?;
     front
         .shim()?
-        .reopen_log(id.as_str())
+        .reopen_log(found.id.as_str())
         .await
         .map_err(|e| CallError::Failed(e.to_string()))?;
     Ok(v1::ReopenContainerLogResponse {})

@@ -5,7 +5,7 @@ use base64::Engine;
 use tonic::Code;
 
 use crate::cri::call::Deadline;
-use crate::cri::{CallError, Front};
+use crate::cri::{CallError, Front, validate};
 use crate::id::ObjectKey;
 use crate::lifecycle::image::SIGNATURE_FAILED;
 use crate::lifecycle::reference::Reference;
@@ -20,12 +20,8 @@ pub(in crate::cri) async fn pull(
     request: v1::PullImageRequest,
     deadline: Deadline,
 ) -> Result<v1::PullImageResponse, CallError> {
-    if let Some(spec) = &request.image
-        && !spec.runtime_handler.is_empty()
-    {
-        let handler = &spec.runtime_handler;
-        let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
-        return Err(CallError::invalid("image.runtime_handler", why));
+    if let Some(spec) = &request.image {
+        validate::default_handler("image.runtime_handler", &spec.runtime_handler)?;
     }
     let name = named("image", request.image)?;
     let reference = name

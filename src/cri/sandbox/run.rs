@@ -15,11 +15,7 @@ pub(in crate::cri) async fn run(
     request: v1::RunPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<v1::RunPodSandboxResponse, CallError> {
-    let handler = request.runtime_handler;
-    if !handler.is_empty() {
-        let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
-        return Err(CallError::invalid("runtime_handler", why));
-    }
+    validate::default_handler("runtime_handler", &request.runtime_handler)?;
     let config = validate::required("config", request.config)?;
     let spec = spec::from_config("config", config)?;
     if spec.user_namespace {
