@@ -3,7 +3,7 @@
 //! Counting a tree takes time that grows with it, so a layer rests after each measure for many
 //! times as long as that took, and all of them together keep a small part of one CPU busy.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -40,7 +40,10 @@ pub async fn run(back: Back, mut stop: watch::Receiver<bool>) {
                 continue;
             }
         };
-        due.retain(|id, _| containers.iter().any(|one| one.id == *id));
+        let known: HashSet<_> = containers.iter().map(|one| one.id.clone()).collect();
+        due.retain(|id, _| known.contains(id));
+        // One that went while it was measured has come in after it was forgotten.
+        back.store.samples().keep_layers(|id| known.contains(id));
         for one in containers {
             if *stop.borrow() {
                 return;

@@ -90,6 +90,11 @@ impl Samples {
         })
     }
 
+    /// Forgets what was measured of the writable layers that are none of these.
+    pub fn keep_layers(&self, is_known: impl Fn(&ContainerId) -> bool) {
+        self.layers().retain(|id, _| is_known(id));
+    }
+
     /// Forgets a container.
     pub fn remove(&self, id: &ContainerId) {
         self.usage
@@ -127,6 +132,8 @@ mod tests {
         assert_eq!(samples.all_layers(), Some(usage(5, 110, 3)));
         samples.remove(&one);
         assert_eq!(samples.all_layers(), Some(usage(5, 10, 2)));
+        samples.keep_layers(|id| *id == one);
+        assert_eq!(samples.all_layers(), None);
     }
 
     #[test]
