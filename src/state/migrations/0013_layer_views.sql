@@ -23,6 +23,7 @@ CREATE VIEW v_layers AS
     FROM layers l;
 
 DROP VIEW v_leaks;
+-- What should be gone, or stands for nothing. A row that is here for a moment is work in progress.
 CREATE VIEW v_leaks AS
     SELECT l.kind, l.object, l.owner, l.since,
            CAST(unixepoch('subsec') * 1000 AS INTEGER) / 1000.0 - l.since / 1e9 AS age_s,
