@@ -55,18 +55,16 @@ async fn resolved(node: &Node, server: &Server) -> ResolvedImage {
     resolved.unwrap()
 }
 
+/// Serves an image, and of what is asked for by ranges just these.
+fn ranged(image: TestImage) -> Server {
+    Server::start(move |request, _| image.answer(request.resource()).ranged(request))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_blob_comes_in_pieces_and_nothing_is_kept_of_it_in_the_end() {
     let (node, image) = (Node::new(), image());
     let layer = image.layers[0].clone();
-    let server = Server::start(move |request, _| {
-        let response = image.answer(request.resource());
-        if is_layer(request) {
-            response.ranged(request)
-        } else {
-            response
-        }
-    });
+    let server = ranged(image);
     let pulled = resolved(&node, &server).await;
     node.layers(&pulled).await.unwrap();
     let mut asked = ranges(&server);
@@ -160,14 +158,7 @@ async fn what_a_power_failure_has_spoilt_is_fetched_again_from_nothing() {
     fs::write(directory.join("000000000000"), vec![0; PIECE]).unwrap();
     fs::write(directory.join("000000800000"), vec![1; PIECE + 1]).unwrap();
     fs::write(directory.join("000001000000"), &layer[2 * PIECE..]).unwrap();
-    let server = Server::start(move |request, _| {
-        let response = image.answer(request.resource());
-        if is_layer(request) {
-            response.ranged(request)
-        } else {
-            response
-        }
-    });
+    let server = ranged(image);
     let pulled = resolved(&node, &server).await;
     node.layers(&pulled).await.unwrap();
     node.nothing_is_kept();
@@ -201,14 +192,7 @@ async fn a_large_blob_that_is_not_its_digest_is_refused_and_not_kept() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_images_with_one_layer_may_be_pulled_at_once() {
     let (node, image) = (Arc::new(Node::new()), image());
-    let server = Server::start(move |request, _| {
-        let response = image.answer(request.resource());
-        if is_layer(request) {
-            response.ranged(request)
-        } else {
-            response
-        }
-    });
+    let server = ranged(image);
     let pulls = ["a", "b", "c"].map(|name| {
         let (node, name) = (Arc::clone(&node), format!("{}/{name}", server.address));
         tokio::spawn(async move { node.pull(&name, &Credentials::Anonymous).await.map(drop) })
