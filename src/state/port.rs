@@ -3,21 +3,32 @@
 //! A row comes with its sandbox and goes when nothing leads to the pod any more.
 
 use rusqlite::params;
-use sqlx::FromRow;
 
-use super::error::{corrupt, during};
+use super::error::corrupt;
+use super::sql::{all, pair};
 use super::writer::Tx;
 use super::{StateError, Store};
 use crate::id::SandboxId;
 use crate::lifecycle::port::HostPort;
 
-#[derive(FromRow)]
 struct Row {
     host_port: i64,
     protocol: String,
     host_ip: String,
     container_port: i64,
     sandbox_id: String,
+}
+
+impl Row {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            host_port: row.get(0)?,
+            protocol: row.get(1)?,
+            host_ip: row.get(2)?,
+            container_port: row.get(3)?,
+            sandbox_id: row.get(4)?,
+        })
+    }
 }
 
 /// A port of the node, and whose it is.
@@ -59,13 +70,10 @@ impl Store {
     /// When the database cannot be read.
     pub async fn ports(&self, id: &SandboxId) -> Result<Vec<HostPort>, StateError> {
         let rows: Vec<Row> = self
-            .read("read ports", || {
-                sqlx::query_as(
-                    "SELECT host_port, protocol, host_ip, container_port, sandbox_id
-                     FROM port_mappings WHERE sandbox_id = ?",
-                )
-                .bind(id.as_str())
-                .fetch_all(&self.readers)
+            .look("read ports", |connection| {
+                let sql = "SELECT host_port, protocol, host_ip, container_port, sandbox_id
+                     FROM port_mappings WHERE sandbox_id = ?";
+                all(connection, sql, [id.as_str()], Row::read)
             })
             .await?;
         let ports = rows.into_iter().map(PortMapping::try_from);
@@ -78,12 +86,10 @@ impl Store {
     /// When the database cannot be read.
     pub async fn all_ports(&self) -> Result<Vec<PortMapping>, StateError> {
         let rows: Vec<Row> = self
-            .read("list ports", || {
-                sqlx::query_as(
-                    "SELECT host_port, protocol, host_ip, container_port, sandbox_id
-                     FROM port_mappings",
-                )
-                .fetch_all(&self.readers)
+            .look("list ports", |connection| {
+                let sql = "SELECT host_port, protocol, host_ip, container_port, sandbox_id
+                     FROM port_mappings";
+                all(connection, sql, [], Row::read)
             })
             .await?;
         rows.into_iter().map(PortMapping::try_from).collect()
@@ -112,8 +118,8 @@ impl Store {
              WHERE s.desired = 'ready' AND s.state IN ({states}) AND s.init_ended_at IS NULL"
         );
         let rows: Vec<Row> = self
-            .read("list ports", || {
-                sqlx::query_as(sqlx::AssertSqlSafe(sql.as_str())).fetch_all(&self.readers)
+            .look("list ports", |connection| {
+                all(connection, &sql, [], Row::read)
             })
             .await?;
         rows.into_iter().map(PortMapping::try_from).collect()
@@ -152,24 +158,21 @@ impl Tx {
 
     /// Who has a port that meets this one, in words.
     async fn holder(&mut self, port: &HostPort) -> Result<Option<String>, StateError> {
-        let rows: Vec<Row> = sqlx::query_as(
+        let rows = self.all(
+            "find who has a port",
             "SELECT host_port, protocol, host_ip, container_port, sandbox_id
              FROM port_mappings WHERE host_port = ? AND protocol = ?",
-        )
-        .bind(port.port)
-        .bind(port.protocol.as_str())
-        .fetch_all(&mut self.connection)
-        .await
-        .map_err(during("find who has a port"))?;
+            params![port.port, port.protocol.as_str()],
+            Row::read,
+        )?;
         for row in rows {
             let mapping = PortMapping::try_from(row)?;
             if mapping.port.meets(port) {
-                let (namespace, name): (String, String) =
-                    sqlx::query_as("SELECT namespace, name FROM sandboxes WHERE id = ?")
-                        .bind(&mapping.sandbox_id)
-                        .fetch_one(&mut self.connection)
-                        .await
-                        .map_err(during("find who has a port"))?;
+                let sql = "SELECT namespace, name FROM sandboxes WHERE id = ?";
+                let id = [&mapping.sandbox_id];
+                let named: Option<(String, String)> =
+                    self.first("find who has a port", sql, id, pair)?;
+                let (namespace, name) = named.unwrap_or_default();
                 return Ok(Some(format!("{namespace}/{name} ({})", mapping.sandbox_id)));
             }
         }
