@@ -260,6 +260,10 @@ async fn store_layers(
         staged = fetch_layers(back, holder, image, stages) => staged?,
         () = given_up => return Err(ReconcileError::GivenUp),
     };
+    if !staged.is_empty() {
+        // Beside what comes next; nobody needs to know when.
+        tokio::task::spawn_blocking(crate::sys::memory::give_back);
+    }
     fault::point("image.fetched").await?;
     stages.enter("commit");
     // Bottom to top: a directory a layer only implies takes after the one below it. What has come

@@ -7,6 +7,7 @@ pub mod async_fd;
 pub mod clone;
 pub mod copy;
 pub mod inroot;
+pub mod memory;
 pub mod mountinfo;
 pub mod mounts;
 pub mod nsfd;
