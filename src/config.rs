@@ -2,6 +2,7 @@
 //! impossible value is an error that says where.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,8 +44,27 @@ pub struct Config {
     pub snapshot: SnapshotConfig,
     /// How much history is kept.
     pub state: StateConfig,
+    /// What containers and pods use.
+    pub stats: StatsConfig,
     /// Exec, attach and port-forward.
     pub streaming: StreamingConfig,
+}
+
+/// `[stats]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatsConfig {
+    /// Time between two looks at what containers and pods use, in seconds.
+    pub interval_s: NonZeroU64,
+}
+
+impl Default for StatsConfig {
+    fn default() -> Self {
+        const DEFAULT_S: NonZeroU64 = NonZeroU64::new(10).expect("it is not zero");
+        Self {
+            interval_s: DEFAULT_S,
+        }
+    }
 }
 
 /// `[snapshot]`

@@ -52,17 +52,6 @@ impl Cgroups {
         }
     }
 
-    /// Changes the limits of a cgroup that exists.
-    ///
-    /// # Errors
-    ///
-    /// As [`Cgroups::ensure`].
-    pub fn update(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
-        require_not_root(path)?;
-        resources::validate(self, resources)?;
-        resources::apply(self, path, resources)
-    }
-
     /// Switches the controllers on from the root down to the parent. A parent that has processes of
     /// its own refuses (`EBUSY`: no internal processes), except the real root.
     fn enable_controllers(&self, unified: &Path, path: &CgroupPath) -> Result<(), CgroupError> {

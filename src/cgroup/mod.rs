@@ -19,6 +19,7 @@ mod processes;
 mod remove;
 mod resources;
 mod stats;
+mod update;
 
 pub use error::CgroupError;
 pub use layout::{Cgroups, Layout};
@@ -26,7 +27,6 @@ pub use mark::IdCgroup;
 pub use oom::OomCounter;
 pub use path::CgroupPath;
 pub use resources::weight_from_shares;
-pub use stats::CgroupStats;
 
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,7 @@ use oci_spec::runtime::{
 };
 
 use super::*;
+use crate::lifecycle::usage::Usage;
 
 const BOUND: Duration = Duration::from_secs(20);
 
@@ -376,17 +377,14 @@ fn what_a_cgroup_uses_is_told_in_full() {
         assert_eq!(stats.memory_limit_bytes, Some(64 << 20));
         assert!(stats.memory_available_bytes < Some(64 << 20));
         assert!(
-            stats.page_faults.is_some() && stats.pids >= Some(1),
+            stats.page_faults.is_some() && stats.threads >= Some(1),
             "{stats:?}"
         );
     }
     scratch.cgroups.kill(&leaf).unwrap();
     child.wait().unwrap();
     remove_within_bound(&scratch.cgroups, &leaf);
-    assert_eq!(
-        scratch.cgroups.stats(&leaf).unwrap(),
-        CgroupStats::default()
-    );
+    assert_eq!(scratch.cgroups.stats(&leaf).unwrap(), Usage::default());
 }
 
 #[test]
@@ -482,7 +480,9 @@ fn how_long_each_step_takes() {
         };
         timed(0, &|| cgroups.ensure(&leaf, None).unwrap());
         timed(1, &|| cgroups.ensure(&leaf, Some(&resources)).unwrap());
-        timed(2, &|| assert!(cgroups.stats(&leaf).unwrap().pids.is_some()));
+        timed(2, &|| {
+            assert!(cgroups.stats(&leaf).unwrap().threads.is_some())
+        });
         timed(3, &|| drop(cgroups.open_oom_counter(&leaf).unwrap()));
         timed(4, &|| cgroups.remove(&leaf).unwrap());
     }

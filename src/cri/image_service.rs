@@ -3,6 +3,7 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
+use super::pieces::streamed;
 use super::{Front, image};
 use crate::proto::cri as v1;
 
@@ -18,11 +19,8 @@ impl v1::image_service_server::ImageService for Front {
         &self,
         request: Request<v1::StreamImagesRequest>,
     ) -> Result<Response<BoxStream<v1::StreamImagesResponse>>, Status> {
-        let pieces = self.call("StreamImages", request, image::list::pieces);
-        Ok(pieces.await?.map(|pieces| {
-            let stream = tokio_stream::iter(pieces.into_iter().map(Ok));
-            Box::pin(stream) as BoxStream<v1::StreamImagesResponse>
-        }))
+        let pieces = self.call("StreamImages", request, image::list::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn image_status(
         &self,

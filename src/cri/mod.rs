@@ -9,10 +9,13 @@ mod error;
 pub mod events;
 pub mod image;
 pub mod image_service;
+mod metrics;
 pub mod node;
+mod pieces;
 pub mod runtime_service;
 pub mod sandbox;
 mod sessions;
+mod usage;
 mod validate;
 
 use std::path::PathBuf;

@@ -3,7 +3,8 @@
 use tonic::codegen::BoxStream;
 use tonic::{Request, Response, Status};
 
-use super::{Front, container, events, node, sandbox, sessions};
+use super::pieces::streamed;
+use super::{Front, container, events, metrics, node, sandbox, sessions};
 use crate::proto::cri as v1;
 
 fn unimplemented(rpc: &str) -> Status {
@@ -54,9 +55,10 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn stream_pod_sandboxes(
         &self,
-        _request: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Result<Response<BoxStream<v1::StreamPodSandboxesResponse>>, Status> {
-        Err(unimplemented("StreamPodSandboxes"))
+        let pieces = self.call("StreamPodSandboxes", request, sandbox::list::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn create_container(
         &self,
@@ -95,9 +97,10 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn stream_containers(
         &self,
-        _request: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Result<Response<BoxStream<v1::StreamContainersResponse>>, Status> {
-        Err(unimplemented("StreamContainers"))
+        let pieces = self.call("StreamContainers", request, container::list::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn container_status(
         &self,
@@ -108,9 +111,10 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn update_container_resources(
         &self,
-        _request: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Result<Response<v1::UpdateContainerResourcesResponse>, Status> {
-        Err(unimplemented("UpdateContainerResources"))
+        let update = container::update::update;
+        self.call("UpdateContainerResources", request, update).await
     }
     async fn reopen_container_log(
         &self,
@@ -161,27 +165,31 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn stream_container_stats(
         &self,
-        _request: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Result<Response<BoxStream<v1::StreamContainerStatsResponse>>, Status> {
-        Err(unimplemented("StreamContainerStats"))
+        let pieces = self.call("StreamContainerStats", request, container::stats::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn pod_sandbox_stats(
         &self,
-        _request: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Result<Response<v1::PodSandboxStatsResponse>, Status> {
-        Err(unimplemented("PodSandboxStats"))
+        self.call("PodSandboxStats", request, sandbox::stats::one)
+            .await
     }
     async fn list_pod_sandbox_stats(
         &self,
-        _request: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Result<Response<v1::ListPodSandboxStatsResponse>, Status> {
-        Err(unimplemented("ListPodSandboxStats"))
+        self.call("ListPodSandboxStats", request, sandbox::stats::list)
+            .await
     }
     async fn stream_pod_sandbox_stats(
         &self,
-        _request: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<BoxStream<v1::StreamPodSandboxStatsResponse>>, Status> {
-        Err(unimplemented("StreamPodSandboxStats"))
+        let pieces = self.call("StreamPodSandboxStats", request, sandbox::stats::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn update_runtime_config(
         &self,
@@ -222,21 +230,24 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn list_metric_descriptors(
         &self,
-        _request: Request<v1::ListMetricDescriptorsRequest>,
+        request: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Result<Response<v1::ListMetricDescriptorsResponse>, Status> {
-        Err(unimplemented("ListMetricDescriptors"))
+        self.call("ListMetricDescriptors", request, metrics::descriptors)
+            .await
     }
     async fn list_pod_sandbox_metrics(
         &self,
-        _request: Request<v1::ListPodSandboxMetricsRequest>,
+        request: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<v1::ListPodSandboxMetricsResponse>, Status> {
-        Err(unimplemented("ListPodSandboxMetrics"))
+        self.call("ListPodSandboxMetrics", request, metrics::list)
+            .await
     }
     async fn stream_pod_sandbox_metrics(
         &self,
-        _request: Request<v1::StreamPodSandboxMetricsRequest>,
+        request: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<BoxStream<v1::StreamPodSandboxMetricsResponse>>, Status> {
-        Err(unimplemented("StreamPodSandboxMetrics"))
+        let pieces = self.call("StreamPodSandboxMetrics", request, metrics::in_pieces);
+        Ok(streamed(pieces.await?))
     }
     async fn runtime_config(
         &self,

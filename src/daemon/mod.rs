@@ -289,7 +289,8 @@ fn spawn_upkeep(
     let rules = config.jobs.rules();
     tasks.spawn(worker::run(back.clone(), rules, stopped.clone()));
     tasks.spawn(worker::prune(back.clone(), rules, stopped.clone()));
-    tasks.spawn(sampler::run(back.clone(), stopped.clone()));
+    let interval = Duration::from_secs(config.stats.interval_s.get());
+    tasks.spawn(sampler::run(back.clone(), interval, stopped.clone()));
     tasks.spawn(layer_usage::run(back.clone(), stopped.clone()));
     tasks.spawn(records::run(back.clone(), stopped.clone()));
     tasks.spawn(collector::run(back.clone(), stopped.clone()));

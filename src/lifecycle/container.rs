@@ -54,6 +54,8 @@ pub enum Step {
     Prepare,
     /// Launch it, or find out that it was launched; then it is `running` or `exited`.
     Launch,
+    /// Put the limits that are wanted now in force, or say why they cannot be.
+    Limit,
     /// Send the stop signal, once; the exit or the end of the grace comes next.
     Signal,
     /// The grace is not over: come back when it is, or when the process ends.
@@ -75,6 +77,8 @@ pub struct Facts {
     pub grace_over: bool,
     /// Its cgroup is gone.
     pub released: bool,
+    /// Other limits have been asked for than are in force.
+    pub limits_wanted: bool,
 }
 
 /// What a container should be, given its own wish and its sandbox.
@@ -133,6 +137,22 @@ pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
     state == State::Exited && desired == Desired::Running && !answered
 }
 
+/// Whether a container may be given other limits. One that has ended may: there is nothing left to
+/// limit, and its status shows them.
+#[must_use]
+pub fn admit_update(desired: Desired, state: State) -> Verdict {
+    if desired < Desired::Removed && state != State::Error {
+        return Verdict::Admitted;
+    }
+    Verdict::Refused(Impossible {
+        noun: "container",
+        id: String::new(),
+        from: state.as_str(),
+        to: "updated",
+        because: "it is being removed",
+    })
+}
+
 /// Whether one state may come after another.
 #[must_use]
 pub const fn may_follow(from: State, to: State) -> bool {
@@ -154,6 +174,10 @@ pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
 /// The next step for a container whose effective wish is `desired`.
 #[must_use]
 pub fn next_step(desired: Desired, state: State, facts: Facts) -> Step {
+    let goes = desired == Desired::Removed || state == State::Error;
+    if facts.limits_wanted && !goes && !matches!(state, State::Preparing | State::Starting) {
+        return Step::Limit;
+    }
     match (desired, state) {
         (Desired::Removed, State::Preparing | State::Created | State::Error) => Step::Remove,
         (Desired::Removed, State::Exited) if facts.released => Step::Remove,
@@ -206,6 +230,10 @@ mod tests {
                 facts.released = false;
                 Some(State::Running)
             }
+            Step::Limit => {
+                facts.limits_wanted = false;
+                Some(state)
+            }
             Step::Signal => {
                 facts.signalled = true;
                 Some(state)
@@ -227,9 +255,9 @@ mod tests {
         #[test]
         fn a_wish_is_reached_and_then_everything_rests(
             desired in any_desired(), state in any_state(),
-            signalled: bool, over: bool, released: bool,
+            signalled: bool, over: bool, released: bool, limits_wanted: bool,
         ) {
-            let mut facts = Facts { signalled, grace_over: over, released };
+            let mut facts = Facts { signalled, grace_over: over, released, limits_wanted };
             let mut now = Some(state);
             let mut last = None;
             for _ in 0..10 {
@@ -276,9 +304,9 @@ mod tests {
 
         #[test]
         fn nothing_on_disk_is_removed_under_a_living_process(
-            desired in any_desired(), signalled: bool, over: bool, released: bool,
+            desired in any_desired(), signalled: bool, over: bool, released: bool, limits_wanted: bool,
         ) {
-            let facts = Facts { signalled, grace_over: over, released };
+            let facts = Facts { signalled, grace_over: over, released, limits_wanted };
             for &state in State::ALL {
                 if may_live(state) {
                     prop_assert_ne!(next_step(desired, state, facts), Step::Remove);

@@ -19,6 +19,7 @@ pub mod reference;
 pub mod sandbox;
 pub mod signal;
 pub mod spec;
+pub mod usage;
 
 /// Whether a request may be carried out.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What a client asked for, as this project keeps it: validated, free of protobuf, stored as JSON.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -222,6 +223,74 @@ pub struct Resources {
     pub hugepage_limits: Vec<(String, u64)>,
     /// Files of cgroup v2 to write as they are.
     pub unified: Map,
+}
+
+impl fmt::Display for Resources {
+    /// The limits that are set, for an event.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = [
+            ("memory", self.memory_limit_bytes, " bytes"),
+            ("memory and swap", self.memory_swap_limit_bytes, " bytes"),
+            ("CPU quota", self.cpu_quota_us, " µs"),
+            ("CPU period", self.cpu_period_us, " µs"),
+            ("CPU shares", self.cpu_shares, ""),
+        ];
+        let numbers = numbers.into_iter().filter(|(_, value, _)| *value != 0);
+        let mut parts: Vec<String> = numbers
+            .map(|(name, value, unit)| format!("{name} {value}{unit}"))
+            .collect();
+        let lists = [
+            ("CPUs", &self.cpuset_cpus),
+            ("memory nodes", &self.cpuset_mems),
+        ];
+        let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        parts.extend(lists.map(|(name, list)| format!("{name} {list}")));
+        let pages = self.hugepage_limits.iter().filter(|(_, limit)| *limit > 0);
+        parts.extend(pages.map(|(size, limit)| format!("huge pages of {size} {limit} bytes")));
+        parts.extend(
+            self.unified
+                .iter()
+                .map(|(file, value)| format!("{file} {value}")),
+        );
+        match parts.is_empty() {
+            true => f.write_str("no limits"),
+            false => f.write_str(&parts.join(", ")),
+        }
+    }
+}
+
+impl Resources {
+    /// These limits with what `change` sets; what it leaves at 0 or empty stays as it is. Huge pages
+    /// are changed size by size, files of cgroup v2 name by name.
+    #[must_use]
+    pub fn changed_by(&self, change: Self) -> Self {
+        let number = |new: i64, old: i64| if new == 0 { old } else { new };
+        let text = |new: String, old: &String| if new.is_empty() { old.clone() } else { new };
+        let mut hugepage_limits = self.hugepage_limits.clone();
+        for (size, limit) in change.hugepage_limits {
+            match hugepage_limits.iter_mut().find(|(known, _)| *known == size) {
+                Some(known) => known.1 = limit,
+                None => hugepage_limits.push((size, limit)),
+            }
+        }
+        let mut unified = self.unified.clone();
+        unified.extend(change.unified);
+        Self {
+            cpu_period_us: number(change.cpu_period_us, self.cpu_period_us),
+            cpu_quota_us: number(change.cpu_quota_us, self.cpu_quota_us),
+            cpu_shares: number(change.cpu_shares, self.cpu_shares),
+            memory_limit_bytes: number(change.memory_limit_bytes, self.memory_limit_bytes),
+            memory_swap_limit_bytes: number(
+                change.memory_swap_limit_bytes,
+                self.memory_swap_limit_bytes,
+            ),
+            oom_score_adj: number(change.oom_score_adj, self.oom_score_adj),
+            cpuset_cpus: text(change.cpuset_cpus, &self.cpuset_cpus),
+            cpuset_mems: text(change.cpuset_mems, &self.cpuset_mems),
+            hugepage_limits,
+            unified,
+        }
+    }
 }
 
 /// Who a container runs as and what it may do (CRI `LinuxContainerSecurityContext`).

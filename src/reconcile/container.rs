@@ -1,8 +1,8 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
 use super::{
-    Back, ReconcileError, blocking, container_launch, image_volume, processes, records,
-    sandbox_files,
+    Back, ReconcileError, blocking, container_launch, container_update, image_volume, processes,
+    records, sandbox_files,
 };
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -48,6 +48,7 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
             grace_over: container.sandbox.0 != sandbox::Desired::Ready
                 || container.stop_at.is_none_or(|stop_at| stop_at <= now),
             released: container.released,
+            limits_wanted: container.update.is_wanted(),
         };
         let (sandbox_desired, sandbox_state) = container.sandbox;
         let desired = effective(container.desired, sandbox_desired, sandbox_state);
@@ -65,6 +66,7 @@ async fn steps(back: &Back, id: &ContainerId, key: &ObjectKey) -> Result<Outcome
                 prepare(back, &container).await?;
                 prepared = true;
             }
+            Step::Limit => container_update::update(back, container).await?,
             Step::Launch => container_launch::launch(back, &container, desired).await?,
             Step::Signal => {
                 progress.at(key, "stop signal");
@@ -150,7 +152,10 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
 
 /// The container's row as it is kept on disk, with the layers it stands on: their image may go
 /// before it does.
-async fn record(back: &Back, container: &Container) -> Result<ContainerRecord, ReconcileError> {
+pub(super) async fn record(
+    back: &Back,
+    container: &Container,
+) -> Result<ContainerRecord, ReconcileError> {
     let top = back.store.snapshot_top(&container.id).await?;
     Ok(ContainerRecord {
         id: container.id.clone(),

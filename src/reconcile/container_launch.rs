@@ -69,6 +69,13 @@ pub(super) async fn launch(
             back.observed
                 .container_running(id.clone(), started, done)
                 .await?;
+            // Many small reads of kernel files, for which nobody has to wait.
+            let (back, id) = (back.clone(), id.clone());
+            tokio::spawn(async move {
+                if let Err(error) = sampler::first_sample(&back, &id).await {
+                    tracing::debug!(container = %id, error = error.full_text(), "cannot sample");
+                }
+            });
             Ok(fault::point("container.running").await?)
         }
         Err(error) if error.is_passing() => Err(error),
@@ -170,9 +177,6 @@ async fn start(
     back.processes.put(&container.id, handle);
     fault::point("container.held").await?;
     stages.enter("record");
-    // Many small reads of kernel files, for which nobody has to wait.
-    let (back_too, id) = (back.clone(), container.id.clone());
-    tokio::task::spawn_blocking(move || sampler::sample(&back_too, &id, &path));
     Ok(started)
 }
 

@@ -308,6 +308,16 @@ fn resources(
     devices: &[DeviceSpec],
     cgroups: &crate::cgroup::Cgroups,
 ) -> Result<LinuxResources, OciSpecError> {
+    let mut resources = limits_of(limits, cgroups)?;
+    resources.set_devices(Some(device_rules(privileged, devices)?));
+    Ok(resources)
+}
+
+/// The limits alone, which may change while the container runs; devices do not.
+pub(super) fn limits_of(
+    limits: &Resources,
+    cgroups: &crate::cgroup::Cgroups,
+) -> Result<LinuxResources, OciSpecError> {
     let mut cpu = LinuxCpuBuilder::default();
     if limits.cpu_shares > 0 {
         cpu = cpu.shares(u64::try_from(limits.cpu_shares).unwrap_or(2));
@@ -333,8 +343,7 @@ fn resources(
     }
     let mut resources = LinuxResourcesBuilder::default()
         .cpu(cpu.build()?)
-        .memory(memory.build()?)
-        .devices(device_rules(privileged, devices)?);
+        .memory(memory.build()?);
     // Kubelet always sends limits of 0 for huge pages; without the controller there are none to
     // be had, and 0 holds by itself.
     let huge = cgroups.has_controller("hugetlb");

@@ -3,6 +3,7 @@
 
 use rusqlite::params;
 
+use super::container_update::{Update, limits};
 use super::error::corrupt;
 use super::event::Subject;
 use super::sql::{all, column, first};
@@ -24,7 +25,7 @@ pub struct Container {
     pub sandbox_id: SandboxId,
     /// Id of its image.
     pub image_id: String,
-    /// What was asked for.
+    /// What was asked for, with the limits that are in force.
     pub spec: ContainerSpec,
     /// When it was asked for, ns.
     pub created_at: i64,
@@ -52,6 +53,8 @@ pub struct Container {
     pub signalled_at: Option<i64>,
     /// Whether its cgroup is gone.
     pub released: bool,
+    /// Updates of its limits.
+    pub update: Update,
     /// Its log file; empty when its output is discarded.
     pub log_path: String,
     /// What the client wants of its pod, and how that pod is.
@@ -80,6 +83,11 @@ struct Row {
     log_directory: String,
     sandbox_desired: String,
     sandbox_state: String,
+    resources: Option<String>,
+    wanted_resources: Option<String>,
+    updates_wanted: i64,
+    updates_done: i64,
+    update_error: Option<String>,
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
@@ -87,7 +95,8 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      c.started_at, c.exited_at, c.exit_code, c.reason,
      c.error, c.signalled_at, c.released,
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
-     s.desired AS sandbox_desired, s.state AS sandbox_state
+     s.desired AS sandbox_desired, s.state AS sandbox_state,
+     c.resources, c.wanted_resources, c.updates_wanted, c.updates_done, c.update_error
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
 /// The container that a retry of its creation means.
@@ -118,6 +127,11 @@ impl Row {
             log_directory: row.get(18)?,
             sandbox_desired: row.get(19)?,
             sandbox_state: row.get(20)?,
+            resources: row.get(21)?,
+            wanted_resources: row.get(22)?,
+            updates_wanted: row.get(23)?,
+            updates_done: row.get(24)?,
+            update_error: row.get(25)?,
         })
     }
 }
@@ -129,8 +143,11 @@ impl TryFrom<Row> for Container {
             (Some(pid), Some(start)) => i32::try_from(pid).ok().zip(u64::try_from(start).ok()),
             _ => None,
         };
-        let spec: ContainerSpec =
+        let mut spec: ContainerSpec =
             serde_json::from_str(&row.spec).map_err(corrupt("containers.spec"))?;
+        if let Some(in_force) = limits(row.resources.as_deref(), "containers.resources")? {
+            spec.resources = in_force;
+        }
         let log_path = if row.log_directory.is_empty() || spec.log_path.is_empty() {
             String::new()
         } else {
@@ -166,6 +183,15 @@ impl TryFrom<Row> for Container {
             error: row.error,
             signalled_at: row.signalled_at,
             released: row.released,
+            update: Update {
+                wanted: limits(
+                    row.wanted_resources.as_deref(),
+                    "containers.wanted_resources",
+                )?,
+                asked: row.updates_wanted,
+                done: row.updates_done,
+                error: row.update_error,
+            },
             sandbox: (
                 row.sandbox_desired
                     .parse()

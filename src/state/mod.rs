@@ -10,6 +10,7 @@ pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
+mod container_update;
 mod copy;
 pub mod error;
 pub mod event;

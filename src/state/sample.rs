@@ -1,32 +1,51 @@
-//! The newest usage figures of each container, kept by the sampler. In memory: they are stale in
-//! seconds anyway.
+//! The newest usage figures of each container and pod, kept by the sampler. In memory: they are
+//! stale in seconds anyway.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::id::ContainerId;
+use crate::id::{ContainerId, SandboxId};
+use crate::lifecycle::usage::{Interface, Usage};
 
-/// Usage of one container at one moment. What the kernel does not tell is `None`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// Usage of one container at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
     /// When, ns since 1970.
     pub at: i64,
-    /// CPU time used since it started, ns.
-    pub cpu_usage_ns: Option<u64>,
     /// CPU time used per second since the sample before, ns/s.
     pub cpu_rate_nano_cores: Option<u64>,
-    /// Memory charged to it, bytes.
-    pub memory_usage_bytes: Option<u64>,
-    /// The part that cannot be dropped easily: usage less inactive file pages, bytes.
-    pub memory_working_set_bytes: Option<u64>,
-    /// What is left below its limit, bytes.
-    pub memory_available_bytes: Option<u64>,
-    /// Anonymous memory, bytes.
-    pub memory_rss_bytes: Option<u64>,
-    /// Page faults.
-    pub page_faults: Option<u64>,
-    /// Page faults that had to read.
-    pub major_page_faults: Option<u64>,
+    /// What its cgroup uses.
+    pub usage: Usage,
+    /// Its processes.
+    pub processes: ProcessFigures,
+}
+
+/// What the processes of a container hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProcessFigures {
+    /// How many there are, threads not counted.
+    pub count: u64,
+    /// Their open descriptors.
+    pub descriptors: u64,
+    /// Those of them that are sockets.
+    pub sockets: u64,
+    /// How many descriptors the first of them may open; `None` is without limit.
+    pub descriptors_limit: Option<u64>,
+}
+
+/// Usage of one pod at one moment.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PodSample {
+    /// When, ns since 1970.
+    pub at: i64,
+    /// CPU time used per second since the sample before, ns/s.
+    pub cpu_rate_nano_cores: Option<u64>,
+    /// What its own cgroup uses; `None` when it has none, and its containers' is all.
+    pub usage: Option<Usage>,
+    /// Processes in that cgroup.
+    pub processes: u64,
+    /// Its network; none with the node's own.
+    pub interfaces: Vec<Interface>,
 }
 
 /// What a container's writable layer takes on disk at one moment.
@@ -40,49 +59,98 @@ pub struct LayerUsage {
     pub inodes: u64,
 }
 
-/// Newest samples by container.
+/// The file system of the writable layers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Its size, bytes.
+    pub bytes: u64,
+    /// Files it can hold.
+    pub inodes: u64,
+    /// Those that are free.
+    pub free_inodes: u64,
+}
+
+/// Newest samples.
 #[derive(Default)]
 pub struct Samples {
-    usage: Mutex<HashMap<ContainerId, Sample>>,
+    containers: Mutex<HashMap<ContainerId, Arc<Sample>>>,
+    pods: Mutex<HashMap<SandboxId, Arc<PodSample>>>,
     layers: Mutex<HashMap<ContainerId, LayerUsage>>,
+    file_system: Mutex<FileSystem>,
 }
 
 impl Samples {
     /// The newest sample of a container.
     #[must_use]
-    pub fn get(&self, id: &ContainerId) -> Option<Sample> {
-        self.usage
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(id)
-            .copied()
+    pub fn get(&self, id: &ContainerId) -> Option<Arc<Sample>> {
+        lock(&self.containers).get(id).cloned()
     }
 
     /// Replaces a container's sample, working out the CPU rate from the one before.
     pub fn put(&self, id: &ContainerId, mut sample: Sample) {
-        let mut samples = self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = lock(&self.containers);
         if let Some(before) = samples.get(id) {
-            sample.cpu_rate_nano_cores = rate(before, &sample).or(before.cpu_rate_nano_cores);
+            let cpu = (before.usage.cpu_usage_ns, sample.usage.cpu_usage_ns);
+            sample.cpu_rate_nano_cores =
+                rate((before.at, sample.at), cpu).or(before.cpu_rate_nano_cores);
         }
-        samples.insert(id.clone(), sample);
+        samples.insert(id.clone(), Arc::new(sample));
+    }
+
+    /// The newest sample of a pod.
+    #[must_use]
+    pub fn pod(&self, id: &SandboxId) -> Option<Arc<PodSample>> {
+        lock(&self.pods).get(id).cloned()
+    }
+
+    /// Replaces a pod's sample, working out the CPU rate from the one before. Whose network could not
+    /// be looked at now keeps what it had: counters do not go back.
+    pub fn put_pod(&self, id: &SandboxId, mut sample: PodSample) {
+        let mut samples = lock(&self.pods);
+        if let Some(before) = samples.get(id) {
+            let used = |sample: &PodSample| sample.usage.as_ref().and_then(|u| u.cpu_usage_ns);
+            let cpu = (used(before), used(&sample));
+            sample.cpu_rate_nano_cores =
+                rate((before.at, sample.at), cpu).or(before.cpu_rate_nano_cores);
+            if sample.interfaces.is_empty() {
+                sample.interfaces.clone_from(&before.interfaces);
+            }
+        }
+        samples.insert(id.clone(), Arc::new(sample));
+    }
+
+    /// Forgets the pods that are none of these.
+    pub fn keep_pods(&self, is_known: impl Fn(&SandboxId) -> bool) {
+        lock(&self.pods).retain(|id, _| is_known(id));
+    }
+
+    /// The file system of the writable layers, as it was last looked at.
+    #[must_use]
+    pub fn file_system(&self) -> FileSystem {
+        *lock(&self.file_system)
+    }
+
+    /// Replaces that.
+    pub fn put_file_system(&self, figures: FileSystem) {
+        *lock(&self.file_system) = figures;
     }
 
     /// What a container's writable layer took when it was last measured.
     #[must_use]
     pub fn layer(&self, id: &ContainerId) -> Option<LayerUsage> {
-        self.layers().get(id).copied()
+        lock(&self.layers).get(id).copied()
     }
 
     /// Replaces that.
     pub fn put_layer(&self, id: &ContainerId, usage: LayerUsage) {
-        self.layers().insert(id.clone(), usage);
+        lock(&self.layers).insert(id.clone(), usage);
     }
 
     /// What all writable layers together took when they were last measured, and when the oldest of
     /// these measures was taken; `None` if there is none.
     #[must_use]
     pub fn all_layers(&self) -> Option<LayerUsage> {
-        let layers = self.layers();
+        let layers = lock(&self.layers);
         layers.values().copied().reduce(|sum, one| LayerUsage {
             at: sum.at.min(one.at),
             bytes: sum.bytes + one.bytes,
@@ -92,28 +160,26 @@ impl Samples {
 
     /// Forgets what was measured of the writable layers that are none of these.
     pub fn keep_layers(&self, is_known: impl Fn(&ContainerId) -> bool) {
-        self.layers().retain(|id, _| is_known(id));
+        lock(&self.layers).retain(|id, _| is_known(id));
     }
 
     /// Forgets a container.
     pub fn remove(&self, id: &ContainerId) {
-        self.usage
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(id);
-        self.layers().remove(id);
-    }
-
-    fn layers(&self) -> MutexGuard<'_, HashMap<ContainerId, LayerUsage>> {
-        self.layers.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.containers).remove(id);
+        lock(&self.layers).remove(id);
     }
 }
 
-fn rate(before: &Sample, now: &Sample) -> Option<u64> {
-    let elapsed = u128::try_from(now.at.checked_sub(before.at)?)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// CPU time per second between two moments (ns since 1970), from what was used up to each (ns).
+fn rate((before, now): (i64, i64), used: (Option<u64>, Option<u64>)) -> Option<u64> {
+    let elapsed = u128::try_from(now.checked_sub(before)?)
         .ok()
         .filter(|ns| *ns > 0)?;
-    let used = now.cpu_usage_ns?.checked_sub(before.cpu_usage_ns?)?;
+    let used = used.1?.checked_sub(used.0?)?;
     u64::try_from(u128::from(used) * 1_000_000_000 / elapsed).ok()
 }
 
@@ -136,18 +202,48 @@ mod tests {
         assert_eq!(samples.all_layers(), None);
     }
 
+    fn used(cpu_usage_ns: u64) -> Usage {
+        Usage {
+            cpu_usage_ns: Some(cpu_usage_ns),
+            ..Usage::default()
+        }
+    }
+
     #[test]
     fn half_a_second_of_cpu_in_a_second_is_half_a_core() {
         let samples = Samples::default();
         let id = ContainerId::random();
-        let at = |at, used| Sample {
+        let at = |at, cpu| Sample {
             at,
-            cpu_usage_ns: Some(used),
-            ..Default::default()
+            usage: used(cpu),
+            ..Sample::default()
         };
         samples.put(&id, at(1_000_000_000, 100));
         samples.put(&id, at(2_000_000_000, 500_000_100));
         let sample = samples.get(&id).expect("a sample");
         assert_eq!(sample.cpu_rate_nano_cores, Some(500_000_000));
+    }
+
+    #[test]
+    fn a_pod_keeps_its_network_while_nobody_can_look_at_it() {
+        let samples = Samples::default();
+        let id = SandboxId::random();
+        let interfaces = vec![Interface {
+            name: "eth0".into(),
+            ..Interface::default()
+        }];
+        let at = |at, interfaces| PodSample {
+            at,
+            usage: Some(used(u64::try_from(at).expect("a time") / 4)),
+            interfaces,
+            ..PodSample::default()
+        };
+        samples.put_pod(&id, at(1_000_000_000, interfaces.clone()));
+        samples.put_pod(&id, at(3_000_000_000, Vec::new()));
+        let pod = samples.pod(&id).expect("a sample");
+        assert_eq!(pod.cpu_rate_nano_cores, Some(250_000_000));
+        assert_eq!(pod.interfaces, interfaces);
+        samples.keep_pods(|_| false);
+        assert_eq!(samples.pod(&id), None);
     }
 }

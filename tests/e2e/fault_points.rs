@@ -324,6 +324,14 @@ impl Walk {
             cri.reopen_log(&waits).await
         })
         .await;
+        let limits = LinuxContainerResources {
+            cpu_shares: 300,
+            ..Default::default()
+        };
+        self.call("UpdateContainerResources", async |cri| {
+            cri.update(&waits, limits.clone()).await
+        })
+        .await;
         self.go_down(&id, &waits, &stubborn, name).await;
     }
 

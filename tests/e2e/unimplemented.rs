@@ -21,19 +21,9 @@ async fn what_is_not_there_yet_says_so_by_its_name() {
     let runtime = RuntimeServiceClient::new(node.cri.channel());
     let of_the_runtime = outcomes!(
         runtime,
-        stream_pod_sandboxes(StreamPodSandboxesRequest) = "StreamPodSandboxes",
-        stream_containers(StreamContainersRequest) = "StreamContainers",
-        update_container_resources(UpdateContainerResourcesRequest) = "UpdateContainerResources",
-        stream_container_stats(StreamContainerStatsRequest) = "StreamContainerStats",
-        pod_sandbox_stats(PodSandboxStatsRequest) = "PodSandboxStats",
-        list_pod_sandbox_stats(ListPodSandboxStatsRequest) = "ListPodSandboxStats",
-        stream_pod_sandbox_stats(StreamPodSandboxStatsRequest) = "StreamPodSandboxStats",
         checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) = "CheckpointPod",
         restore_pod(RestorePodRequest) = "RestorePod",
-        list_metric_descriptors(ListMetricDescriptorsRequest) = "ListMetricDescriptors",
-        list_pod_sandbox_metrics(ListPodSandboxMetricsRequest) = "ListPodSandboxMetrics",
-        stream_pod_sandbox_metrics(StreamPodSandboxMetricsRequest) = "StreamPodSandboxMetrics",
         update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) =
             "UpdatePodSandboxResources",
     );

@@ -96,7 +96,7 @@ const LAYERS: &[Layer] = &[
     layer("image", &["lifecycle", "sys", "id"]),
     layer("snapshot", &["sys", "id"]),
     layer("network", &["sys", "id"]),
-    layer("cgroup", &["sys", "id"]),
+    layer("cgroup", &["lifecycle", "sys", "id"]),
     // Node side: lives without the daemon.
     layer("shim", &["runtime", "sys", "id"]),
     layer("runtime", &["sys", "id"]),

@@ -1,6 +1,7 @@
-//! ListContainers: a filter's conditions hold together.
+//! ListContainers and StreamContainers: a filter's conditions hold together.
 
 use crate::cri::call::Deadline;
+use crate::cri::pieces::pieces;
 use crate::cri::{CallError, Front, validate};
 use crate::lifecycle::container::State;
 use crate::proto::cri as v1;
@@ -14,7 +15,27 @@ pub(in crate::cri) async fn list(
     request: v1::ListContainersRequest,
     _deadline: Deadline,
 ) -> Result<v1::ListContainersResponse, CallError> {
-    let filter = request.filter.unwrap_or_default();
+    let containers = filtered(&front, request.filter).await?;
+    Ok(v1::ListContainersResponse { containers })
+}
+
+/// The same, in pieces.
+pub(in crate::cri) async fn in_pieces(
+    front: Front,
+    request: v1::StreamContainersRequest,
+    _deadline: Deadline,
+) -> Result<Vec<v1::StreamContainersResponse>, CallError> {
+    let containers = filtered(&front, request.filter).await?;
+    Ok(pieces(containers, |containers| {
+        v1::StreamContainersResponse { containers }
+    }))
+}
+
+async fn filtered(
+    front: &Front,
+    filter: Option<v1::ContainerFilter>,
+) -> Result<Vec<v1::Container>, CallError> {
+    let filter = filter.unwrap_or_default();
     // An empty `state` message is a condition: CREATED is 0.
     let state = match filter.state {
         None => None,
@@ -38,10 +59,9 @@ pub(in crate::cri) async fn list(
         state,
     };
     let containers = front.store.containers(&wanted).await?;
-    let containers = containers
+    Ok(containers
         .into_iter()
         .filter(|container| validate::matches(&container.spec.labels, &filter.label_selector))
         .map(view::item)
-        .collect();
-    Ok(v1::ListContainersResponse { containers })
+        .collect())
 }

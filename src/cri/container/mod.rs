@@ -11,6 +11,7 @@ pub mod start;
 pub mod stats;
 pub mod status;
 pub mod stop;
+pub mod update;
 pub(in crate::cri) mod view;
 
 use super::{CallError, Front};

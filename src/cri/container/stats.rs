@@ -1,11 +1,13 @@
-//! ContainerStats and ListContainerStats, from the sampler's newest figures.
+//! ContainerStats, ListContainerStats and StreamContainerStats, from the sampler's newest figures.
 
 use crate::cri::call::Deadline;
+use crate::cri::pieces::pieces;
+use crate::cri::usage::{cpu, io, memory, number, swap};
 use crate::cri::{CallError, Front, validate};
 use crate::lifecycle::container::State;
 use crate::proto::cri as v1;
 use crate::state::container::{Container, ContainerFilter};
-use crate::state::sample::{LayerUsage, Sample};
+use crate::state::sample::LayerUsage;
 
 use super::view;
 
@@ -34,24 +36,46 @@ pub(in crate::cri) async fn list(
     request: v1::ListContainerStatsRequest,
     _deadline: Deadline,
 ) -> Result<v1::ListContainerStatsResponse, CallError> {
-    let filter = request.filter.unwrap_or_default();
+    let stats = filtered(&front, request.filter).await?;
+    Ok(v1::ListContainerStatsResponse { stats })
+}
+
+/// The same, in pieces.
+pub(in crate::cri) async fn in_pieces(
+    front: Front,
+    request: v1::StreamContainerStatsRequest,
+    _deadline: Deadline,
+) -> Result<Vec<v1::StreamContainerStatsResponse>, CallError> {
+    let stats = filtered(&front, request.filter).await?;
+    Ok(pieces(stats, |container_stats| {
+        v1::StreamContainerStatsResponse { container_stats }
+    }))
+}
+
+async fn filtered(
+    front: &Front,
+    filter: Option<v1::ContainerStatsFilter>,
+) -> Result<Vec<v1::ContainerStats>, CallError> {
+    let filter = filter.unwrap_or_default();
     let wanted = ContainerFilter {
         id_prefix: validate::id_prefix("filter.id", filter.id)?,
         sandbox_prefix: validate::id_prefix("filter.pod_sandbox_id", filter.pod_sandbox_id)?,
         state: Some(State::Running),
     };
     let containers = front.store.containers(&wanted).await?;
-    let stats = containers
+    Ok(containers
         .iter()
         .filter(|container| validate::matches(&container.spec.labels, &filter.label_selector))
-        .map(|container| stats(&front, container))
-        .collect();
-    Ok(v1::ListContainerStatsResponse { stats })
+        .map(|container| stats(front, container))
+        .collect())
 }
 
-fn stats(front: &Front, container: &Container) -> v1::ContainerStats {
+/// What is known of one container. One that has not been measured yet has its name and no figures.
+pub(in crate::cri) fn stats(front: &Front, container: &Container) -> v1::ContainerStats {
     let spec = &container.spec;
-    let sample = front.store.samples().get(&container.id);
+    let samples = front.store.samples();
+    let sample = samples.get(&container.id);
+    let sample = sample.as_deref();
     v1::ContainerStats {
         attributes: Some(v1::ContainerAttributes {
             id: container.id.to_string(),
@@ -59,14 +83,13 @@ fn stats(front: &Front, container: &Container) -> v1::ContainerStats {
             labels: spec.labels.clone().into_iter().collect(),
             annotations: spec.annotations.clone().into_iter().collect(),
         }),
-        cpu: sample.map(cpu),
-        memory: sample.map(memory),
-        writable_layer: front
-            .store
-            .samples()
+        cpu: sample.map(|sample| cpu(sample.at, sample.cpu_rate_nano_cores, &sample.usage)),
+        memory: sample.map(|sample| memory(sample.at, &sample.usage)),
+        writable_layer: samples
             .layer(&container.id)
             .map(|usage| layer(front, usage)),
-        ..Default::default()
+        swap: sample.and_then(|sample| swap(sample.at, &sample.usage)),
+        io: sample.and_then(|sample| io(sample.at, &sample.usage)),
     }
 }
 
@@ -78,31 +101,5 @@ fn layer(front: &Front, usage: LayerUsage) -> v1::FilesystemUsage {
         }),
         used_bytes: number(Some(usage.bytes)),
         inodes_used: number(Some(usage.inodes)),
-    }
-}
-
-fn number(value: Option<u64>) -> Option<v1::UInt64Value> {
-    value.map(|value| v1::UInt64Value { value })
-}
-
-fn cpu(sample: Sample) -> v1::CpuUsage {
-    v1::CpuUsage {
-        timestamp: sample.at,
-        usage_core_nano_seconds: number(sample.cpu_usage_ns),
-        usage_nano_cores: number(sample.cpu_rate_nano_cores),
-        psi: None,
-    }
-}
-
-fn memory(sample: Sample) -> v1::MemoryUsage {
-    v1::MemoryUsage {
-        timestamp: sample.at,
-        working_set_bytes: number(sample.memory_working_set_bytes),
-        available_bytes: number(sample.memory_available_bytes),
-        usage_bytes: number(sample.memory_usage_bytes),
-        rss_bytes: number(sample.memory_rss_bytes),
-        page_faults: number(sample.page_faults),
-        major_page_faults: number(sample.major_page_faults),
-        psi: None,
     }
 }

@@ -2,14 +2,12 @@
 //! not fit into one message (KEP-5825).
 
 use crate::cri::call::Deadline;
+use crate::cri::pieces::pieces;
 use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
 use crate::state::image::Image;
 
 use super::{name_of, view};
-
-/// Images in one message of a stream.
-const PIECE: usize = 256;
 
 /// All images, or the one that a filter names.
 pub(in crate::cri) async fn list(
@@ -24,19 +22,14 @@ pub(in crate::cri) async fn list(
 }
 
 /// The same, each image once, in messages that are never empty.
-pub(in crate::cri) async fn pieces(
+pub(in crate::cri) async fn in_pieces(
     front: Front,
     request: v1::StreamImagesRequest,
     _deadline: Deadline,
 ) -> Result<Vec<v1::StreamImagesResponse>, CallError> {
     let images = filtered(&front, request.filter).await?;
-    let mut left = images.into_iter().map(view::item).peekable();
-    let mut pieces = Vec::new();
-    while left.peek().is_some() {
-        let images = left.by_ref().take(PIECE).collect();
-        pieces.push(v1::StreamImagesResponse { images });
-    }
-    Ok(pieces)
+    let items = images.into_iter().map(view::item);
+    Ok(pieces(items, |images| v1::StreamImagesResponse { images }))
 }
 
 async fn filtered(front: &Front, filter: Option<v1::ImageFilter>) -> Result<Vec<Image>, CallError> {

@@ -4,6 +4,7 @@ pub mod list;
 pub mod remove;
 pub mod run;
 mod spec;
+pub(in crate::cri) mod stats;
 pub mod status;
 pub mod stop;
 pub(in crate::cri) mod view;

@@ -14,6 +14,7 @@ use crate::lifecycle::{container, image, sandbox};
 use crate::state::StateError;
 use crate::state::cleanup::Resource;
 use crate::state::container_facts::{Exit, Started};
+use crate::state::container_update::Update;
 use crate::state::image::NewImage;
 use crate::state::job::{Free, Outcome};
 use crate::state::layer::{NewLayer, PresentLayer};
@@ -238,11 +239,13 @@ impl World {
                 grace_over: known.sandbox.0 != sandbox::Desired::Ready
                     || known.stop_at.is_none_or(|at| at <= now_ns()),
                 released: known.released,
+                limits_wanted: known.update.is_wanted(),
             };
             let desired = effective(known.desired, known.sandbox.0, known.sandbox.1);
             match container::next_step(desired, known.state, facts) {
                 container::Step::Rest => return Ok(Outcome::Done),
                 container::Step::Prepare => self.prepare(id, fuel).await?,
+                container::Step::Limit => self.put_limits(id, known.update, fuel).await?,
                 container::Step::Launch => {
                     let wanted = desired <= container::Desired::Running;
                     self.launch(id, known.state, wanted, fuel).await?;
@@ -273,6 +276,31 @@ impl World {
                 }
             }
         }
+    }
+
+    async fn put_limits(
+        &mut self,
+        id: &ContainerId,
+        update: Update,
+        fuel: &mut Fuel,
+    ) -> Result<(), Stop> {
+        let wanted = update.wanted.expect("limits that are wanted");
+        fuel.burn()?;
+        let member = self.model.members.get_mut(id).expect("a member");
+        let model = member.wanted.take().expect("an update");
+        assert_eq!(model, (wanted.memory_limit_bytes, wanted.cpu_shares));
+        let refused = fuel.lasting().then(|| "for good".to_owned());
+        let in_force = refused.is_none().then_some(wanted);
+        if in_force.is_some() {
+            member.limits = model;
+        }
+        let done = done("update_container", id.as_str(), refused);
+        let number = update.asked;
+        let updated = self
+            .observed
+            .container_updated(id.clone(), number, in_force, done);
+        updated.await?;
+        fuel.burn()
     }
 
     async fn prepare(&mut self, id: &ContainerId, fuel: &mut Fuel) -> Result<(), Stop> {

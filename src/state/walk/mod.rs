@@ -15,7 +15,7 @@ use proptest::test_runner::{Config, TestRunner};
 use super::container::NewContainer;
 use super::*;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
-use crate::lifecycle::spec::{ContainerSpec, SandboxSpec};
+use crate::lifecycle::spec::{ContainerSpec, Resources, SandboxSpec};
 use crate::lifecycle::{address, allocation, container, image, sandbox};
 use back::{Kernel, Mishap};
 use model::{Answer, Model};
@@ -33,6 +33,8 @@ enum Event {
     Start(u8),
     Stop(u8, bool),
     Remove(u8),
+    /// Other memory, or other CPU shares.
+    Limit(u8, bool, u8),
     Pull(u8),
     RemoveImage(u8),
     /// A process ends by itself.
@@ -56,6 +58,8 @@ fn any_event() -> impl Strategy<Value = Event> {
         5 => any::<u8>().prop_map(Event::Start),
         2 => (any::<u8>(), any::<bool>()).prop_map(|(c, grace)| Event::Stop(c, grace)),
         1 => any::<u8>().prop_map(Event::Remove),
+        2 => (any::<u8>(), any::<bool>(), 1_u8..9)
+            .prop_map(|(c, memory, value)| Event::Limit(c, memory, value)),
         3 => n().prop_map(Event::Pull),
         1 => n().prop_map(Event::RemoveImage),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(c, code)| Event::End(c, code)),
@@ -156,6 +160,7 @@ impl World {
                     .await;
             }
             Event::Remove(choice) => self.lower(choice, container::Desired::Removed, None).await,
+            Event::Limit(choice, memory, value) => self.limit(choice, memory, value.into()).await,
             Event::Pull(number) => {
                 let nobody = super::pull::Secret::default();
                 let asked = self
@@ -258,6 +263,36 @@ impl World {
         assert_eq!(admitted, Some(written), "{to:?}: {verdict:?}");
     }
 
+    async fn limit(&mut self, choice: u8, memory: bool, value: i64) {
+        let Some(id) = self.member(choice) else {
+            return;
+        };
+        let change = match memory {
+            true => Resources {
+                memory_limit_bytes: value,
+                ..Default::default()
+            },
+            false => Resources {
+                cpu_shares: value,
+                ..Default::default()
+            },
+        };
+        let member = self.model.members.get_mut(&id).expect("a member");
+        let refused = member.desired == container::Desired::Removed
+            || member.state == container::State::Error;
+        match self.desired.update_container(id, change).await {
+            Ok(_) if !refused => {
+                let (old_memory, old_shares) = member.wanted.unwrap_or(member.limits);
+                member.wanted = Some(match memory {
+                    true => (value, old_shares),
+                    false => (old_memory, value),
+                });
+            }
+            Err(StateError::Impossible(_)) if refused => {}
+            answer => panic!("limit: {answer:?}"),
+        }
+    }
+
     /// Compares the database with the model, and the node with the database.
     async fn check(&mut self) {
         let pods = self
@@ -275,6 +310,17 @@ impl World {
             format!("{id} {} {desired} {state} {exit}", member.pod)
         });
         assert_eq!(self.rows(containers).await, sorted(expected), "containers");
+        let limits = "SELECT id || ' ' || coalesce(resources ->> 'memory_limit_bytes', 0) || ' '
+             || coalesce(resources ->> 'cpu_shares', 0) || ' ' || (updates_wanted > updates_done)
+             FROM containers";
+        let expected = self.model.members.iter().map(|(id, member)| {
+            let (memory, shares) = member.limits;
+            format!(
+                "{id} {memory} {shares} {}",
+                u8::from(member.wanted.is_some())
+            )
+        });
+        assert_eq!(self.rows(limits).await, sorted(expected), "limits");
         let addresses = "SELECT sandbox_id || ' ' || status FROM network_allocations";
         let expected = self.model.addresses.iter();
         let expected = expected.map(|(id, state)| format!("{id} {}", state.as_str()));
@@ -367,6 +413,7 @@ impl World {
             assert_ne!(pod.state, sandbox::State::Failed, "{id} is to be gone");
         }
         for (id, member) in &self.model.members {
+            assert_eq!(member.wanted, None, "the limits of {id}");
             let pod = &self.model.pods[&member.pod];
             let desired = container::effective(member.desired, pod.desired, pod.state);
             assert_ne!(desired, container::Desired::Removed, "{id} is to be gone");

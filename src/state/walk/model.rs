@@ -21,6 +21,9 @@ pub(super) struct Member {
     pub(super) desired: container::Desired,
     pub(super) state: container::State,
     pub(super) exit: Option<i64>,
+    /// Memory and CPU shares, in force and wanted instead.
+    pub(super) limits: (i64, i64),
+    pub(super) wanted: Option<(i64, i64)>,
 }
 
 /// Everything as it should be.
@@ -116,6 +119,8 @@ impl Model {
             desired: container::Desired::Created,
             state: container::State::Preparing,
             exit: None,
+            limits: (0, 0),
+            wanted: None,
         };
         self.members.insert(id.clone(), member);
         self.snapshots.insert(id.to_string());

@@ -83,6 +83,13 @@ pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str
     panic!("no cgroup of {id} has {v1} or {v2}");
 }
 
+/// Whether this controller, or what it counts, is the unified hierarchy's here.
+pub(crate) fn is_v2(controller: &str) -> bool {
+    let all = hierarchies();
+    !all.iter()
+        .any(|h| h.controllers.iter().any(|name| name == controller))
+}
+
 /// Freezes a container's processes, and thaws them when it is dropped. In cgroup v1 a frozen
 /// process does not even notice SIGKILL; in v2 it does.
 pub(crate) struct Frozen {

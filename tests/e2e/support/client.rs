@@ -207,6 +207,22 @@ impl Cri {
             .map(drop)
     }
 
+    /// What is 0 or empty in `limits` stays as it is.
+    pub(crate) async fn update(
+        &self,
+        id: &str,
+        limits: LinuxContainerResources,
+    ) -> Result<(), Status> {
+        let message = UpdateContainerResourcesRequest {
+            container_id: id.into(),
+            linux: Some(limits),
+            ..Default::default()
+        };
+        let mut runtime = self.runtime();
+        let updated = runtime.update_container_resources(self.wrap(message));
+        updated.await.map(drop)
+    }
+
     pub(crate) async fn stats(&self, id: &str) -> Result<ContainerStats, Status> {
         let message = ContainerStatsRequest {
             container_id: id.into(),

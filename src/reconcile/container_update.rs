@@ -1,0 +1,76 @@
+//! Puts changed limits of a container in force: in its cgroup, in its record, then in its row.
+
+use super::container_plan::limits_of;
+use super::{Back, ReconcileError, blocking, container, records};
+use crate::fault;
+use crate::id::ObjectKey;
+use crate::lifecycle::container::State;
+use crate::lifecycle::spec::Resources;
+use crate::state::container::Container;
+use crate::state::now_ns;
+use crate::state::operation::Finished;
+use crate::state::progress::Stages;
+
+/// Carries the newest wish out, whole or not at all, and says which.
+pub(super) async fn update(back: &Back, mut container: Container) -> Result<(), ReconcileError> {
+    fault::point("container.update_wanted").await?;
+    let started_at = now_ns();
+    let key = ObjectKey::Container(container.id.clone());
+    let mut stages = Stages::new(back.store.progress(), key);
+    stages.enter("limits");
+    let number = container.update.asked;
+    let wanted = container.update.wanted.take().unwrap_or_default();
+    let outcome = put_in_force(back, &mut container, &wanted).await;
+    let (in_force, error) = match outcome {
+        Ok(()) => (Some(wanted), None),
+        Err(error) if error.is_passing() => return Err(error),
+        Err(error) => (None, Some(error.full_text())),
+    };
+    if let Some(error) = &error {
+        tracing::warn!(container = %container.id, error, "cannot change the limits");
+    }
+    let done = Finished {
+        kind: "update_container",
+        object_id: container.id.to_string(),
+        started_at,
+        duration_ns: now_ns() - started_at,
+        error,
+        stages: stages.finish(),
+    };
+    let id = container.id;
+    back.observed
+        .container_updated(id, number, in_force, done)
+        .await?;
+    Ok(fault::point("container.updated").await?)
+}
+
+async fn put_in_force(
+    back: &Back,
+    container: &mut Container,
+    wanted: &Resources,
+) -> Result<(), ReconcileError> {
+    let plan = |error| ReconcileError::Plan(format!("limits: {error}"));
+    let mut limits = limits_of(wanted, &back.cgroups).map_err(plan)?;
+    if let Some(memory) = limits.memory_mut() {
+        // Cgroup v2 takes less than is in use, and kills for it; v1 refuses.
+        memory.set_check_before_update(Some(true));
+    }
+    // What does not run yet is launched with them; what has ended has nothing to limit.
+    let path = match container.state {
+        State::Running => container::cgroup_path(back, container).await?,
+        _ => None,
+    };
+    let back_too = back.clone();
+    blocking(move || {
+        match &path {
+            Some(path) => back_too.cgroups.update(path, &limits)?,
+            None => back_too.cgroups.check(&limits)?,
+        }
+        Ok(fault::blocking_point("container.limits_set")?)
+    })
+    .await?;
+    container.spec.resources = wanted.clone();
+    let record = container::record(back, container).await?;
+    let dir = back.paths.container(&container.id);
+    blocking(move || records::write(&dir, &record)).await
+}
