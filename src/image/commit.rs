@@ -1,9 +1,9 @@
 //! From unpacked layers to layers that count.
 //!
 //! ```text
-//!   staged ──prepare: settle, list──► prepared ─┐
-//!   staged ──prepare────────────────► prepared ─┼─ place: written out together, then one after
-//!   …  each on those below                      ┘  the other renamed, or exchanged ──► layers/<hex>
+//!   staged ──prepare: settle, list──► prepared ┐
+//!   staged ──prepare────────────────► prepared ┼─ place: written out together, then one after
+//!   …  each on those below                     ┘  the other renamed, or exchanged ─► layers/<hex>
 //! ```
 //! Preparing a layer needs those below it prepared, and can be done while those above still come.
 //! Writing out is for the whole file system and costs about the same for one layer as for all.
@@ -87,8 +87,8 @@ impl ImageDriver {
     }
 
     /// Makes prepared layers count, bottom first; those below them must. A layer that is there
-    /// already, perhaps from another image, is left as it is, unless it is to be replaced. Blocks on
-    /// the disk.
+    /// already, perhaps from another image, is left as it is, unless it is to be replaced. Blocks
+    /// on the disk.
     ///
     /// # Errors
     /// `Store`: the file system's. Then some of the layers may be in their places.

@@ -76,8 +76,8 @@ impl<'s> Sources<'s> {
         gave.insert(turn.at);
     }
 
-    /// What has come is not what was asked for, or cannot be used; `kept` says that a part of it had
-    /// been here before. Whether somebody is left to be asked, from nothing.
+    /// What has come is not what was asked for, or cannot be used; `kept` says that a part of it
+    /// had been here before. Whether somebody is left to be asked, from nothing.
     pub(super) fn wrong(&mut self, kept: bool, error: &ImageError) -> bool {
         let gave = self.gave.get_mut().unwrap_or_else(PoisonError::into_inner);
         let gave = std::mem::take(gave);

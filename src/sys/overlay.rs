@@ -2,7 +2,7 @@
 //! agree on: who unpacks layers, who copies them, who tries whether they can be mounted, and who
 //! mounts them.
 
-/// Marks, with the value [`OPAQUE_SET`], a directory that hides what layers below have at its place.
+/// Marks, with the value [`OPAQUE_SET`], a directory that hides what layers below have there.
 pub const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// The value that [`OPAQUE`] has.
@@ -16,6 +16,6 @@ pub const SETTINGS: [(&str, &str); 3] = [
     ("metacopy", "off"),
 ];
 
-/// Option of every writable overlay: no sync, because what is written through it has no life after a
-/// crash of the node.
+/// Option of every writable overlay: no sync, because what is written through it has no life after
+/// a crash of the node.
 pub const VOLATILE: &str = "volatile";

@@ -1,6 +1,6 @@
-//! The real registry behind TLS and a password, a certificate or a token: Debian's `docker-registry`
-//! on the storage of the shared one, with an authority of its own; and a proxy of the kind that a network without a way
-//! out has.
+//! The real registry behind TLS and a password, a certificate or a token: Debian's
+//! `docker-registry` on the storage of the shared one, with an authority of its own; and a proxy of
+//! the kind that a network without a way out has.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
