@@ -7,6 +7,7 @@ pub mod capability;
 pub mod container;
 pub mod difference;
 pub mod digest;
+pub mod docker_auth;
 pub mod event;
 pub mod image;
 pub mod image_check;

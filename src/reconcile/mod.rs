@@ -14,6 +14,7 @@ mod container_plan;
 mod error;
 mod image;
 pub mod image_check;
+mod image_layers;
 mod image_volume;
 mod inspect;
 pub mod layer_usage;

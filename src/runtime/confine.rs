@@ -1,8 +1,8 @@
 //! What a process can no longer do once it runs its command: a profile of AppArmor, and a seccomp
 //! filter.
 //!
-//! Prepared while `/proc` is the node's, put on as the very last thing before exec. From then on the
-//! child makes two system calls: execve, and, if that fails, the message that says so.
+//! Prepared while `/proc` is the node's, put on as the very last thing before exec. From then on
+//! the child makes two system calls: execve, and, if that fails, the message that says so.
 
 use std::os::fd::OwnedFd;
 

@@ -10,6 +10,7 @@ pub mod inroot;
 pub mod mountinfo;
 pub mod mounts;
 pub mod nsfd;
+pub mod overlay;
 pub mod pidfd_info;
 pub mod process;
 pub mod reaper;

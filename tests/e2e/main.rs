@@ -5,6 +5,7 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod access;
 mod admin;
 mod both_killed;
 mod cancel;

@@ -45,8 +45,8 @@ pub enum SeccompError {
     },
     /// It compiles to more than the kernel takes.
     #[error(
-        "the seccomp profile comes to {instructions} instructions, and the kernel takes {max}: give \
-         it fewer rules with arguments",
+        "the seccomp profile comes to {instructions} instructions, and the kernel takes {max}: \
+         give it fewer rules with arguments",
         max = super::bpf::PROGRAM_MAX
     )]
     TooLong {

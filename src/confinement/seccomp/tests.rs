@@ -476,7 +476,12 @@ proptest! {
             for (number, args) in &calls {
                 let narrow = |value: u64| value & 0xffff_ffff;
                 let args = if architecture == X86 { args.map(narrow) } else { *args };
-                let call = Call { architecture: architecture.audit(), number: numbers[*number], args };
+                let architecture_number = architecture.audit();
+                let call = Call {
+                    architecture: architecture_number,
+                    number: numbers[*number],
+                    args,
+                };
                 prop_assert_eq!(
                     run(&compiled.program, call),
                     model(&compiled.rules, architecture, call),
