@@ -213,6 +213,47 @@ async fn a_profile_of_the_node_holds_and_a_bad_one_is_refused_by_what_is_wrong_w
 }
 
 #[tokio::test]
+async fn what_a_container_was_started_from_is_shown_as_an_oci_spec() {
+    let node = Node::start().await;
+    let pod = node.pod("inspected").await;
+    let mut config = shell("main", "true");
+    security(&mut config).seccomp = default_profile();
+    security(&mut config).run_as_user = Some(Int64Value { value: 1000 });
+    config.mounts = vec![Mount {
+        container_path: "/v".into(),
+        host_path: node.path("volume").display().to_string(),
+        readonly: true,
+        ..Default::default()
+    }];
+    let id = pod.create(&config).await;
+    let inspect = |id: &str| node.operate(&["inspect", "--oci", id]);
+    let before = inspect(&id);
+    assert!(!before.status.success());
+    let said = String::from_utf8_lossy(&before.stderr).into_owned();
+    assert!(said.contains("has not been started"), "{said}");
+    node.cri.start(&id).await.expect("StartContainer");
+
+    let answer = inspect(&id[..12]);
+    assert!(answer.status.success(), "{answer:?}");
+    let spec: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+    let process = &spec["process"];
+    assert_eq!(process["user"]["uid"], 1000);
+    assert_eq!(process["args"][2], "true");
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    let volumes = spec["mounts"].as_array().expect("mounts").iter();
+    let volume = volumes.clone().find(|mount| mount["destination"] == "/v");
+    let options = volume.expect("the volume")["options"]
+        .as_array()
+        .expect("options");
+    assert!(options.contains(&"ro".into()), "{options:?}");
+    let layers = spec["annotations"]["io.quilt.rootfs.lowerdir"].as_str();
+    assert!(
+        layers.is_some_and(|layers| layers.starts_with('/')),
+        "{spec}"
+    );
+}
+
+#[tokio::test]
 async fn a_profile_of_apparmor_that_the_node_lacks_is_refused() {
     let node = Node::start().await;
     let pod = node.pod("apparmor").await;

@@ -8,6 +8,7 @@
 mod access;
 mod admin;
 mod both_killed;
+mod boundary;
 mod cancel;
 mod cancel_model;
 mod confinement;
