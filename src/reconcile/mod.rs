@@ -11,6 +11,7 @@ mod container;
 mod container_confinement;
 mod container_launch;
 mod container_plan;
+mod devices;
 mod error;
 mod image;
 pub mod image_check;

@@ -92,6 +92,48 @@ async fn a_container_has_the_filter_that_it_asks_for_whoever_it_runs_as() {
 }
 
 #[tokio::test]
+async fn a_privileged_container_has_what_the_node_has() {
+    let node = Node::start().await;
+    let pod = privileged_pod(&node, "privileged").await;
+    let script = "for d in /dev/kmsg /dev/loop-control; do [ -c $d ] && echo $d; done; \
+                  [ -e /dev/pts/ptmx ] && readlink /dev/ptmx; (: < /dev/kmsg) && \
+                  echo opened; grep -q ' /sys sysfs rw' /proc/mounts && echo sysfs; \
+                  mount -t tmpfs none /tmp && echo mounted";
+    let mut config = shell("privileged", script);
+    security(&mut config).privileged = true;
+    security(&mut config).masked_paths = vec!["/proc/kcore".into()];
+    let all = [
+        "/dev/kmsg",
+        "/dev/loop-control",
+        "pts/ptmx",
+        "opened",
+        "sysfs",
+        "mounted",
+    ];
+    let there = |device: &&str| !device.starts_with("/dev/") || fs::exists(device).is_ok_and(|y| y);
+    let wanted: Vec<_> = all.iter().filter(|line| there(line)).collect();
+    assert_eq!(
+        printed(&pod, &config).await.iter().collect::<Vec<_>>(),
+        wanted
+    );
+
+    // Another has a device that it asks for, and none that is not there.
+    let mut config = shell("asked", "[ -c /dev/mine ] && echo there");
+    let device = |host_path: &str| Device {
+        container_path: "/dev/mine".into(),
+        host_path: host_path.into(),
+        permissions: "r".into(),
+    };
+    config.devices = vec![device("/dev/zero")];
+    assert_eq!(printed(&pod, &config).await, ["there"]);
+    let mut config = shell("absent", "true");
+    config.devices = vec![device("/dev/no-such-device")];
+    let id = pod.create(&config).await;
+    let error = node.cri.start(&id).await.expect_err("it is not there");
+    assert!(error.message().contains("no-such-device"), "{error}");
+}
+
+#[tokio::test]
 async fn a_command_has_the_filter_of_its_container_also_under_a_new_daemon() {
     let mut node = Node::start().await;
     let pod = node.pod("commands").await;
