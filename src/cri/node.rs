@@ -65,7 +65,12 @@ pub(super) async fn status(
         status: Some(v1::RuntimeStatus {
             conditions: vec![
                 condition("RuntimeReady", "RuntimeNotReady", runtime_problem),
-                condition("NetworkReady", "NetworkNotReady", report.network_problem),
+                match report.plugins {
+                    Some(plugins) => {
+                        condition("NetworkReady", "NetworkPluginNotReady", plugins.problem)
+                    }
+                    None => condition("NetworkReady", "NetworkNotReady", report.network_problem),
+                },
             ],
         }),
         info,
@@ -79,7 +84,7 @@ pub(super) async fn status(
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     })
 }

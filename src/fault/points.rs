@@ -59,6 +59,16 @@ pub const POINTS: &[&str] = &[
     "sandbox.init",
     "sandbox.ready",
     "sandbox.failed",
+    // Plugins connect a sandbox, and disconnect it.
+    "attachment.adding",
+    "attachment.called",
+    "attachment.failed",
+    "attachment.undone",
+    "attachment.added",
+    "attachment.released",
+    "attachment.leaving",
+    "attachment.detached",
+    "attachment.deleted",
     // A sandbox that is up has lost something.
     "sandbox.lacking",
     "sandbox.pinned",
@@ -84,6 +94,9 @@ pub const POINTS: &[&str] = &[
     "container.resumed",
     "container.start_failed",
     // A container ends.
+    "container.update_wanted",
+    "container.limits_set",
+    "container.updated",
     "container.stopping",
     "container.signal_sent",
     "container.signalled",

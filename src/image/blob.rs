@@ -20,6 +20,7 @@ use super::hosts::Endpoint;
 use super::layers::LayerError;
 use super::progress::LayerProgress;
 use super::session::{Failure, Session, accept};
+use super::sources::{Sources, Turn};
 
 /// Bytes that must come before a broken connection counts as progress.
 const PROGRESS_MIN: u64 = 64 << 10;
@@ -43,7 +44,7 @@ enum Served {
     Whole,
 }
 
-impl Session {
+impl Sources<'_> {
     /// Streams a blob into `sink`, verified: `Ok(true)` when all of it was taken and is what its
     /// digest says, `Ok(false)` when the sink wanted no more.
     pub(super) async fn blob(
@@ -52,25 +53,29 @@ impl Session {
         size: u64,
         sink: &mut impl Sink,
     ) -> Result<bool, ImageError> {
+        let session = self.session;
         let mut transfer = Transfer {
+            digest,
             size,
             received: 0,
             hasher: Hasher::new(digest.algorithm()),
         };
-        let path = self.blob_path(digest);
-        let hosts = self.pulling();
+        let path = session.blob_path(digest);
         let mut last = None;
-        for (at, endpoint) in hosts.iter().enumerate() {
-            let is_last = at + 1 == hosts.len();
+        for turn in self.turns() {
+            let endpoint = turn.endpoint;
             let mut tried = 0;
             let outcome = loop {
                 let before = transfer.received;
                 tried += 1;
-                let part = self.stream(endpoint, &path, &mut transfer, sink).await;
+                let part = session.stream(endpoint, &path, &mut transfer, sink).await;
+                if transfer.received > before {
+                    self.gave(&turn);
+                }
                 if transfer.received - before >= PROGRESS_MIN {
                     tried = 1;
                 }
-                match self.again(endpoint, part, tried, is_last).await {
+                match session.again(endpoint, part, tried, turn.is_last).await {
                     Some(outcome) => break outcome,
                     None => continue,
                 }
@@ -81,21 +86,56 @@ impl Session {
                     let actual = transfer.hasher.finish();
                     return match actual == *digest {
                         true => Ok(true),
-                        false => Err(self.mismatch(endpoint, &path, digest.clone(), actual)),
+                        false => Err(session.mismatch(endpoint, &path, digest.clone(), actual)),
                     };
                 }
+                // It cannot be gone on with.
+                Err(error) if error.is_wrong_content() => return Err(error),
                 Err(error) => last = Some(error),
             }
         }
-        Err(last.unwrap_or_else(|| self.nobody()))
+        Err(last.unwrap_or_else(|| session.nobody()))
     }
 
+    /// Fetches what `download` lacks, several pieces at once if the server serves ranges. The
+    /// content is not verified: its reader does that.
+    pub(super) async fn download(
+        &self,
+        download: &Arc<Download>,
+        progress: &Arc<LayerProgress>,
+    ) -> Result<(), ImageError> {
+        let path = self.session.blob_path(download.digest());
+        let mut last = None;
+        for turn in self.turns() {
+            let fetch = Fetch {
+                sources: self,
+                session: self.session,
+                turn,
+                path: &path,
+                download,
+                progress,
+            };
+            match fetch.all().await {
+                Ok(()) => return Ok(()),
+                Err(error) if error.is_wrong_content() => return Err(error),
+                Err(error) => last = Some(error),
+            }
+            // Transfers that were given up may still have something to write, where the next host's
+            // would go.
+            let download = Arc::clone(download);
+            let _ended = tokio::task::spawn_blocking(move || download.await_writers()).await;
+        }
+        Err(last.unwrap_or_else(|| self.session.nobody()))
+    }
+}
+
+impl Session {
     /// One connection's worth of a blob, from where the last one broke off.
     async fn stream(
         &self,
         endpoint: &Endpoint,
         path: &str,
-        transfer: &mut Transfer,
+        transfer: &mut Transfer<'_>,
         sink: &mut impl Sink,
     ) -> Result<bool, Failure> {
         if transfer.received == transfer.size {
@@ -119,7 +159,7 @@ impl Session {
             }
             transfer.received += piece.len() as u64;
             if transfer.received > transfer.size {
-                return Err(self.too_long(endpoint, transfer.size));
+                return Err(self.too_long(endpoint, transfer.digest, transfer.size));
             }
             transfer.hasher.update(&piece);
             if !sink.take(piece).await {
@@ -130,37 +170,6 @@ impl Session {
             true => Ok(true),
             false => Err(broken_off(transfer.received, transfer.size)),
         }
-    }
-
-    /// Fetches what `download` lacks, several pieces at once if the server serves ranges. The
-    /// content is not verified: its reader does that.
-    pub(super) async fn download(
-        &self,
-        download: &Arc<Download>,
-        progress: &Arc<LayerProgress>,
-    ) -> Result<(), ImageError> {
-        let path = self.blob_path(download.digest());
-        let hosts = self.pulling();
-        let mut last = None;
-        for (at, endpoint) in hosts.iter().enumerate() {
-            let fetch = Fetch {
-                session: self,
-                endpoint,
-                is_last: at + 1 == hosts.len(),
-                path: &path,
-                download,
-                progress,
-            };
-            match fetch.all().await {
-                Ok(()) => return Ok(()),
-                Err(error) => last = Some(error),
-            }
-            // Transfers that were given up may still have something to write, where the next host's
-            // would go.
-            let download = Arc::clone(download);
-            let _ended = tokio::task::spawn_blocking(move || download.await_writers()).await;
-        }
-        Err(last.unwrap_or_else(|| self.nobody()))
     }
 
     fn blob_path(&self, digest: &Digest) -> String {
@@ -195,17 +204,21 @@ impl Session {
         }
     }
 
-    fn too_long(&self, endpoint: &Endpoint, size: u64) -> Failure {
-        let detail = format!("layer is longer than the {size} bytes announced");
-        self.protocol(endpoint, detail)
+    fn too_long(&self, endpoint: &Endpoint, layer: &Digest, size: u64) -> Failure {
+        Failure::Final(ImageError::TooLong {
+            reference: self.reference.to_string(),
+            host: endpoint.name.clone(),
+            layer: layer.clone(),
+            size,
+        })
     }
 }
 
 /// One blob from one endpoint.
 struct Fetch<'f> {
+    sources: &'f Sources<'f>,
     session: &'f Session,
-    endpoint: &'f Endpoint,
-    is_last: bool,
+    turn: Turn<'f>,
     path: &'f str,
     download: &'f Arc<Download>,
     progress: &'f Arc<LayerProgress>,
@@ -256,7 +269,7 @@ impl Fetch<'_> {
             }
             let again = self
                 .session
-                .again(self.endpoint, part, tried, self.is_last)
+                .again(self.turn.endpoint, part, tried, self.turn.is_last)
                 .await;
             if let Some(outcome) = again {
                 outcome?;
@@ -279,7 +292,7 @@ impl Fetch<'_> {
         alone: bool,
         served: &mut Served,
     ) -> Result<(), Failure> {
-        let (session, endpoint) = (self.session, self.endpoint);
+        let (session, endpoint) = (self.session, self.turn.endpoint);
         let _connection = session.connection().await?;
         let headers = range(missing.from, Some(missing.to - 1));
         let response = session.get(endpoint, self.path, &headers).await?;
@@ -332,9 +345,11 @@ impl Fetch<'_> {
             if data.is_empty() {
                 continue;
             }
+            self.sources.gave(&self.turn);
             at += data.len() as u64;
             if at > to {
-                return Err(session.too_long(self.endpoint, self.download.size()));
+                let (blob, size) = (self.download.digest(), self.download.size());
+                return Err(session.too_long(self.turn.endpoint, blob, size));
             }
             // A writer that has gone has its own error to report.
             if sender.send(data).await.is_err() {
@@ -383,7 +398,8 @@ fn broken_off(at: u64, to: u64) -> Failure {
 }
 
 /// How far a streamed blob has come.
-struct Transfer {
+struct Transfer<'d> {
+    digest: &'d Digest,
     size: u64,
     received: u64,
     hasher: Hasher,

@@ -10,19 +10,14 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{CWD, RenameFlags};
-use rustix::io::Errno;
-
 use super::digest::Digest;
-use super::layers::{
-    CommittedLayer, LayerError, LayerStore, StagedLayer, failed, rename_new, sync_directory,
-};
+use super::layers::{CommittedLayer, LayerError, LayerStore, failed};
 use super::pull::ImageDriver;
 use super::seal::{self, Compared, Depth, Seal};
-use crate::fault;
+use super::unpack::Contents;
 use crate::sys::tree;
 
 /// What a look at a layer has shown.
@@ -60,15 +55,7 @@ impl ImageDriver {
         self.store.check(chain_id, seal, depth)
     }
 
-    /// Puts a staged layer in the place of the one that is there, if one is. Blocks on the disk.
-    ///
-    /// # Errors
-    /// As [`ImageDriver::commit_layer`].
-    pub fn replace_layer(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
-        self.store.replace(staged)
-    }
-
-    /// A layer that is in its place, as [`ImageDriver::commit_layer`] gives it. Blocks on the disk.
+    /// A layer that is in its place, as [`ImageDriver::place_layers`] gives it. Blocks on the disk.
     ///
     /// # Errors
     /// When it is not there or cannot be read.
@@ -128,7 +115,7 @@ impl LayerStore {
     fn without_list(&self, chain_id: &Digest, expected: &Digest) -> io::Result<Compared> {
         let mut compared = Compared::default();
         let new = self.unused("seal");
-        let seal = seal::write(&self.path(chain_id), &new);
+        let seal = seal::write(&self.path(chain_id), &new, &Contents::default());
         let removed = fs::remove_file(&new);
         let seal = seal?;
         removed?;
@@ -140,28 +127,6 @@ impl LayerStore {
             compared.differs(text.to_owned());
         }
         Ok(compared)
-    }
-
-    fn replace(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
-        let chain_id = staged.chain_id.clone();
-        let (mut staging, seal) = self.prepare(staged)?;
-        let home = self.layers.join(chain_id.hex());
-        let name = format!("{}-{}", chain_id.hex(), now_ns());
-        let retired = self.retired.join(name);
-        rename_new(&staging.path, &retired)
-            .map_err(|errno| failed("putting aside", &retired)(errno.into()))?;
-        staging.renamed = true;
-        fault::blocking_point("image.layer_beside")?;
-        match exchange(&retired, &home) {
-            Ok(()) => {}
-            Err(Errno::NOENT) => rename_new(&retired, &home)
-                .map_err(|errno| failed("putting in place", &home)(errno.into()))?,
-            Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
-        }
-        fault::blocking_point("image.layer_exchanged")?;
-        sync_directory(&self.layers)?;
-        sync_directory(&self.retired)?;
-        self.measured(chain_id, seal)
     }
 
     fn list_retired(&self) -> Result<Vec<RetiredLayer>, LayerError> {
@@ -194,8 +159,9 @@ impl LayerCheck {
     }
 }
 
-fn exchange(one: &Path, other: &Path) -> Result<(), Errno> {
-    rustix::fs::renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)
+/// The name in `retired/` of what is taken out now.
+pub(super) fn retired_name(chain_id: &Digest) -> String {
+    format!("{}-{}", chain_id.hex(), now_ns())
 }
 
 fn now_ns() -> u128 {

@@ -63,6 +63,18 @@ pub enum ImageError {
         /// What it hashes to.
         actual: Digest,
     },
+    /// A blob does not end where its manifest says.
+    #[error("{reference}: layer {layer} from {host} is longer than the {size} bytes announced")]
+    TooLong {
+        /// The image.
+        reference: String,
+        /// Who served it.
+        host: String,
+        /// The blob.
+        layer: Digest,
+        /// Bytes that the manifest says it has.
+        size: u64,
+    },
     /// The image is well and here, but cannot run on this node, or its manifest is no image's.
     #[error("{reference}: the image cannot be used here")]
     Unsupported {
@@ -148,5 +160,10 @@ impl ImageError {
     /// Whether trying again later may help without anybody changing anything.
     pub fn is_temporary(&self) -> bool {
         matches!(self, Self::Unavailable { .. } | Self::ShuttingDown(_))
+    }
+
+    /// Whether a host has served something else than what it was asked for.
+    pub(super) fn is_wrong_content(&self) -> bool {
+        matches!(self, Self::DigestMismatch { .. } | Self::TooLong { .. })
     }
 }

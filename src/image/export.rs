@@ -9,6 +9,7 @@ use super::digest::Digest;
 use super::error::ImageError;
 use super::manifest::{Document, ManifestError, OCI_MANIFEST};
 use super::pull::Lookup;
+use super::sources::Sources;
 
 /// A manifest that was accepted when the image came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +60,8 @@ impl Lookup {
         size: u64,
         take: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<bool, ImageError> {
-        self.session.blob(digest, size, &mut Taker(take)).await
+        let sources = Sources::new(&self.session);
+        sources.blob(digest, size, &mut Taker(take)).await
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicU64;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::archive::Archive;
 use super::channel::{ChannelReader, Feed};
 use super::download::{Download, Follower};
 use super::error::ImageError;
@@ -23,8 +24,8 @@ use super::layers::{LayerError, StagedLayer, Staging};
 use super::manifest::LayerDescriptor;
 use super::progress::LayerProgress;
 use super::pull::{ImageDriver, ResolvedImage, Source};
-use super::session::Session;
-use super::unpack::{Unpacked, unpack};
+use super::sources::Sources;
+use super::unpack::{UnpackError, Unpacked, unpack};
 
 /// Pieces of a blob between network and unpacker: with pieces of up to some hundred kilobytes this
 /// keeps both busy without holding much.
@@ -55,14 +56,16 @@ impl ImageDriver {
             return Err(ImageError::ShuttingDown(reference));
         };
         let download = self.download_of(image, layer).await?;
-        let (staging, unpacked) = match (&image.source, &download) {
-            (Source::Registry(session), Some(download)) => {
-                self.by_download(image, layer, session, download, progress)
+        let (staging, unpacked) = match &image.source {
+            Source::Registry(session) => {
+                let sources = Sources::new(session);
+                self.from_registry(image, layer, sources, download.as_ref(), progress)
                     .await?
             }
-            _ => {
-                let streamed = self.by_channel(image, layer, progress).await?;
-                self.check_diff_id(image, layer, streamed)?
+            Source::Archive(archive) => {
+                let blob = Blob::Archive(archive);
+                let fetched = self.by_channel(image, layer, blob, progress).await;
+                fetched.map_err(Failed::into_error)?
             }
         };
         Ok(StagedLayer {
@@ -74,6 +77,7 @@ impl ImageDriver {
                 .collect(),
             staging,
             unsettled: unpacked.unsettled,
+            contents: unpacked.contents,
             download,
         })
     }
@@ -94,13 +98,64 @@ impl ImageDriver {
         taken.map_err(|error| stored(image, layer, error))
     }
 
+    /// Brings a blob from whoever serves what its digest says. What an earlier process has kept of
+    /// it may have been spoilt by a power failure, which counts as one more who had a part in it.
+    async fn from_registry(
+        &self,
+        image: &ResolvedImage,
+        layer: &LayerDescriptor,
+        mut sources: Sources<'_>,
+        download: Option<&Arc<Download>>,
+        progress: &Arc<LayerProgress>,
+    ) -> Result<Unpacking, ImageError> {
+        let mut first = None;
+        loop {
+            let kept = download.map_or(0, |download| download.received());
+            progress.begins_with(kept);
+            let fetched = match download {
+                Some(download) => {
+                    self.follow(image, layer, &sources, download, progress)
+                        .await
+                }
+                None => {
+                    let blob = Blob::Registry(&sources);
+                    self.by_channel(image, layer, blob, progress).await
+                }
+            };
+            let (goes_on, error) = match fetched {
+                Ok(done) => return Ok(done),
+                // More may come of what is here at the next try.
+                Err(Failed::Source(error)) if !sources.failed() => {
+                    return Err(first.unwrap_or(error));
+                }
+                Err(Failed::Source(error)) => (true, error),
+                Err(Failed::Content(error)) => (sources.wrong(kept > 0, &error), error),
+                Err(Failed::Other(error)) => (false, error),
+            };
+            if let Some(download) = download {
+                let again = Arc::clone(download);
+                let forgotten = tokio::task::spawn_blocking(move || again.reopen()).await;
+                if let Ok(Err(error)) = forgotten {
+                    return Err(stored(image, layer, error));
+                }
+            }
+            if !goes_on {
+                return Err(error);
+            }
+            let (reference, blob) = (&image.reference, &layer.digest);
+            tracing::debug!(%reference, %blob, %error, "fetching it anew");
+            first.get_or_insert(error);
+        }
+    }
+
     /// Streams the blob through a channel.
     async fn by_channel(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
+        blob: Blob<'_>,
         progress: &LayerProgress,
-    ) -> Result<Unpacking, ImageError> {
+    ) -> Result<Unpacking, Failed> {
         let (sender, receiver) = mpsc::channel(PIECES_MAX);
         let taken = Arc::new(AtomicU64::new(0));
         let source = ChannelReader::new(receiver, Arc::clone(&taken));
@@ -110,55 +165,24 @@ impl ImageDriver {
             let mut feed = Feed::new(sender, progress);
             tokio::select! {
                 biased;
-                fed = feed_from(image, layer, &mut feed) => fed,
+                fed = blob.feed(image, layer, &mut feed) => fed,
                 // The layer is bad: do not wait for a slow server to send the rest.
-                Ok(()) = given_up => Ok(()),
+                Ok(()) = given_up => Ok(false),
             }
         };
         let unpacked = joined(image, unpacking).await;
         // A source that failed shows as a cancelled unpacking: its own error says more.
-        fed?;
-        unpacked
+        let whole = fed.map_err(Failed::of_source)?;
+        let unpacked = unpacked.map_err(|error| Failed::of_unpacking(error, whole))?;
+        self.check_diff_id(image, layer, unpacked)
     }
 
-    /// Follows the blob on the disk. What an earlier process has kept may have been spoilt by a
-    /// power failure: then it is fetched again from nothing, once.
-    async fn by_download(
-        &self,
-        image: &ResolvedImage,
-        layer: &LayerDescriptor,
-        session: &Session,
-        download: &Arc<Download>,
-        progress: &Arc<LayerProgress>,
-    ) -> Result<Unpacking, ImageError> {
-        loop {
-            let kept = download.received();
-            progress.begins_with(kept);
-            match self.follow(image, layer, session, download, progress).await {
-                Ok(done) => return Ok(done),
-                // More may come of it at the next try.
-                Err(Failed::Source(error)) => return Err(error),
-                Err(Failed::Content(error)) => {
-                    let again = Arc::clone(download);
-                    let forgotten = tokio::task::spawn_blocking(move || again.reopen()).await;
-                    match forgotten {
-                        Ok(Ok(())) if kept > 0 => {
-                            let (reference, blob) = (&image.reference, &layer.digest);
-                            tracing::warn!(%reference, %blob, %error, "fetching it anew");
-                        }
-                        Ok(Err(error)) => return Err(stored(image, layer, error)),
-                        _ => return Err(error),
-                    }
-                }
-            }
-        }
-    }
-
+    /// Follows the blob on the disk while it comes.
     async fn follow(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
-        session: &Session,
+        sources: &Sources<'_>,
         download: &Arc<Download>,
         progress: &Arc<LayerProgress>,
     ) -> Result<Unpacking, Failed> {
@@ -170,14 +194,15 @@ impl ImageDriver {
             let _no_more = Closing(download);
             tokio::select! {
                 biased;
-                fetched = session.download(download, progress) => fetched,
+                fetched = sources.download(download, progress) => fetched,
                 Ok(()) = given_up => Ok(()),
             }
         };
         let unpacked = joined(image, unpacking).await;
-        fetched.map_err(Failed::Source)?;
+        fetched.map_err(Failed::of_source)?;
         // The decompressor may have stumbled over what the digest explains.
-        if unpacked.is_err() && download.missing().is_empty() {
+        let whole = download.missing().is_empty();
+        if unpacked.is_err() && whole {
             let whole = Arc::clone(download);
             let verified = tokio::task::spawn_blocking(move || whole.verify()).await;
             if let Ok(Err(error)) = verified {
@@ -193,31 +218,27 @@ impl ImageDriver {
                 actual,
             }));
         }
-        let unpacked = unpacked.map_err(|error| match error {
-            // No directory could be made: that says nothing about the blob.
-            ImageError::Store { .. } | ImageError::ShuttingDown(_) => Failed::Source(error),
-            error => Failed::Content(error),
-        })?;
+        let unpacked = unpacked.map_err(|error| Failed::of_unpacking(error, whole))?;
         self.check_diff_id(image, layer, unpacked)
-            .map_err(Failed::Content)
     }
 
+    /// Of a blob that is what its own digest says.
     fn check_diff_id(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
         (staging, unpacked): Unpacking,
-    ) -> Result<Unpacking, ImageError> {
+    ) -> Result<Unpacking, Failed> {
         if unpacked.diff_id == layer.diff_id {
             return Ok((staging, unpacked));
         }
-        Err(ImageError::DigestMismatch {
+        Err(Failed::Other(ImageError::DigestMismatch {
             reference: image.reference.to_string(),
             host: image.reference.host().to_owned(),
             what: format!("content of layer {}", layer.digest),
             expected: layer.diff_id.clone(),
             actual: unpacked.diff_id,
-        })
+        }))
     }
 
     fn spawn_unpack(
@@ -257,12 +278,67 @@ impl ImageDriver {
     }
 }
 
-/// Why a blob that was kept on disk became no layer.
+/// Why a blob became no layer.
 enum Failed {
     /// It did not come.
     Source(ImageError),
-    /// It is not what it should be, or could not be unpacked.
+    /// It is not what it should be, or could not be unpacked and may not be.
     Content(ImageError),
+    /// Whoever served it, it would be the same.
+    Other(ImageError),
+}
+
+impl Failed {
+    fn of_source(error: ImageError) -> Self {
+        match error.is_wrong_content() {
+            true => Self::Content(error),
+            false => Self::Source(error),
+        }
+    }
+
+    /// `is_right` says that all of the blob has come and is what its digest says.
+    fn of_unpacking(error: ImageError, is_right: bool) -> Self {
+        match &error {
+            // A bomb is not set off once more.
+            ImageError::Unpack { source, .. }
+                if !is_right && !matches!(**source, UnpackError::Limit { .. }) =>
+            {
+                Self::Content(error)
+            }
+            _ => Self::Other(error),
+        }
+    }
+
+    fn into_error(self) -> ImageError {
+        match self {
+            Self::Source(error) | Self::Content(error) | Self::Other(error) => error,
+        }
+    }
+}
+
+/// Where a blob comes from that is not kept on disk.
+enum Blob<'b> {
+    Registry(&'b Sources<'b>),
+    Archive(&'b Archive),
+}
+
+impl Blob<'_> {
+    /// Sends the blob through `feed`, and marks its end once its digest is right.
+    async fn feed(
+        &self,
+        image: &ResolvedImage,
+        layer: &LayerDescriptor,
+        feed: &mut Feed<'_>,
+    ) -> Result<bool, ImageError> {
+        let whole = match self {
+            Self::Registry(sources) => sources.blob(&layer.digest, layer.size, feed).await?,
+            Self::Archive(archive) => archive.blob(&image.reference, layer, feed).await?,
+        };
+        if whole {
+            feed.end().await;
+        }
+        Ok(whole)
+    }
 }
 
 /// Wakes the follower when no more will come, however the fetching ended.
@@ -272,22 +348,6 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         self.0.close();
     }
-}
-
-/// Sends the blob through `feed`, and marks its end once its digest is right.
-async fn feed_from(
-    image: &ResolvedImage,
-    layer: &LayerDescriptor,
-    feed: &mut Feed<'_>,
-) -> Result<(), ImageError> {
-    let whole = match &image.source {
-        Source::Registry(session) => session.blob(&layer.digest, layer.size, feed).await?,
-        Source::Archive(archive) => archive.blob(&image.reference, layer, feed).await?,
-    };
-    if whole {
-        feed.end().await;
-    }
-    Ok(())
 }
 
 async fn joined(

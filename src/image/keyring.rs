@@ -8,12 +8,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use base64::Engine;
 use serde::Deserialize;
 
 use super::auth::Credentials;
 use super::error::ImageError;
 use super::hosts::canonical;
+use crate::lifecycle::docker_auth;
 
 /// The entries of one file.
 #[derive(Debug, Clone, Default)]
@@ -107,13 +107,7 @@ impl Entry {
         }
         let (mut username, mut password) = (self.username, self.password);
         if !self.auth.is_empty() {
-            let decoded = base64::engine::general_purpose::STANDARD
-                .decode(self.auth.trim())
-                .ok()?;
-            let text = String::from_utf8(decoded).ok()?;
-            let (name, secret) = text.split_once(':')?;
-            username = name.to_owned();
-            password = secret.trim_end_matches('\0').to_owned();
+            (username, password) = docker_auth::decode(&self.auth)?;
         }
         Some(match username.is_empty() {
             true => Credentials::Anonymous,

@@ -2,7 +2,7 @@
 //! beside it (`seal`), and what is being made of them in `staging/`.
 //!
 //! ```text
-//!   (nothing) ──stage──► staging/layer-N/fs ──commit: settle, seal, sync, rename──► layers/<hex>
+//!   (nothing) ──stage──► staging/layer-N/fs ──`commit`: settle, seal, sync, rename─► layers/<hex>
 //!                              │ dropped, or found at start          remove: rename    │
 //!                              ▼                                                       ▼
 //!                           deleted                      deleted ◄── staging/trash-N ◄─┘
@@ -23,9 +23,9 @@ use rustix::io::Errno;
 use super::digest::{Algorithm, Digest};
 use super::download::Download;
 use super::seal::{self, Seal};
-use super::settle::{SettleError, settle};
-use super::unpack::Unsettled;
-use crate::fault::{self, Fault};
+use super::settle::SettleError;
+use super::unpack::{Contents, Unsettled};
+use crate::fault::Fault;
 use crate::sys::tree;
 
 /// What went wrong with the layer store, and where.
@@ -90,6 +90,7 @@ pub struct StagedLayer {
     pub(super) parents: Vec<Digest>,
     pub(super) staging: Staging,
     pub(super) unsettled: Unsettled,
+    pub(super) contents: Contents,
     /// What it was made of, if that is kept until the layer counts.
     pub(super) download: Option<Arc<Download>>,
 }
@@ -157,60 +158,6 @@ impl LayerStore {
         Ok(staging)
     }
 
-    /// Makes a staged layer count. One that is there already is left as it is. Blocks on the disk.
-    pub(super) fn commit(&self, staged: StagedLayer) -> Result<CommittedLayer, LayerError> {
-        let chain_id = staged.chain_id.clone();
-        if self.has(&chain_id) {
-            discard(staged.download.as_deref())?;
-            return self.measure(&chain_id);
-        }
-        let (mut staging, seal) = self.prepare(staged)?;
-        let home = self.layers.join(chain_id.hex());
-        match rename_new(&staging.path, &home) {
-            Ok(()) => staging.renamed = true,
-            // Another pull of the same layer was faster: theirs has the same content.
-            Err(Errno::EXIST | Errno::NOTEMPTY) => {}
-            Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
-        }
-        fault::blocking_point("image.layer_in_place")?;
-        sync_directory(&self.layers)?;
-        self.measured(chain_id, seal)
-    }
-
-    /// Completes a staged layer and brings it onto the disk.
-    pub(super) fn prepare(&self, staged: StagedLayer) -> Result<(Staging, Seal), LayerError> {
-        let StagedLayer {
-            reference: _,
-            chain_id,
-            parents,
-            staging,
-            unsettled,
-            download,
-        } = staged;
-        if let Some(parent) = parents.iter().find(|parent| !self.has(parent)) {
-            let parent = parent.clone();
-            return Err(LayerError::ParentMissing {
-                layer: chain_id,
-                parent,
-            });
-        }
-        let below: Vec<PathBuf> = parents.iter().rev().map(|id| self.path(id)).collect();
-        settle(&staging.fs(), &unsettled, &below).map_err(|source| LayerError::Settle {
-            layer: chain_id.clone(),
-            source,
-        })?;
-        fault::blocking_point("image.layer_settled")?;
-        // Before everything is written out, or that would be, too.
-        discard(download.as_deref())?;
-        fault::blocking_point("image.download_removed")?;
-        let list = staging.path.join(seal::NAME);
-        let seal = seal::write(&staging.fs(), &list).map_err(failed("listing", &list))?;
-        fault::blocking_point("image.layer_sealed")?;
-        sync_file_system(&staging.path)?;
-        fault::blocking_point("image.layer_synced")?;
-        Ok((staging, seal))
-    }
-
     /// What a layer in its place takes, and its list of entries; one that was put there by a
     /// version without lists gets its own now. Blocks on the disk.
     pub(super) fn measure(&self, chain_id: &Digest) -> Result<CommittedLayer, LayerError> {
@@ -227,7 +174,7 @@ impl LayerStore {
     pub(super) fn seal(&self, chain_id: &Digest) -> Result<Seal, LayerError> {
         let fs = self.path(chain_id);
         let new = self.unused("seal");
-        let made = seal::write(&fs, &new);
+        let made = seal::write(&fs, &new, &Contents::default());
         let sealed = made.map_err(failed("listing", &fs)).and_then(|seal| {
             sync_file(&new)?;
             let list = self.layers.join(chain_id.hex()).join(seal::NAME);
@@ -337,16 +284,12 @@ pub(super) fn failed<'p>(
     }
 }
 
-fn discard(download: Option<&Download>) -> Result<(), LayerError> {
-    download.map_or(Ok(()), Download::discard)
-}
-
 pub(super) fn rename_new(from: &Path, to: &Path) -> Result<(), Errno> {
     rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE)
 }
 
 /// One `syncfs` costs less than an `fsync` for each of the thousands of files of a layer.
-fn sync_file_system(path: &Path) -> Result<(), LayerError> {
+pub(super) fn sync_file_system(path: &Path) -> Result<(), LayerError> {
     let failed = |errno: Errno| failed("writing out", path)(errno.into());
     rustix::fs::syncfs(open_dir(path).map_err(failed)?).map_err(failed)
 }

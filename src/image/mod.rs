@@ -15,6 +15,7 @@ mod blob;
 mod channel;
 mod check;
 mod clients;
+mod commit;
 mod download;
 mod error;
 mod export;
@@ -34,6 +35,7 @@ mod seal;
 mod session;
 mod settle;
 mod signature;
+mod sources;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
@@ -45,6 +47,7 @@ use crate::lifecycle::{digest, reference};
 pub use auth::{Credentials, Given};
 pub use check::{LayerCheck, RetiredLayer};
 pub use clients::Proxies;
+pub use commit::{Below, PreparedLayer};
 pub use digest::Digest;
 pub use error::ImageError;
 pub use export::StoredManifest;

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   resolve ──► ResolvedImage ──fetch_layer (any order, in parallel)──► StagedLayer
-//!                                                                          │
-//!                       layers/<chain id>/fs ◄──commit_layer (bottom to top)
+//!                                                                          │ prepare_layer
+//!        layers/<chain id>/fs ◄──place_layers (all at once)── PreparedLayer ◄┘ (bottom to top)
 //! ```
 //! `fetch` brings the layers. Knows no database: what was pulled, and what may
 //! be removed, is remembered by the caller.
@@ -23,7 +23,7 @@ use super::download::Downloads;
 use super::error::ImageError;
 use super::hosts;
 use super::keyring::Keyring;
-use super::layers::{CHAIN_ALGORITHM, CommittedLayer, LayerError, LayerStore, StagedLayer};
+use super::layers::{CHAIN_ALGORITHM, LayerError, LayerStore};
 use super::manifest::{
     self, Document, ImageConfigSummary, LayerDescriptor, Manifest, ManifestError,
 };
@@ -195,23 +195,6 @@ impl ImageDriver {
         lookup.resolve().await
     }
 
-    /// Makes a staged layer count; the layers below it must have been committed. A layer that is
-    /// there already, perhaps from another image, is left as it is. Blocks on the disk.
-    ///
-    /// # Errors
-    /// `Store`: the file system's, or a missing layer below.
-    pub fn commit_layer(&self, staged: StagedLayer) -> Result<CommittedLayer, ImageError> {
-        let (reference, layer) = (staged.reference.clone(), staged.chain_id.clone());
-        self.store.commit(staged).map_err(|error| {
-            let source = Box::new(error);
-            ImageError::Store {
-                reference,
-                layer,
-                source,
-            }
-        })
-    }
-
     /// Where a committed layer's files are: a lower directory for overlayfs.
     pub fn layer_path(&self, chain_id: &Digest) -> PathBuf {
         self.store.path(chain_id)
@@ -294,6 +277,12 @@ impl Lookup {
     /// Requests to registries that had to be made again so far.
     pub fn repeated(&self) -> u64 {
         self.session.repeated.load(Ordering::Relaxed)
+    }
+
+    /// Hosts that have served something else than what they were asked for while others were left,
+    /// and what that was.
+    pub fn wrong_hosts(&self) -> Vec<(String, String)> {
+        self.session.wrong_hosts()
     }
 
     /// Asks the registry what the reference is: manifest, configuration, and the list of layers.

@@ -104,7 +104,12 @@ impl Session {
             };
             match outcome {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    if error.is_wrong_content() && !is_last {
+                        self.served_wrong(endpoint, &error);
+                    }
+                    last = Some(error);
+                }
             }
         }
         Err(last.unwrap_or_else(|| self.nobody()))

@@ -25,7 +25,7 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, Stat};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::digest::{Algorithm, Digest, Hasher};
-use super::unpack::shown;
+use super::unpack::{Contents, shown};
 use crate::sys::tree::{self, Visited};
 use crate::sys::xattr;
 
@@ -100,15 +100,17 @@ impl Compared {
     }
 }
 
-/// Writes the list of the tree at `fs` to the new file at `into`, which is not synced.
+/// Writes the list of the tree at `fs` to the new file at `into`, which is not synced. Files whose
+/// content is known are not read.
 ///
 /// # Errors
 /// What reading the tree and writing the file give.
-pub(super) fn write(fs: &Path, into: &Path) -> io::Result<Seal> {
+pub(super) fn write(fs: &Path, into: &Path, known: &Contents) -> io::Result<Seal> {
     let mut out = BufWriter::new(File::create(into)?);
     let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut entries = 0;
     let mut lister = Lister::new(Depth::Whole, false);
+    lister.known = Some(known);
     tree::walk(fs, &mut |seen| {
         let mut line = lister.line(seen)?;
         line.push(b'\n');
@@ -179,8 +181,9 @@ pub(super) fn compare(fs: &Path, list: &Path, depth: Depth) -> io::Result<Compar
 }
 
 /// Makes lines of entries.
-struct Lister {
+struct Lister<'k> {
     depth: Depth,
+    known: Option<&'k Contents>,
     /// Whether what the page cache holds does not count.
     from_disk: bool,
     /// Hash of the first name of each file that has several.
@@ -189,10 +192,11 @@ struct Lister {
     buffer: Vec<u8>,
 }
 
-impl Lister {
+impl Lister<'_> {
     fn new(depth: Depth, from_disk: bool) -> Self {
         Self {
             depth,
+            known: None,
             from_disk,
             linked: HashMap::new(),
             bytes_read: 0,
@@ -221,9 +225,11 @@ impl Lister {
         let (letter, size, content) = match kind {
             FileType::Directory => ("d", 0, 0),
             FileType::RegularFile => {
-                let content = match self.depth {
-                    Depth::Whole => self.content(seen)?,
-                    Depth::Quick => 0,
+                let known = self.known.and_then(|known| known.of(stat.st_ino));
+                let content = match (self.depth, known) {
+                    (Depth::Quick, _) => 0,
+                    (Depth::Whole, Some(known)) => known,
+                    (Depth::Whole, None) => self.content(seen)?,
                 };
                 ("f", size_of(stat), content)
             }

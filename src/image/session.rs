@@ -3,7 +3,8 @@
 //! A request here is one logical GET: answering a challenge, following redirects, and classifying
 //! the outcome. Trying again, and going on to the next endpoint, is the business of `registry`.
 
-use std::collections::HashMap;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -55,6 +56,8 @@ pub(super) struct Session {
     clients: Arc<Clients>,
     /// By endpoint name: what it accepted last.
     granted: Mutex<HashMap<String, Grant>>,
+    /// By endpoint name: what it served wrong first.
+    wrong: Mutex<BTreeMap<String, String>>,
 }
 
 /// What can be shown to those who ask for credentials.
@@ -99,7 +102,37 @@ impl Session {
             offer,
             clients: manners.clients,
             granted: Mutex::default(),
+            wrong: Mutex::default(),
         }
+    }
+
+    /// A host has served something else than what it was asked for, and somebody else is asked
+    /// for it. Said once of each host.
+    pub(super) fn served_wrong(&self, endpoint: &Endpoint, error: &ImageError) {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Vacant(first) = wrong.entry(endpoint.name.clone()) {
+            let mut text = error.to_string();
+            let mut source = std::error::Error::source(error);
+            while let Some(cause) = source {
+                text = format!("{text}: {cause}");
+                source = cause.source();
+            }
+            tracing::warn!(
+                host = endpoint.name,
+                error = text,
+                "it served wrong content"
+            );
+            first.insert(text);
+        }
+    }
+
+    /// Hosts that have served something else than what they were asked for, and what that was.
+    pub(super) fn wrong_hosts(&self) -> Vec<(String, String)> {
+        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        wrong
+            .iter()
+            .map(|(host, text)| (host.clone(), text.clone()))
+            .collect()
     }
 
     /// Gets `path` below the endpoint's base, with credentials if they are asked for.

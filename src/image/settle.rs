@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
-use super::unpack::{OPAQUE, Unsettled, make_whiteout, shown};
+use super::unpack::{Unsettled, make_whiteout, shown};
 use crate::sys::inroot::{self, CleanPath, Dir, Root};
+use crate::sys::overlay::{OPAQUE, OPAQUE_SET};
 use crate::sys::{copy, tree, xattr};
 
 /// Why a layer does not fit.
@@ -111,7 +112,7 @@ fn hide_all(own: &Root, below: &Root) -> io::Result<()> {
             match inroot::kind_at(&root.fd, name)? {
                 None => make_whiteout(&root, name)?,
                 Some((FileType::Directory, _)) if kind == FileType::Directory => {
-                    xattr::set(inroot::open_dir_at(&root.fd, name)?, OPAQUE, b"y")?;
+                    xattr::set(inroot::open_dir_at(&root.fd, name)?, OPAQUE, OPAQUE_SET)?;
                 }
                 Some(_) => {}
             }
@@ -219,7 +220,7 @@ fn hides_below(layer: &Root, path: &[u8]) -> io::Result<bool> {
 }
 
 fn is_opaque(dir: &OwnedFd) -> io::Result<bool> {
-    Ok(xattr::get(dir, OPAQUE)?.as_deref() == Some(b"y"))
+    Ok(xattr::get(dir, OPAQUE)?.as_deref() == Some(OPAQUE_SET))
 }
 
 fn look(layer: &Root, path: &[u8]) -> io::Result<Seen> {

@@ -3,10 +3,13 @@
 
 pub mod address;
 pub mod allocation;
+pub mod attachment;
+pub mod bandwidth;
 pub mod capability;
 pub mod container;
 pub mod difference;
 pub mod digest;
+pub mod docker_auth;
 pub mod event;
 pub mod image;
 pub mod image_check;

@@ -103,6 +103,15 @@ impl Reference {
         }
     }
 
+    /// The form in which a name is stored and found again. A digest names the content; a tag beside
+    /// it is for people.
+    pub fn known_as(&self) -> String {
+        match &self.digest {
+            Some(digest) => self.with_digest(digest).to_string(),
+            None => self.to_string(),
+        }
+    }
+
     /// The part of a manifest URL that selects the manifest: the digest if any, else the tag.
     pub(crate) fn selector(&self) -> String {
         match (&self.digest, &self.tag) {

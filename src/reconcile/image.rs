@@ -9,28 +9,22 @@
 use std::future::Future;
 use std::path::Path;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 
-use tokio::task::JoinSet;
-
-use super::pull_progress::{self, Watch};
-use super::{Back, ReconcileError, blocking};
+use super::image_layers::{is_there, store_layers};
+use super::{Back, ReconcileError};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::image::{
-    CommittedLayer, Credentials, Digest, Given, ImageConfigSummary, ImageError, Lookup, Reference,
-    ResolvedImage, StagedLayer,
+    Credentials, Digest, Given, ImageConfigSummary, ImageError, Lookup, Reference, ResolvedImage,
 };
 use crate::lifecycle::image::{Step, next_step};
 use crate::lifecycle::spec::ImageSpec;
 use crate::state::image::NewImage;
 use crate::state::job::Outcome;
-use crate::state::layer::{NewLayer, PresentLayer};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
 use crate::state::pull::{self, Secret};
-use crate::state::pull_progress::LayerStage;
 
 /// Pause until a layer that is being removed is gone and can be fetched again.
 const LEAVING_NS: i64 = 20_000_000;
@@ -133,7 +127,9 @@ fn kind_of(error: &ReconcileError) -> &'static str {
             "unavailable"
         }
         ReconcileError::Image(
-            ImageError::Unsupported { .. } | ImageError::DigestMismatch { .. },
+            ImageError::Unsupported { .. }
+            | ImageError::DigestMismatch { .. }
+            | ImageError::TooLong { .. },
         ) => "invalid",
         ReconcileError::Image(ImageError::Signature { .. }) => "signature",
         _ => "other",
@@ -165,6 +161,13 @@ async fn fetch(back: &Back, key: &str, stages: &mut Stages<'_>) -> Result<Pulled
     };
     let fetched = fetched.await;
     back.store.metrics().registry_retries.add(lookup.repeated());
+    for (host, what) in lookup.wrong_hosts() {
+        let message = format!("{host} served wrong content: {what}");
+        let subject = parsed.to_string();
+        back.observed
+            .image_event(subject, "wrong_content", message)
+            .await?;
+    }
     fetched
 }
 
@@ -228,156 +231,6 @@ fn credentials(secret: Secret) -> Credentials {
         return Credentials::Anonymous;
     }
     Credentials::Password { username, password }
-}
-
-/// Brings every layer of an image to its place, held by `holder`, a row of `pulls` whose progress
-/// it is; `false` when one is being removed just now.
-async fn store_layers(
-    back: &Back,
-    holder: &str,
-    image: &ResolvedImage,
-    stages: &mut Stages<'_>,
-    given_up: impl Future<Output = ()>,
-) -> Result<bool, ReconcileError> {
-    let mut parent: Option<String> = None;
-    let mut rows = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
-        let chain_id = layer.chain_id.to_string();
-        rows.push(NewLayer {
-            chain_id: chain_id.clone(),
-            parent: parent.replace(chain_id),
-            diff_id: layer.diff_id.to_string(),
-            digest: layer.digest.to_string(),
-        });
-    }
-    if !back.observed.expect_layers(holder.to_owned(), rows).await? {
-        return Ok(false);
-    }
-    fault::point("image.layers_recorded").await?;
-    stages.enter("fetch");
-    // What is being fetched goes when that is dropped. What comes later takes no time.
-    let (staged, failed) = tokio::select! {
-        staged = fetch_layers(back, holder, image, stages) => staged?,
-        () = given_up => return Err(ReconcileError::GivenUp),
-    };
-    if !staged.is_empty() {
-        // Beside what comes next; nobody needs to know when.
-        tokio::task::spawn_blocking(crate::sys::memory::give_back);
-    }
-    fault::point("image.fetched").await?;
-    stages.enter("commit");
-    // Bottom to top: a directory a layer only implies takes after the one below it. What has come
-    // is kept for a retry, also when another layer has failed.
-    for layer in staged {
-        let damaged = back
-            .store
-            .is_layer_damaged(&layer.chain_id().to_string())
-            .await?;
-        let back_too = back.clone();
-        let committed = blocking(move || {
-            Ok(match damaged {
-                true => back_too.images.replace_layer(layer)?,
-                false => back_too.images.commit_layer(layer)?,
-            })
-        });
-        let committed = committed.await?;
-        fault::point("image.layer_committed").await?;
-        back.observed.layer_present(present(&committed)).await?;
-        fault::point("image.layer_recorded").await?;
-    }
-    failed.map_or(Ok(true), Err)
-}
-
-/// Fetches the layers that are not here, side by side; returns them bottom first, and why not all
-/// of them have come: then up to the first that has not.
-async fn fetch_layers(
-    back: &Back,
-    holder: &str,
-    image: &ResolvedImage,
-    stages: &mut Stages<'_>,
-) -> Result<(Vec<StagedLayer>, Option<ReconcileError>), ReconcileError> {
-    let image = Arc::new(image.clone());
-    let of = image.layers.len();
-    let (back_too, key, image_too) = (back.clone(), holder.to_owned(), Arc::clone(&image));
-    let mut watch = blocking(move || Ok(Watch::new(&key, &back_too, &image_too))).await?;
-    let mut missing = Vec::new();
-    for (index, layer) in image.layers.iter().enumerate() {
-        match is_there(back, &layer.chain_id).await? {
-            true => watch.reached(index, LayerStage::Present),
-            false => missing.push(index),
-        }
-    }
-    watch.begin(back).await?;
-    fault::point("image.pull_begun").await?;
-    let mut fetching = JoinSet::new();
-    for index in missing.iter().copied() {
-        let (back, image, progress) = (back.clone(), Arc::clone(&image), watch.progress(index));
-        fetching.spawn(async move {
-            (
-                index,
-                back.images.fetch_layer(&image, index, &progress).await,
-            )
-        });
-    }
-    stages.count(of - fetching.len(), of);
-    let mut staged: Vec<Option<StagedLayer>> = (0..of).map(|_| None).collect();
-    let mut tick = tokio::time::interval(pull_progress::PERIOD);
-    tick.reset();
-    // Dropping the set on an error ends the other downloads; what they staged goes with them.
-    let failed = loop {
-        let joined = tokio::select! {
-            joined = fetching.join_next() => joined,
-            _ = tick.tick() => {
-                watch.note(back).await;
-                continue;
-            }
-        };
-        let Some(joined) = joined else { break None };
-        match joined.map_err(|_| ReconcileError::Panicked) {
-            Ok((index, Ok(layer))) => {
-                staged[index] = Some(layer);
-                watch.reached(index, LayerStage::Fetched);
-            }
-            Ok((_, Err(error))) => break Some(error.into()),
-            Err(panicked) => break Some(panicked),
-        }
-        stages.count(of - fetching.len(), of);
-        fault::point("image.layer_fetched").await?;
-    };
-    watch.note(back).await;
-    back.store.metrics().pulled_bytes.add(watch.fetched_bytes());
-    drop(fetching);
-    let lacking = missing.iter().find(|index| staged[**index].is_none());
-    staged.truncate(lacking.copied().unwrap_or(of));
-    Ok((staged.into_iter().flatten().collect(), failed))
-}
-
-/// Whether a layer need not be fetched. One that came into its place just before its daemon died is
-/// whole and only lacks its row's word.
-async fn is_there(back: &Back, chain_id: &Digest) -> Result<bool, ReconcileError> {
-    let name = chain_id.to_string();
-    if !back.images.has_layer(chain_id) || back.store.is_layer_damaged(&name).await? {
-        return Ok(false);
-    }
-    if back.store.has_layer(&name).await? {
-        return Ok(true);
-    }
-    let (back_too, chain_id) = (back.clone(), chain_id.clone());
-    let found = blocking(move || Ok(back_too.images.measure_layer(&chain_id)?)).await?;
-    back.observed.layer_present(present(&found)).await?;
-    Ok(true)
-}
-
-/// What a driver measured, as a row has it.
-pub(super) fn present(layer: &CommittedLayer) -> PresentLayer {
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    PresentLayer {
-        chain_id: layer.chain_id.to_string(),
-        size_bytes: number(layer.size_bytes),
-        inodes: number(layer.inodes),
-        entries: number(layer.seal.entries),
-        seal: layer.seal.digest.to_string(),
-    }
 }
 
 /// The rows of a complete image under these names, which came from `source`.

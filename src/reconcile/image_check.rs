@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::image::{chain_id, present, record, spec_of};
+use super::image::{chain_id, record, spec_of};
+use super::image_layers::present;
 use super::{Back, ReconcileError, blocking, sweep};
 use crate::fault;
 use crate::image::{Compared, Credentials, Depth, Digest, Reference, ResolvedImage, manifest};
@@ -208,9 +209,15 @@ impl Looking<'_> {
             .fetch_layer(&source, index, &Arc::default())
             .await?;
         let back = self.back.clone();
-        let placed = blocking(move || Ok(back.images.replace_layer(staged)?)).await?;
+        let placed = blocking(move || {
+            let prepared = back.images.prepare_layer(staged, &[], true)?;
+            Ok(back.images.place_layers(vec![prepared])?)
+        });
+        let placed = placed.await?;
         fault::point("image.layer_replaced").await?;
-        self.back.observed.layer_present(present(&placed)).await?;
+        for layer in &placed {
+            self.back.observed.layer_present(present(layer)).await?;
+        }
         self.back.unused_layers.notify_one();
         Ok(())
     }

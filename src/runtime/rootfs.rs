@@ -21,22 +21,15 @@ use rustix::process::{chdir, fchdir, pivot_root};
 use super::error::{At, LaunchError, stage};
 use super::plan::Rootfs;
 use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
+use crate::sys::overlay::{SETTINGS, VOLATILE};
 
 /// The kernel stacks no more layers (overlayfs, `OVL_MAX_STACK`).
 const LAYERS_MAX: usize = 500;
 /// fsconfig(2) takes no longer string.
 const STRING_MAX: usize = 255;
 
-/// Options of every writable overlay. `volatile`: no sync, because a container's writable layer has
-/// no life after a crash of the node.
-const FLAGS: &[&str] = &["volatile"];
-/// Options of every overlay. They keep attributes that a hostile layer may carry
-/// (redirections to other directories, contents by reference) from being believed.
-const SETTINGS: [(&str, &str); 3] = [
-    ("index", "off"),
-    ("redirect_dir", "nofollow"),
-    ("metacopy", "off"),
-];
+/// Options without a value of every writable overlay.
+const FLAGS: &[&str] = &[VOLATILE];
 
 /// How this kernel wants its layers, found out once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

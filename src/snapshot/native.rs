@@ -13,10 +13,8 @@ use rustix::io::Errno;
 
 use super::{SnapshotError, failed};
 use crate::sys::inroot::{self, CleanPath, Root};
+use crate::sys::overlay::{OPAQUE, OPAQUE_SET};
 use crate::sys::{copy, tree, xattr};
-
-/// Marks a directory that hides what layers below have at its place (kernel: overlayfs.rst).
-const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// Fills the empty directory `into` with what an overlay of `lower`, topmost first, would show.
 pub(super) fn copy(into: &Path, lower: &[PathBuf]) -> Result<(), SnapshotError> {
@@ -56,7 +54,7 @@ impl Layer<'_> {
         while let Some(path) = todo.pop() {
             let from = self.from.open_plain(&path)?;
             let into = self.into.open_plain(&path)?;
-            if xattr::get(&from, OPAQUE)?.as_deref() == Some(b"y") {
+            if xattr::get(&from, OPAQUE)?.as_deref() == Some(OPAQUE_SET) {
                 for (name, _) in tree::children(&into)? {
                     tree::remove_tree_at(&into, name.to_bytes())?;
                 }

@@ -14,6 +14,7 @@ use rustix::mount::{
 
 use super::{SnapshotError, failed, make, unused};
 use crate::sys::mounts::kernel_says;
+use crate::sys::overlay::{OPAQUE, OPAQUE_SET, SETTINGS, VOLATILE};
 use crate::sys::{inroot, tree, xattr};
 
 /// Why there can be no overlays.
@@ -65,9 +66,9 @@ fn trial(ground: &Path) -> Result<(), ProbeError> {
         return Err(lacking("mark what is deleted")(Errno::INVAL.into()));
     }
     let attributes = lacking("keep attributes (trusted.*)");
-    xattr::set(&seen, b"trusted.overlay.opaque", b"y").map_err(&attributes)?;
-    match xattr::get(&seen, b"trusted.overlay.opaque").map_err(&attributes)? {
-        Some(value) if value == b"y" => Ok(()),
+    xattr::set(&seen, OPAQUE, OPAQUE_SET).map_err(&attributes)?;
+    match xattr::get(&seen, OPAQUE).map_err(&attributes)? {
+        Some(value) if value == OPAQUE_SET => Ok(()),
         _ => Err(attributes(Errno::NODATA.into())),
     }
 }
@@ -89,14 +90,10 @@ fn mount(lower: &Path, upper: &Path, work: &Path) -> Result<OwnedFd, ProbeError>
         fsconfig_set_string(&fs, key, name.as_str()).map_err(refused)?;
         handles.push(handle);
     }
-    for (key, value) in [
-        ("index", "off"),
-        ("redirect_dir", "nofollow"),
-        ("metacopy", "off"),
-    ] {
+    for (key, value) in SETTINGS {
         fsconfig_set_string(&fs, key, value).map_err(refused)?;
     }
-    fsconfig_set_flag(&fs, "volatile").map_err(refused)?;
+    fsconfig_set_flag(&fs, VOLATILE).map_err(refused)?;
     fsconfig_create(&fs).map_err(|errno| ProbeError::Mount {
         says: kernel_says(&fs),
         source: errno.into(),

@@ -66,11 +66,8 @@ impl Store {
     }
 }
 
-/// The form in which a name is stored. A digest names the content; a tag beside it is for people.
+/// The form in which a name is stored, if it is one.
 fn known_as(name: &str) -> Option<String> {
     let reference: Reference = name.parse().ok()?;
-    Some(match reference.digest() {
-        Some(digest) => reference.with_digest(digest).to_string(),
-        None => reference.to_string(),
-    })
+    Some(reference.known_as())
 }

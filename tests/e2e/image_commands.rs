@@ -203,7 +203,11 @@ async fn an_interrupted_import_is_given_up() {
     faults.reached("image.layer_fetched").await;
     let pid = Pid::from_raw(i32::try_from(child.id()).expect("a pid"));
     kill(pid, Signal::SIGINT).expect("a child of this process");
-    assert!(!child.wait().expect("a child of this process").success());
+    let ended = eventually("the command ends", || {
+        let ended = child.try_wait().expect("a child of this process");
+        async move { ended }
+    });
+    assert!(!ended.await.success());
     // One import at a time: the next one would wait for the first for a minute.
     said(&node.operate(&["image", "import", &file]));
     let images = node.cri.list_images().await.expect("ListImages");

@@ -19,7 +19,7 @@ use crate::support::layer::{Contents, Packing, digest, noise};
 use crate::support::log::contents;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::exited;
-use crate::support::{Node, cri::*, eventually, registry};
+use crate::support::{Node, cri::*, eventually, in_time, registry};
 
 /// A check of images: its exit status and what it told of each part.
 struct Told {
@@ -328,7 +328,11 @@ async fn everything_known_of_an_image_is_told_when_asked_and_in_a_stream() {
     let stream = client.stream_images(request(newest::StreamImagesRequest::default()));
     let mut stream = stream.await.expect("StreamImages").into_inner();
     let mut ids = Vec::new();
-    while let Some(piece) = stream.message().await.expect("a piece") {
+    let next = async |stream: &mut tonic::Streaming<_>| {
+        let piece = in_time("the next piece", stream.message()).await;
+        piece.expect("a piece")
+    };
+    while let Some(piece) = next(&mut stream).await {
         assert!(!piece.images.is_empty());
         ids.extend(piece.images.into_iter().map(|image| image.id));
     }

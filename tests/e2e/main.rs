@@ -5,10 +5,14 @@
 //! test. `cargo test --test e2e restart::` runs one topic. `CRICTL` names the
 //! crictl to use, `QUILTD` another daemon than the one Cargo has just built.
 
+mod access;
 mod admin;
 mod both_killed;
+mod boundary;
 mod cancel;
 mod cancel_model;
+mod cni;
+mod confinement;
 mod container;
 mod crictl;
 mod daemon;
@@ -17,6 +21,7 @@ mod events;
 mod exec_sync;
 mod exits;
 mod fault_points;
+mod fields;
 mod image;
 mod image_commands;
 mod image_store;

@@ -18,14 +18,8 @@ pub(super) async fn find(inspector: &mut Inspector, name: &str) -> anyhow::Resul
     let is_hex = hex
         .bytes()
         .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let known = match name.parse::<Reference>() {
-        // A digest names the content; a tag beside it is for people.
-        Ok(reference) => match reference.digest() {
-            Some(digest) => reference.with_digest(digest).to_string(),
-            None => reference.to_string(),
-        },
-        Err(_) => String::new(),
-    };
+    let known = name.parse::<Reference>();
+    let known = known.map_or_else(|_| String::new(), |reference| reference.known_as());
     let parameters = [
         Value::Text(if is_hex { hex } else { "" }.to_owned()),
         Value::Text(known),

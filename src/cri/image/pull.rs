@@ -1,12 +1,12 @@
 //! PullImage: equal pulls are one; a caller that goes away cancels nothing. Pulls of one image with
 //! different credentials are not equal: each is answered by what its own credentials may see.
 
-use base64::Engine;
 use tonic::Code;
 
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};
 use crate::id::ObjectKey;
+use crate::lifecycle::docker_auth;
 use crate::lifecycle::image::SIGNATURE_FAILED;
 use crate::lifecycle::reference::Reference;
 use crate::proto::cri as v1;
@@ -59,13 +59,7 @@ fn secret(auth: v1::AuthConfig) -> Result<Secret, CallError> {
     };
     if secret.username.is_empty() && !auth.auth.is_empty() {
         let invalid = || CallError::invalid("auth.auth", "is not base64 of username:password");
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(auth.auth.trim())
-            .map_err(|_| invalid())?;
-        let text = String::from_utf8(decoded).map_err(|_| invalid())?;
-        let (username, password) = text.split_once(':').ok_or_else(invalid)?;
-        secret.username = username.to_owned();
-        secret.password = password.trim_end_matches('\0').to_owned();
+        (secret.username, secret.password) = docker_auth::decode(&auth.auth).ok_or_else(invalid)?;
     }
     // Kubelet names the host also where it has nothing for it.
     let empty = Secret {

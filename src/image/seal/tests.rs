@@ -47,7 +47,7 @@ impl Layer {
 
     fn sealed() -> (Self, Seal) {
         let layer = Self::new();
-        let seal = write(&layer.fs, &layer.list).unwrap();
+        let seal = write(&layer.fs, &layer.list, &Contents::default()).unwrap();
         (layer, seal)
     }
 
@@ -62,7 +62,11 @@ fn a_layer_that_has_not_changed_is_whole() {
     assert_eq!(seal.entries, 12);
     assert_eq!(digest_of(&layer.list).unwrap(), seal);
     let again = layer.list.with_extension("again");
-    assert_eq!(write(&layer.fs, &again).unwrap(), seal, "the same list");
+    assert_eq!(
+        write(&layer.fs, &again, &Contents::default()).unwrap(),
+        seal,
+        "the same list"
+    );
     let whole = layer.compare(Depth::Whole);
     assert!(whole.is_whole(), "{:?}", whole.differences);
     assert_eq!(whole.entries, 12);
@@ -205,7 +209,7 @@ fn a_whole_directory_that_is_gone_is_told_in_few_lines() {
     for number in 0..50 {
         fs::write(layer.fs.join(format!("bin/deep/{number}")), "").unwrap();
     }
-    write(&layer.fs, &layer.list).unwrap();
+    write(&layer.fs, &layer.list, &Contents::default()).unwrap();
     fs::remove_dir_all(layer.fs.join("bin/deep")).unwrap();
     let compared = layer.compare(Depth::Quick);
     assert_eq!(compared.differences.len(), TOLD);

@@ -39,7 +39,7 @@ async fn a_token_that_expires_in_the_middle_is_replaced() {
     let pulled = pulled.unwrap();
     for layer in 0..2 {
         let staged = node.fetch(&pulled, layer).await.unwrap();
-        node.driver.commit_layer(staged).unwrap();
+        node.commit(staged).unwrap();
     }
     let tokens = server.requests();
     let tokens = tokens.iter().filter(|each| each.resource() == "/token");

@@ -139,7 +139,7 @@ async fn the_next_process_goes_on_where_the_last_one_was() {
     );
     let progress = Arc::default();
     let staged = node.driver.fetch_layer(&pulled, 0, &progress).await;
-    node.driver.commit_layer(staged.unwrap()).unwrap();
+    node.commit(staged.unwrap()).unwrap();
     let rest = format!("bytes={}-{}", PIECE + 300_000, 2 * PIECE - 1);
     assert_eq!(ranges(&server)[before..], [rest]);
     assert_eq!(progress.kept(), first + third + 300_000);

@@ -4,6 +4,7 @@ mod access;
 mod faults;
 mod import;
 mod kept;
+mod mirrors;
 mod native;
 mod pull;
 mod registry;
@@ -76,9 +77,15 @@ impl Node {
     async fn layers(&self, image: &ResolvedImage) -> Result<(), ImageError> {
         let fetches = (0..image.layers.len()).map(|at| self.fetch(image, at));
         for staged in futures_util::future::join_all(fetches).await {
-            self.driver.commit_layer(staged?)?;
+            self.commit(staged?)?;
         }
         Ok(())
+    }
+
+    /// Makes one layer count.
+    fn commit(&self, staged: StagedLayer) -> Result<(), ImageError> {
+        let prepared = self.driver.prepare_layer(staged, &[], false)?;
+        self.driver.place_layers(vec![prepared]).map(drop)
     }
 
     fn path(&self, image: &ResolvedImage, layer: usize, name: &str) -> std::path::PathBuf {

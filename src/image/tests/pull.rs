@@ -192,3 +192,43 @@ async fn an_index_leads_to_this_machine_and_names_the_repo_digest() {
     assert_eq!(pulled.repo_digest_of_index, Digest::sha256(&index));
     assert_eq!(pulled.manifest_digest, Digest::sha256(&image.manifest));
 }
+
+#[tokio::test]
+async fn the_list_of_a_layers_entries_is_of_what_the_disk_has() {
+    let node = Node::new();
+    let sparse: [(&str, &[u8]); 2] = [
+        ("GNU.sparse.map", b"0,1,4000000,1"),
+        ("GNU.sparse.size", b"4000001"),
+    ];
+    // Hashes are taken while files are written; those that are replaced, linked, sparse or removed
+    // again must not be believed afterwards.
+    let bottom = Tar::default()
+        .file("first", "one content")
+        .file("second", "another")
+        .file("first", "replaced")
+        .file("third", "takes a free inode")
+        .link("again", "second")
+        .dir("gone/")
+        .file("gone/file", "x")
+        .file("gone", "now a file")
+        .pax(&sparse)
+        .file("holes", "xy")
+        .file("empty", "")
+        .end();
+    let top = Tar::default()
+        .link("copied", "third")
+        .file("own", "y")
+        .end();
+    let image = TestImage::of(&[bottom, top]);
+    let server = Server::start(move |request, _| image.answer(request.resource()));
+    let name = format!("{}/a", server.address);
+    let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
+    for layer in &pulled.layers {
+        let committed = node.driver.measure_layer(&layer.chain_id).unwrap();
+        let seal = Some(&committed.seal.digest);
+        let whole = node.driver.check_layer(&layer.chain_id, seal, Depth::Whole);
+        let compared = whole.unwrap().compared;
+        assert!(compared.is_whole(), "{:?}", compared.differences);
+        assert!(compared.bytes_read > 0);
+    }
+}

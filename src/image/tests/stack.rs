@@ -92,7 +92,7 @@ async fn layers_are_committed_from_the_bottom() {
         .await
         .unwrap();
     let top = node.fetch(&image, 1).await.unwrap();
-    let error = node.driver.commit_layer(top).unwrap_err();
+    let error = node.commit(top).unwrap_err();
     let ImageError::Store { source, .. } = error else {
         panic!("{error:?}")
     };

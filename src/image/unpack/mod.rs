@@ -5,6 +5,7 @@
 //! block, knows no network and no async; a source that fails ends it with an error.
 
 mod attributes;
+mod contents;
 #[cfg(test)]
 pub(crate) mod corpus;
 pub(crate) mod decompress;
@@ -21,10 +22,10 @@ use std::io::BufRead;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 
+pub(crate) use contents::Contents;
 pub use entries::ArchiveError;
 pub use error::UnpackError;
 pub(crate) use error::shown;
-pub(crate) use parents::OPAQUE;
 pub(crate) use writer::{Unsettled, make_whiteout};
 
 use super::digest::{Algorithm, Digest};
@@ -86,6 +87,8 @@ pub(crate) struct Unpacked {
     pub(crate) diff_id: Digest,
     /// What needs the layers below.
     pub(crate) unsettled: Unsettled,
+    /// What its files hold.
+    pub(crate) contents: Contents,
 }
 
 /// Unpacks `source` into the existing, empty directory `into`.
@@ -155,9 +158,11 @@ fn write(plain: stream::Plain, root: Root, limits: &Limits) -> Result<Unpacked, 
         }
         Some(stream::End::Whole(diff_id)) => {
             written?;
+            let (unsettled, contents) = writer.finish()?;
             return Ok(Unpacked {
                 diff_id,
-                unsettled: writer.finish()?,
+                unsettled,
+                contents,
             });
         }
         None => {}

@@ -12,13 +12,11 @@ use rustix::fs::{AtFlags, FileType, Mode};
 use rustix::io::Errno;
 
 use crate::sys::inroot::{self, CleanPath, Dir, Root};
+use crate::sys::overlay::{OPAQUE, OPAQUE_SET};
 use crate::sys::xattr;
 
 /// Directories kept open at once.
 const OPEN_MAX: usize = 128;
-
-/// Marks a directory that hides what layers below have at its place (kernel: overlayfs.rst).
-pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// The layer's root, its open directories, and the directories nobody described.
 pub(super) struct Parents {
@@ -128,7 +126,7 @@ impl Parents {
             {
                 rustix::fs::unlinkat(&dir.fd, name, AtFlags::empty())?;
                 make_plain(&dir, name)?;
-                xattr::set(inroot::open_dir_at(&dir.fd, name)?, OPAQUE, b"y")?;
+                xattr::set(inroot::open_dir_at(&dir.fd, name)?, OPAQUE, OPAQUE_SET)?;
                 self.implicit.insert(inroot::join(&dir.path, name));
                 break;
             }

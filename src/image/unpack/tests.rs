@@ -8,6 +8,7 @@ use tar::EntryType;
 
 use super::super::testing::Tar;
 use super::*;
+use crate::sys::overlay::OPAQUE;
 use crate::sys::xattr;
 
 struct Layer {

@@ -10,14 +10,17 @@ use std::os::fd::OwnedFd;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::attributes::{attributes, attributes_at, owner, timestamps};
+use super::contents::Contents;
 use super::devices::{self, Verdict};
 use super::entries::{Entries, Entry, Kind};
 use super::error::{UnpackError, shown};
-use super::parents::{OPAQUE, Parents};
+use super::parents::Parents;
 use super::{Limits, numbers::Time};
 use crate::sys::inroot::{self, CleanPath, Dir, Root};
+use crate::sys::overlay::{OPAQUE, OPAQUE_SET};
 use crate::sys::{tree, xattr};
 
 /// Prefix of a name that deletes (image-spec, layer).
@@ -52,6 +55,7 @@ pub(super) struct Writer {
     empties_root: bool,
     times: Vec<(CleanPath, Time)>,
     links: BTreeMap<CleanPath, (u64, CleanPath)>,
+    contents: Contents,
 }
 
 impl Writer {
@@ -65,6 +69,7 @@ impl Writer {
             empties_root: false,
             times: Vec::new(),
             links: BTreeMap::new(),
+            contents: Contents::default(),
         }
     }
 
@@ -94,7 +99,8 @@ impl Writer {
             .map_err(failed("making the directory of"))?;
         if name == OPAQUE_WHITEOUT {
             self.empties_root |= dir.path.is_empty();
-            return xattr::set(&dir.fd, OPAQUE, b"y").map_err(failed("emptying the directory of"));
+            return xattr::set(&dir.fd, OPAQUE, OPAQUE_SET)
+                .map_err(failed("emptying the directory of"));
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             if matches!(hidden, b"" | b"." | b"..") {
@@ -160,7 +166,7 @@ impl Writer {
     }
 
     /// Sets what had to wait until every directory was full.
-    pub(super) fn finish(self) -> Result<Unsettled, UnpackError> {
+    pub(super) fn finish(self) -> Result<(Unsettled, Contents), UnpackError> {
         for (path, time) in &self.times {
             match self.parents.root.open_plain(path) {
                 Ok(dir) => rustix::fs::futimens(&dir, &timestamps(*time)).map_err(|errno| {
@@ -181,12 +187,13 @@ impl Writer {
             .into_iter()
             .map(|(path, (_, target))| (path, target))
             .collect();
-        Ok(Unsettled {
+        let unsettled = Unsettled {
             implicit: self.parents.into_implicit(),
             links,
             linked_bytes: self.limits.linked_bytes,
             empties_root: self.empties_root,
-        })
+        };
+        Ok((unsettled, self.contents))
     }
 
     /// Holds an entry against the limits, and gives its clean path.
@@ -289,7 +296,7 @@ impl Writer {
         let fd = inroot::open_dir_at(&dir.fd, name)
             .map_err(|errno| failed("opening directory")(errno.into()))?;
         if replaced {
-            xattr::set(&fd, OPAQUE, b"y").map_err(failed("emptying"))?;
+            xattr::set(&fd, OPAQUE, OPAQUE_SET).map_err(failed("emptying"))?;
         }
         attributes(&fd, entry, false).map_err(failed("setting attributes of"))?;
         let real = inroot::join(&dir.path, name);
@@ -333,11 +340,17 @@ impl Writer {
         let file = self
             .place(dir, name, &open)
             .map_err(failed("making file"))?;
+        let mut hasher = Xxh3::new();
         match &entry.extents {
-            None => Self::fill(entry, &file, data, 0, entry.size)?,
+            None => {
+                Self::fill(entry, &file, data, (0, entry.size), &mut hasher)?;
+                let known = self.contents.written(&file, &hasher);
+                known.map_err(|errno| failed("reading the number of")(errno.into()))?;
+            }
             Some(extents) => {
                 for extent in extents {
-                    Self::fill(entry, &file, data, extent.offset, extent.length)?;
+                    let place = (extent.offset, extent.length);
+                    Self::fill(entry, &file, data, place, &mut hasher)?;
                 }
                 rustix::fs::ftruncate(&file, entry.size)
                     .map_err(|errno| failed("sizing")(errno.into()))?;
@@ -346,13 +359,13 @@ impl Writer {
         attributes(&file, entry, true).map_err(failed("setting attributes of"))
     }
 
-    /// Writes `length` bytes of data at `offset`.
+    /// Writes `length` bytes of data at `offset`, past `hasher`.
     fn fill<R: BufRead>(
         entry: &Entry,
         file: &OwnedFd,
         data: &mut Entries<R>,
-        mut offset: u64,
-        length: u64,
+        (mut offset, length): (u64, u64),
+        hasher: &mut Xxh3,
     ) -> Result<(), UnpackError> {
         let mut left = length;
         while left > 0 {
@@ -375,6 +388,7 @@ impl Writer {
                     source,
                 }
             })?;
+            hasher.update(chunk.get(..written).unwrap_or(chunk));
             data.consume(written);
             offset += written as u64;
             left -= written as u64;
@@ -443,7 +457,7 @@ impl Writer {
                 // An entry of this layer outlives the deletion (image-spec, layer: whiteouts apply
                 // to layers below only). A directory must still hide what is below it.
                 if let Ok(own) = inroot::open_dir_at(&dir.fd, name) {
-                    xattr::set(&own, OPAQUE, b"y")?;
+                    xattr::set(&own, OPAQUE, OPAQUE_SET)?;
                 }
                 Ok(())
             }
@@ -469,6 +483,7 @@ impl Writer {
 
     fn remove(&mut self, dir: &Dir, name: &[u8]) -> io::Result<()> {
         self.parents.forget();
+        self.contents.forget();
         tree::remove_tree_at(&dir.fd, name)
     }
 }

@@ -1,6 +1,6 @@
-//! The real registry behind TLS and a password: Debian's `docker-registry` on the storage of the
-//! shared one, with an authority of its own; and a proxy of the kind that a network without a way
-//! out has.
+//! The real registry behind TLS and a password, a certificate or a token: Debian's
+//! `docker-registry` on the storage of the shared one, with an authority of its own; and a proxy of
+//! the kind that a network without a way out has.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use super::registry;
+use super::token::{ISSUER, SERVICE, TokenServer};
 use super::wait::{BOUND, poll};
+use super::{certificate, registry};
 
 /// The only user.
 pub(crate) const USER: &str = "user";
@@ -32,24 +33,53 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// With everything that the shared registry has.
+    /// With everything that the shared registry has, behind TLS, for a user with a password.
     pub(crate) fn start() -> Self {
-        let storage = registry().storage();
-        let dir = tempfile::Builder::new().prefix("qlt-guarded-").tempdir();
-        let dir = dir.expect("a directory");
+        let dir = directory();
         certificates(dir.path());
         fs::write(dir.path().join("htpasswd"), HTPASSWD).expect("a password file");
+        let path = dir.path().display();
+        let auth = format!("auth: {{htpasswd: {{realm: quilt, path: {path}/htpasswd}}}}\n");
+        let tls = tls(dir.path(), "");
+        Self::launch(dir, &auth, &tls)
+    }
+
+    /// The same behind TLS for whoever has a certificate of its authority: `client.pem` and
+    /// `client.key` are one, `stranger.pem` and `stranger.key` are not.
+    pub(crate) fn for_certificates() -> Self {
+        let dir = directory();
+        certificates(dir.path());
+        let usage = "extendedKeyUsage=clientAuth\n";
+        certificate::signed(dir.path(), "ca", "client", usage);
+        certificate::authority(dir.path(), "other");
+        certificate::signed(dir.path(), "other", "stranger", usage);
+        let clients = format!(", clientcas: [{}/ca.pem]", dir.path().display());
+        let tls = tls(dir.path(), &clients);
+        Self::launch(dir, "", &tls)
+    }
+
+    /// The same without TLS for whoever has a token of the server that comes with it.
+    pub(crate) fn for_tokens() -> (Self, TokenServer) {
+        let dir = directory();
+        let tokens = TokenServer::start(dir.path());
+        let auth = format!(
+            "auth: {{token: {{realm: \"{}\", service: {SERVICE}, issuer: {ISSUER}, \
+             rootcertbundle: {}/issuer.pem}}}}\n",
+            tokens.realm,
+            dir.path().display()
+        );
+        (Self::launch(dir, &auth, ""), tokens)
+    }
+
+    fn launch(dir: tempfile::TempDir, auth: &str, tls: &str) -> Self {
         let probe = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = probe.local_addr().expect("a bound socket").to_string();
         drop(probe);
         let config = format!(
             "version: 0.1\nlog: {{level: warn, accesslog: {{disabled: true}}}}\n\
-             storage: {{filesystem: {{rootdirectory: {storage}}}}}\n\
-             auth: {{htpasswd: {{realm: quilt, path: {dir}/htpasswd}}}}\n\
-             http: {{addr: \"{address}\", tls: {{certificate: {dir}/server.pem, \
-             key: {dir}/server.key}}}}\n",
-            storage = storage.display(),
-            dir = dir.path().display(),
+             storage: {{filesystem: {{rootdirectory: {storage}}}}}\n{auth}\
+             http: {{addr: \"{address}\"{tls}}}\n",
+            storage = registry().storage().display(),
         );
         fs::write(dir.path().join("config.yml"), config).expect("a configuration");
         let mut command = Command::new("docker-registry");
@@ -70,8 +100,24 @@ impl Guarded {
 
     /// The certificate of its authority, a PEM file.
     pub(crate) fn authority(&self) -> String {
-        self.dir.path().join("ca.pem").display().to_string()
+        self.file("ca.pem")
     }
+
+    /// A file beside its configuration.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+}
+
+fn directory() -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("qlt-guarded-").tempdir();
+    dir.expect("a directory")
+}
+
+/// What the configuration says of TLS.
+fn tls(dir: &Path, more: &str) -> String {
+    let dir = dir.display();
+    format!(", tls: {{certificate: {dir}/server.pem, key: {dir}/server.key{more}}}")
 }
 
 impl Drop for Guarded {
@@ -81,67 +127,11 @@ impl Drop for Guarded {
     }
 }
 
-/// An authority, and a certificate that it has signed, in `dir`.
+/// An authority, and a certificate that it has signed for the registry, in `dir`.
 fn certificates(dir: &Path) {
+    certificate::authority(dir, "ca");
     let names = format!("subjectAltName=IP:127.0.0.1,DNS:{NAME}\n");
-    fs::write(dir.join("names"), names).expect("a file");
-    let key = [
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-    ];
-    let authority = [
-        "req",
-        "-x509",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=Quilt test authority",
-    ];
-    let ca = ["-keyout", "ca.key", "-out", "ca.pem"];
-    openssl(dir, &[&authority[..], &key, &ca].concat());
-    let request = [
-        "req",
-        "-subj",
-        "/CN=registry",
-        "-keyout",
-        "server.key",
-        "-out",
-        "server.csr",
-    ];
-    openssl(dir, &[&request[..], &key].concat());
-    let sign = [
-        "x509",
-        "-req",
-        "-days",
-        "2",
-        "-in",
-        "server.csr",
-        "-CA",
-        "ca.pem",
-        "-CAkey",
-    ];
-    let rest = [
-        "ca.key",
-        "-CAcreateserial",
-        "-extfile",
-        "names",
-        "-out",
-        "server.pem",
-    ];
-    openssl(dir, &[&sign[..], &rest].concat());
-}
-
-fn openssl(dir: &Path, arguments: &[&str]) {
-    let output = Command::new("openssl")
-        .args(arguments)
-        .current_dir(dir)
-        .output();
-    let output = output.expect("openssl, of Debian's package of that name");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "openssl {arguments:?}: {said}");
+    certificate::signed(dir, "ca", "server", &names);
 }
 
 /// An HTTP proxy that knows CONNECT (RFC 9110, 9.3.6) and takes every name for one address.

@@ -5,6 +5,7 @@
 //! test makes has the test's own names (directory, bridge, subnet, cgroup), so that tests run side
 //! by side, and is looked for when the test ends: what is left fails it.
 
+pub(crate) mod certificate;
 pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod crictl;
@@ -31,6 +32,7 @@ pub(crate) mod proxy;
 pub(crate) mod registry;
 pub(crate) mod streaming;
 pub(crate) mod teardown;
+pub(crate) mod token;
 pub(crate) mod wait;
 
 pub(crate) use client::Cri;

@@ -6,9 +6,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 
-use super::super::{OPAQUE, unpack};
+use super::super::unpack;
 use super::{Attack, Fact, Outcome, attacks};
 use crate::lifecycle::digest::Algorithm;
+use crate::sys::overlay::OPAQUE;
 use crate::sys::xattr;
 
 /// A directory with a layer's root in it and a stranger's secret beside it.
