@@ -285,7 +285,12 @@ fn devices_v2(text: &str) -> Vec<DeviceUsage> {
 /// Files `hugetlb.SIZE.KIND`, one for each size that the kernel has.
 fn huge_pages(dir: &Path, usage: &str, peak: Option<&str>) -> Result<Vec<HugePages>, CgroupError> {
     let mut sizes = Vec::new();
-    let entries = std::fs::read_dir(dir).map_err(CgroupError::file("list", dir))?;
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        // The cgroup is gone.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(sizes),
+        Err(error) => return Err(CgroupError::file("list", dir)(error)),
+    };
     for name in entries.flatten().map(|entry| entry.file_name()) {
         let name = name.to_string_lossy();
         let size = name

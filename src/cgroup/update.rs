@@ -1,7 +1,7 @@
 //! Other limits for a cgroup that is in use: all of them, or none.
 //!
-//! The kernel takes one file at a time and may refuse any. So what the files hold is read first, and
-//! written back when one is refused.
+//! The kernel takes one file at a time and may refuse any. So what the files hold is read first,
+//! and written back when one is refused.
 
 use std::path::{Path, PathBuf};
 
@@ -65,8 +65,8 @@ impl Cgroups {
     ///
     /// # Errors
     ///
-    /// As [`Cgroups::check`]; otherwise the file and value that the kernel refused: `EBUSY` for less
-    /// memory than is in use, `EINVAL` and `EACCES` for what the parent's limits do not allow.
+    /// As [`Cgroups::check`]; otherwise the file and value that the kernel refused: `EBUSY` for
+    /// less memory than is in use, `EINVAL` and `EACCES` for what the parent does not allow.
     pub fn update(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
         require_not_root(path)?;
         resources::validate(self, resources)?;

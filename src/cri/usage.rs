@@ -60,8 +60,8 @@ fn pressure(pressure: Pressure) -> v1::PsiStats {
     }
 }
 
-/// The first interface is the pod's default one. Without any there is no network usage: kubelet does
-/// not survive one without a default interface.
+/// The first interface is the pod's default one. Without any there is no network usage: kubelet
+/// does not survive one without a default interface.
 pub(super) fn network(at: i64, interfaces: &[Interface]) -> Option<v1::NetworkUsage> {
     let usage = |interface: &Interface| v1::NetworkInterfaceUsage {
         name: interface.name.clone(),

@@ -304,7 +304,8 @@ mod tests {
 
         #[test]
         fn nothing_on_disk_is_removed_under_a_living_process(
-            desired in any_desired(), signalled: bool, over: bool, released: bool, limits_wanted: bool,
+            desired in any_desired(), signalled: bool, over: bool, released: bool,
+            limits_wanted: bool,
         ) {
             let facts = Facts { signalled, grace_over: over, released, limits_wanted };
             for &state in State::ALL {

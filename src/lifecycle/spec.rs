@@ -263,8 +263,8 @@ impl fmt::Display for Resources {
 }
 
 impl Resources {
-    /// These limits with what `change` sets; what it leaves at 0 or empty stays as it is. Huge pages
-    /// are changed size by size, files of cgroup v2 name by name.
+    /// These limits with what `change` sets; what it leaves at 0 or empty stays as it is. Huge
+    /// pages are changed size by size, files of cgroup v2 name by name.
     #[must_use]
     pub fn changed_by(&self, change: Self) -> Self {
         let number = |new: i64, old: i64| if new == 0 { old } else { new };

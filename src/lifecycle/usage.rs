@@ -172,8 +172,8 @@ pub struct Traffic {
 }
 
 impl Interface {
-    /// Reads `/proc/PID/net/dev` (proc_pid_net(5)); the loopback interface is left out, as cAdvisor
-    /// does.
+    /// Reads `/proc/PID/net/dev` (proc_pid_net(5)); the loopback interface is left out, as in
+    /// cAdvisor.
     #[must_use]
     pub fn parse_all(text: &str) -> Vec<Self> {
         let parse = |line: &str| {
@@ -230,7 +230,7 @@ mod tests {
             drop fifo colls carrier compressed\n    \
             lo:       1       1    0    0    0     0          0         0        1       1    0    \
             0    0     0       0          0\n  \
-            eth0:    1296      16    1    2    0     0          0         0     796      10    3    \
+            eth0:  1296    16    1    2    0     0          0         0     796      10    3    \
             4    0     0       0          0\n odd\n";
         let interfaces = Interface::parse_all(text);
         let [eth0] = interfaces.as_slice() else {

@@ -8,8 +8,8 @@ use crate::state::sample::ProcessFigures;
 /// more than the figure is worth.
 const LOOKED_AT: usize = 4096;
 
-/// Counts what these processes hold; those that end meanwhile hold nothing. `first` is the one whose
-/// limit is told.
+/// Counts what these processes hold; those that end meanwhile hold nothing. `first` is the one
+/// whose limit is told.
 pub(super) fn figures(pids: &[i32], first: Option<i32>) -> ProcessFigures {
     let mut figures = ProcessFigures {
         count: pids.len() as u64,

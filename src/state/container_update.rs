@@ -1,8 +1,8 @@
 //! Changed limits of a container: the wish for them, and what became of it.
 //!
 //! A wish holds all limits, what was there before with what a client changes. So wishes that come
-//! while one is being carried out fall together into the newest, and that is put in force, or not, as
-//! a whole.
+//! while one is being carried out fall together into the newest, and that is put in force, or not,
+//! as a whole.
 
 use rusqlite::params;
 
@@ -58,8 +58,8 @@ struct Standing {
 }
 
 impl DesiredWriter {
-    /// Records the wish for other limits and queues it; returns which update of the container it is.
-    /// What `change` leaves at 0 or empty stays as it is.
+    /// Records the wish for other limits and queues it; returns which update of the container it
+    /// is. What `change` leaves at 0 or empty stays as it is.
     ///
     /// # Errors
     /// When the container is being removed, is not there, or the database fails.

@@ -103,8 +103,8 @@ impl Samples {
         lock(&self.pods).get(id).cloned()
     }
 
-    /// Replaces a pod's sample, working out the CPU rate from the one before. Whose network could not
-    /// be looked at now keeps what it had: counters do not go back.
+    /// Replaces a pod's sample, working out the CPU rate from the one before. Whose network could
+    /// not be looked at now keeps what it had: counters do not go back.
     pub fn put_pod(&self, id: &SandboxId, mut sample: PodSample) {
         let mut samples = lock(&self.pods);
         if let Some(before) = samples.get(id) {

@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "malloc_trim has no safe wrapper")]
 
 /// Gives freed memory back to the kernel (malloc_trim(3)): glibc keeps what many threads have
-/// allocated and freed, such as the windows and buffers of a pull, for as long as the process lives.
+/// allocated and freed, such as the windows and buffers of a pull, while the process lives.
 ///
 /// It holds up allocations for the milliseconds it takes: for after great works only. Does nothing
 /// with another C library.

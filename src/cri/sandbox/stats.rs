@@ -1,4 +1,5 @@
-//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats, from the sampler's newest figures.
+//! PodSandboxStats, ListPodSandboxStats and StreamPodSandboxStats, from the sampler's newest
+//! figures.
 
 use std::collections::HashMap;
 
