@@ -33,6 +33,7 @@ const TRIES: u32 = 60;
 
 /// Walked elsewhere: by the tests of the sweep and of the image store, and by the last test here.
 const ELSEWHERE: &[&str] = &[
+    "image.blob_kept",
     "image.layer_beside",
     "image.layer_exchanged",
     "image.layer_replaced",

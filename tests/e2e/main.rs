@@ -19,6 +19,7 @@ mod exec_sync;
 mod exits;
 mod fault_points;
 mod image;
+mod image_blobs;
 mod image_commands;
 mod image_store;
 mod image_volume;
