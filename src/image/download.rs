@@ -387,7 +387,7 @@ impl Download {
     fn length(&self, piece: usize) -> io::Result<Option<u64>> {
         let room = self.end_of(piece) - start_of(piece);
         match std::fs::symlink_metadata(self.file(piece)) {
-            Ok(meta) => Ok((meta.is_file() && meta.len() <= room).then(|| meta.len())),
+            Ok(meta) => Ok((meta.is_file() && meta.len() <= room).then_some(meta.len())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(0)),
             Err(error) => Err(error),
         }

@@ -62,12 +62,12 @@ impl ImageDriver {
                 let download = self.download_of(image, layer).await?;
                 let sources = Sources::new(session);
                 let fetched = self
-                    .from_registry(image, layer, sources, download.as_ref(), progress)
+                    .by_registry(image, layer, sources, download.as_ref(), progress)
                     .await?;
                 (fetched, download.map_or(Blob::Streamed, Blob::Download))
             }
-            Source::Archive(archive) => self.from_archive(image, layer, archive, progress).await?,
-            Source::Kept => self.from_kept(image, layer, progress).await?,
+            Source::Archive(archive) => self.by_archive(image, layer, archive, progress).await?,
+            Source::Kept => self.by_kept(image, layer, progress).await?,
         };
         Ok(StagedLayer {
             reference,
@@ -107,7 +107,7 @@ impl ImageDriver {
 
     /// Brings a blob from whoever serves what its digest says. What an earlier process has kept of
     /// it may have been spoilt by a power failure, which counts as one more who had a part in it.
-    async fn from_registry(
+    async fn by_registry(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
@@ -155,7 +155,7 @@ impl ImageDriver {
         }
     }
 
-    async fn from_archive(
+    async fn by_archive(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
@@ -190,7 +190,7 @@ impl ImageDriver {
     }
 
     /// Makes a layer of its kept blob.
-    async fn from_kept(
+    async fn by_kept(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
