@@ -18,6 +18,7 @@ pub mod state;
 
 // Back: what is done about it.
 pub mod cgroup;
+pub mod confinement;
 pub mod image;
 pub mod network;
 pub mod reconcile;

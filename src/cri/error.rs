@@ -26,6 +26,14 @@ pub enum CallError {
         /// What is wrong with it.
         why: String,
     },
+    /// The request can be met, but not on this node.
+    #[error("{field} {why}")]
+    Missing {
+        /// Path of the field, as the interface names it.
+        field: String,
+        /// What the node lacks.
+        why: String,
+    },
     /// There is no such object.
     #[error("{noun} {id:?} not found")]
     NotFound {
@@ -150,7 +158,8 @@ impl CallError {
         match self {
             Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Impossible(_)
+            Self::Missing { .. }
+            | Self::Impossible(_)
             | Self::State(StateError::Transition { .. } | StateError::PortTaken { .. }) => {
                 Code::FailedPrecondition
             }

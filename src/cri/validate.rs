@@ -32,6 +32,17 @@ pub(super) fn default_handler(field: &str, handler: &str) -> Result<(), CallErro
     Err(CallError::invalid(field, why))
 }
 
+/// What is said for Windows would not be done.
+pub(super) fn no_windows(field: &str, given: bool) -> Result<(), CallError> {
+    match given {
+        true => Err(CallError::invalid(
+            field,
+            "is given, and this node is Linux",
+        )),
+        false => Ok(()),
+    }
+}
+
 /// A name that has to be there.
 pub(super) fn name(field: &str, value: String) -> Result<String, CallError> {
     if value.is_empty() {

@@ -158,6 +158,9 @@ pub struct MountSpec {
     pub recursive_read_only: bool,
     /// How later mounts travel.
     pub propagation: Propagation,
+    /// `noexec`, `nodev`, `nosuid`.
+    #[serde(default)]
+    pub options: Vec<String>,
     /// An image to mount instead of a host path: always read-only.
     pub image: Option<ImageMount>,
 }
@@ -261,6 +264,27 @@ pub struct Security {
     pub ipc: NamespaceMode,
     /// Whether it wants a user namespace; refused as yet.
     pub user_namespace: bool,
+    /// Whether it asks for an SELinux label.
+    #[serde(default)]
+    pub selinux: bool,
+    /// Seccomp profile. None means unconfined, as the interface has it.
+    #[serde(default)]
+    pub seccomp: Option<Profile>,
+    /// AppArmor profile. None means the default one, where the node has it.
+    #[serde(default)]
+    pub apparmor: Option<Profile>,
+}
+
+/// A profile of seccomp or of AppArmor (CRI `SecurityProfile`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// The runtime's own.
+    RuntimeDefault,
+    /// None.
+    Unconfined,
+    /// The node's: a file for seccomp, the name of a loaded profile for AppArmor.
+    Localhost(String),
 }
 
 /// Who a process runs as, after names have been looked up in its rootfs.

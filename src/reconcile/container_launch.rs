@@ -1,13 +1,18 @@
 //! The launch of a container: cgroup, plan, process; and finding out, after a crash in between,
 //! how far it had come.
 
+use std::path::PathBuf;
+
+use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
-use super::{Back, ReconcileError, blocking, container, container_plan, image_volume, sampler};
+use super::{
+    Back, ReconcileError, blocking, container, container_confinement, image_volume, sampler,
+};
 use crate::fault;
-use crate::id::ObjectKey;
+use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::image::VOLUME_FAILED;
-use crate::lifecycle::spec::UserIds;
+use crate::lifecycle::spec::{NamespaceMode, UserIds};
 use crate::runtime::plan::LaunchPlan;
 use crate::shim::client::{Seen, ShimClient, ShimClientError};
 use crate::shim::protocol::Refusal;
@@ -238,8 +243,38 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         _ => Vec::new(),
     };
     let lower = image_volume::directories(back, &chain).await?;
-    let volumes = image_volume::plan(back, container).await?;
-    container_plan::build(back, container, &sandbox, snapshot, lower, volumes)
+    let security = container.spec.security.clone();
+    let parts = Parts {
+        snapshot,
+        lower,
+        image_volumes: image_volume::plan(back, container).await?,
+        confinement: blocking(move || container_confinement::of(&security)).await?,
+        target: target_namespace(back, container).await?,
+    };
+    container_plan::build(back, container, &sandbox, parts)
+}
+
+/// The PID namespace of the container that this one is to join (`kubectl debug --target`).
+async fn target_namespace(
+    back: &Back,
+    container: &Container,
+) -> Result<Option<PathBuf>, ReconcileError> {
+    let NamespaceMode::Target(id) = &container.spec.security.pid else {
+        return Ok(None);
+    };
+    let gone = || {
+        ReconcileError::Plan(format!(
+            "container {id}, whose PID namespace it joins, does not run"
+        ))
+    };
+    let id = ContainerId::try_from(id.clone()).map_err(|_| gone())?;
+    let target = back.store.container(&id).await?.ok_or_else(gone)?;
+    match target.process {
+        Some((pid, start)) if processes::is_alive(pid, start) => {
+            Ok(Some(format!("/proc/{pid}/ns/pid").into()))
+        }
+        _ => Err(gone()),
+    }
 }
 
 /// A host path that is not there becomes a directory, as Docker and containerd do; whoever wants an

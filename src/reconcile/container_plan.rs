@@ -13,11 +13,14 @@ use oci_spec::runtime::{
     ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
+use super::container_confinement::Confinement;
 use super::mounts::{self, SandboxMounts};
 use super::{Back, ReconcileError, processes};
 use crate::lifecycle::capability;
 use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, NamespaceMode, Resources};
-use crate::runtime::plan::{CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, Stdio};
+use crate::runtime::plan::{
+    CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, SeccompFilter, Stdio,
+};
 use crate::snapshot::Snapshot;
 use crate::state::container::Container;
 use crate::state::sandbox::Sandbox;
@@ -28,15 +31,26 @@ const OCI_VERSION: &str = "1.2.0";
 const FILES_SOFT: u64 = 1024;
 const FILES_HARD: u64 = 524_288;
 
-/// Builds the plan of a container whose layers, topmost first, are `lower`, and whose mounts of
-/// images, in the order of the request, are `image_volumes`.
+/// What a plan is made from besides the rows.
+pub(super) struct Parts {
+    /// The writable layer.
+    pub(super) snapshot: Snapshot,
+    /// The image's layers, topmost first.
+    pub(super) lower: Vec<PathBuf>,
+    /// Mounts of images, in the order of the request.
+    pub(super) image_volumes: Vec<ImageVolume>,
+    /// Seccomp and AppArmor.
+    pub(super) confinement: Confinement,
+    /// The PID namespace of another container that it joins.
+    pub(super) target: Option<PathBuf>,
+}
+
+/// Builds the plan of a container.
 pub(super) fn build(
     back: &Back,
     container: &Container,
     sandbox: &Sandbox,
-    snapshot: Snapshot,
-    lower: Vec<PathBuf>,
-    image_volumes: Vec<ImageVolume>,
+    parts: Parts,
 ) -> Result<LaunchPlan, ReconcileError> {
     let cgroup = back
         .pod_cgroup(&sandbox.spec.cgroup_parent)?
@@ -46,15 +60,15 @@ pub(super) fn build(
     let security = &spec.security;
     let log_path = Some(PathBuf::from(&container.log_path)).filter(|p| !p.as_os_str().is_empty());
     Ok(LaunchPlan {
-        spec: runtime_spec(back, container, sandbox)
+        spec: runtime_spec(back, container, sandbox, &parts)
             .map_err(|error| ReconcileError::Plan(error.to_string()))?,
         rootfs: Rootfs {
-            lower,
-            upper: snapshot.upper,
-            work: snapshot.work,
+            lower: parts.lower,
+            upper: parts.snapshot.upper,
+            work: parts.snapshot.work,
             mount_point: back.paths.mount_point(),
         },
-        image_volumes,
+        image_volumes: parts.image_volumes,
         user: PlanUser {
             user: spec.process.user.clone(),
             group: spec.process.group.clone(),
@@ -76,6 +90,10 @@ pub(super) fn build(
             stdin: spec.stdin,
             stdin_once: spec.stdin_once,
         },
+        seccomp: parts
+            .confinement
+            .seccomp
+            .map(|filter| SeccompFilter::new(&filter.program, filter.flags)),
     })
 }
 
@@ -83,6 +101,7 @@ fn runtime_spec(
     back: &Back,
     container: &Container,
     sandbox: &Sandbox,
+    parts: &Parts,
 ) -> Result<Spec, OciSpecError> {
     let spec = &container.spec;
     let security = &spec.security;
@@ -92,7 +111,7 @@ fn runtime_spec(
         own_network: sandbox.spec.network == NamespaceMode::Pod,
         dir: dir.clone(),
     };
-    let process = ProcessBuilder::default()
+    let mut process = ProcessBuilder::default()
         .terminal(spec.tty)
         .args(spec.process.args.clone())
         .env(spec.process.env.clone())
@@ -100,8 +119,10 @@ fn runtime_spec(
         .capabilities(capabilities(spec)?)
         .rlimits(vec![files_limit()?])
         .no_new_privileges(security.no_new_privs)
-        .oom_score_adj(i32::try_from(spec.resources.oom_score_adj).unwrap_or(0))
-        .build()?;
+        .oom_score_adj(i32::try_from(spec.resources.oom_score_adj).unwrap_or(0));
+    if let Some(profile) = &parts.confinement.apparmor {
+        process = process.apparmor_profile(profile);
+    }
     let (masked, readonly) = if security.privileged {
         (Vec::new(), Vec::new())
     } else {
@@ -110,8 +131,8 @@ fn runtime_spec(
             security.readonly_paths.clone(),
         )
     };
-    let linux = LinuxBuilder::default()
-        .namespaces(namespaces(spec, sandbox, &dir.join("ns"))?)
+    let mut linux = LinuxBuilder::default()
+        .namespaces(namespaces(spec, sandbox, &dir.join("ns"), parts)?)
         .devices(devices(&spec.devices)?)
         .resources(resources(
             &spec.resources,
@@ -120,11 +141,13 @@ fn runtime_spec(
             &back.cgroups,
         )?)
         .masked_paths(masked)
-        .readonly_paths(readonly)
-        .build()?;
+        .readonly_paths(readonly);
+    if let Some(filter) = &parts.confinement.seccomp {
+        linux = linux.seccomp(filter.rules.clone());
+    }
     let mut whole = SpecBuilder::default()
         .version(OCI_VERSION)
-        .process(process)
+        .process(process.build()?)
         .root(
             RootBuilder::default()
                 .path("rootfs")
@@ -132,7 +155,7 @@ fn runtime_spec(
                 .build()?,
         )
         .mounts(mounts::all(spec, &files)?)
-        .linux(linux)
+        .linux(linux.build()?)
         .build()?;
     // The library's default; the name is the pinned UTS namespace's business.
     whole.set_hostname(None);
@@ -176,6 +199,7 @@ fn namespaces(
     spec: &ContainerSpec,
     sandbox: &Sandbox,
     pins: &Path,
+    parts: &Parts,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     let new = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
     let joined = |kind, path: PathBuf| {
@@ -188,15 +212,18 @@ fn namespaces(
     if !spec.security.privileged {
         list.push(new(LinuxNamespaceType::Cgroup)?);
     }
-    match (&spec.security.pid, sandbox.init) {
-        (NamespaceMode::Container, _) => list.push(new(LinuxNamespaceType::Pid)?),
-        (NamespaceMode::Pod, Some((pid, start))) if processes::is_alive(pid, start) => {
+    match (&spec.security.pid, sandbox.init, &parts.target) {
+        (NamespaceMode::Container, ..) => list.push(new(LinuxNamespaceType::Pid)?),
+        (NamespaceMode::Pod, Some((pid, start)), _) if processes::is_alive(pid, start) => {
             let path = format!("/proc/{pid}/ns/pid").into();
             list.push(joined(LinuxNamespaceType::Pid, path)?);
         }
-        (NamespaceMode::Node, _) if sandbox.spec.pid == NamespaceMode::Node => {}
+        (NamespaceMode::Target(_), _, Some(path)) => {
+            list.push(joined(LinuxNamespaceType::Pid, path.clone())?);
+        }
+        (NamespaceMode::Node, ..) if sandbox.spec.pid == NamespaceMode::Node => {}
         // Never the node's for want of another.
-        (mode, _) => {
+        (mode, ..) => {
             let why = format!("its PID namespace ({mode:?}) is not there: the pod's init is gone");
             return Err(OciSpecError::Other(why));
         }

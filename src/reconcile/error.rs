@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cgroup::CgroupError;
+use crate::confinement::seccomp::SeccompError;
 use crate::image::{ImageError, LayerError};
 use crate::lifecycle::image;
 use crate::network::NetworkError;
@@ -53,6 +54,9 @@ pub enum ReconcileError {
         /// Why it cannot be.
         source: LaunchError,
     },
+    /// A seccomp profile that cannot be used.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// A launch plan that cannot be written down.
     #[error("the launch plan cannot be built: {0}")]
     Plan(String),

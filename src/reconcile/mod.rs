@@ -8,6 +8,7 @@ pub mod caught;
 pub mod cleanup;
 pub mod collector;
 mod container;
+mod container_confinement;
 mod container_launch;
 mod container_plan;
 mod error;

@@ -123,17 +123,22 @@ fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
         (true, false) => "ro",
         (true, true) => "rro",
     };
-    bind(
-        Path::new(&mount.host_path),
-        &mount.container_path,
-        &["rbind", propagation, access],
-    )
+    // For what is mounted below as well: a restriction with holes is none.
+    let further: Vec<_> = mount
+        .options
+        .iter()
+        .map(|option| format!("r{option}"))
+        .collect();
+    let mut options = vec!["rbind", propagation, access];
+    options.extend(further.iter().map(String::as_str));
+    bind(Path::new(&mount.host_path), &mount.container_path, &options)
 }
 
 /// Number `number` of the plan's images. Programs in it can be executed, as Kubernetes wants it
 /// since 1.36; its device nodes are of no use, whatever the cgroup allows.
 fn image_volume(mount: &MountSpec, number: usize) -> Result<Mount, OciSpecError> {
-    let options = ["rprivate", "ro", "nodev"];
+    let mut options = vec!["rprivate", "ro", "nodev"];
+    options.extend(mount.options.iter().map(String::as_str));
     file_system(
         "image",
         &number.to_string(),

@@ -13,6 +13,7 @@ use rustix::thread::{
     set_thread_res_uid,
 };
 
+use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
 use super::user::Identity;
 
@@ -137,13 +138,34 @@ fn flag(capability: Capability) -> CapabilitySet {
     }
 }
 
+/// What is still to come once a process is who it will be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Last {
+    /// Nothing.
+    Exec,
+    /// Nothing, and exec may not add privileges (prctl(2), `PR_SET_NO_NEW_PRIVS`). That alone
+    /// allows a filter.
+    NoNewPrivileges,
+    /// A filter, which without the former needs `CAP_SYS_ADMIN`. It is kept until exec takes it:
+    /// what a process may do afterwards comes from its bounding, inheritable and ambient sets
+    /// (capabilities(7)), which never had it. So no call that a profile might forbid comes between
+    /// the filter and exec.
+    Filter,
+}
+
+impl Last {
+    pub(super) fn of(confinement: &Confinement, no_new_privileges: bool) -> Self {
+        match (no_new_privileges, confinement.has_filter()) {
+            (true, _) => Self::NoNewPrivileges,
+            (false, true) => Self::Filter,
+            (false, false) => Self::Exec,
+        }
+    }
+}
+
 /// Becomes `identity` with `sets`. The order is the kernel's: the bounding set and the groups can
 /// only be changed while still capable, and the ids must change before the last capability goes.
-pub(super) fn become_user(
-    identity: &Identity,
-    sets: Sets,
-    no_new_privileges: bool,
-) -> Result<(), LaunchError> {
+pub(super) fn become_user(identity: &Identity, sets: Sets, last: Last) -> Result<(), LaunchError> {
     let at = stage::CAPABILITIES;
     let own = capabilities(None).at(at, || "read capabilities")?.permitted;
     let sets = sets.within(own);
@@ -155,15 +177,16 @@ pub(super) fn become_user(
     set_thread_res_gid(gid, gid, gid).at(at, || format!("set group id {}", identity.gid))?;
     let uid = Uid::from_raw(identity.uid);
     set_thread_res_uid(uid, uid, uid).at(at, || format!("set user id {}", identity.uid))?;
-    if no_new_privileges {
+    if last == Last::NoNewPrivileges {
         set_no_new_privs(true).at(at, || "set no_new_privs")?;
     }
-    // A seccomp filter goes in here and nowhere else: while CAP_SYS_ADMIN is still effective it
-    // needs no no_new_privs, and all that follows are calls that any profile allows (capset,
-    // prctl, close_range, execve).
+    let kept = match last {
+        Last::Filter => CapabilitySet::SYS_ADMIN & own,
+        Last::Exec | Last::NoNewPrivileges => CapabilitySet::empty(),
+    };
     let wanted = CapabilitySets {
-        effective: sets.effective,
-        permitted: sets.permitted,
+        effective: sets.effective | kept,
+        permitted: sets.permitted | kept,
         inheritable: sets.inheritable,
     };
     set_capabilities(None, wanted).at(at, || format!("set capabilities {wanted:?}"))?;

@@ -12,6 +12,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{chdir, fchdir, getcwd};
 
+use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
 use super::launch::ProcessStreams;
 use super::root::{Missing, Root};
@@ -64,72 +65,96 @@ impl Command {
     }
 
     /// Becomes the command. Signals are reset and every descriptor but the streams closes.
-    pub(super) fn exec(&self) -> Result<Infallible, LaunchError> {
+    ///
+    /// All that has to be found out is found out before the confinement is put on, which may forbid
+    /// anything but execve.
+    pub(super) fn exec(&self, confinement: &Confinement) -> Result<Infallible, LaunchError> {
         let name = &self.arguments[0];
         let what = || format!("exec {:?}", name.to_string_lossy());
         close_on_exec_from(3).at(stage::EXEC, what)?;
         reset_signals();
-        if name.is_empty() {
-            return Err(LaunchError::refused(stage::EXEC, what(), Errno::NOENT));
-        }
-        if name.as_bytes().contains(&b'/') {
-            return Err(self.attempt(name).into_error(what()));
-        }
         // As execvpe(3): the search goes on past what is absent, remembers what was forbidden, and
         // ends at anything else.
         let mut refusal = Refusal {
             errno: Errno::NOENT,
             interpreter: false,
         };
-        for directory in self.path.split(':') {
-            let directory = if directory.is_empty() { "." } else { directory };
-            let candidate = [directory.as_bytes(), b"/", name.as_bytes()].concat();
-            let Ok(candidate) = CString::new(candidate) else {
-                continue;
-            };
-            let attempt = self.attempt(&candidate);
-            match attempt.errno {
-                Errno::NOENT | Errno::NOTDIR if !attempt.interpreter => {}
-                Errno::ACCESS => refusal = attempt,
-                _ => return Err(attempt.into_error(what())),
+        let mut programs = Vec::new();
+        for candidate in self.candidates() {
+            match look_at(&candidate) {
+                Ok(()) => programs.push(candidate),
+                Err(Errno::NOENT | Errno::NOTDIR) if self.is_searched() => {}
+                Err(errno @ Errno::ACCESS) if self.is_searched() => refusal.errno = errno,
+                Err(errno) => {
+                    refusal.errno = errno;
+                    // What comes before it in the search may still be run.
+                    if programs.is_empty() {
+                        return Err(refusal.into_error(what()));
+                    }
+                    break;
+                }
             }
         }
-        let what = match refusal.errno {
-            Errno::NOENT => format!("{} (searched in {:?})", what(), self.path),
-            _ => what(),
-        };
-        Err(refusal.into_error(what))
+        if programs.is_empty() {
+            let what = match refusal.errno {
+                Errno::NOENT if self.is_searched() => {
+                    format!("{} (searched in {:?})", what(), self.path)
+                }
+                _ => what(),
+            };
+            return Err(refusal.into_error(what));
+        }
+        confinement.put_on()?;
+        for program in &programs {
+            let refused = self.become_program(program);
+            if refused != Errno::ACCESS {
+                refusal = Refusal {
+                    errno: refused,
+                    interpreter: refused == Errno::NOENT,
+                };
+                break;
+            }
+            refusal.errno = refused;
+        }
+        Err(refusal.into_error(what()))
     }
 
-    /// Tries one file; returns only if it could not be executed.
-    fn attempt(&self, file: &CString) -> Refusal {
-        // A magic link (`/proc/self/exe` above all, which is this program) is no command. Opening
-        // it here also tells a missing file from a missing interpreter.
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let found = openat2(CWD, file, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS);
-        let found = match found.and_then(fstat) {
-            Ok(stat) => FileType::from_raw_mode(stat.st_mode),
-            Err(errno) => {
-                return Refusal {
-                    errno,
-                    interpreter: false,
-                };
-            }
-        };
-        if found == FileType::Directory {
-            return Refusal {
-                errno: Errno::ACCESS,
-                interpreter: false,
-            };
+    /// Whether the command is a name to be looked for, and no path.
+    fn is_searched(&self) -> bool {
+        let name = self.arguments[0].as_bytes();
+        !name.is_empty() && !name.contains(&b'/')
+    }
+
+    /// The files that the command may mean, in the order in which they are tried.
+    fn candidates(&self) -> Vec<CString> {
+        let name = &self.arguments[0];
+        if !self.is_searched() {
+            return vec![name.clone()];
         }
-        let refused = match nix::unistd::execve(file, &self.arguments, &self.environment) {
+        let in_directory = |directory: &str| {
+            let directory = if directory.is_empty() { "." } else { directory };
+            CString::new([directory.as_bytes(), b"/", name.as_bytes()].concat()).ok()
+        };
+        self.path.split(':').filter_map(in_directory).collect()
+    }
+
+    /// Returns only if the file could not be executed.
+    fn become_program(&self, file: &CString) -> Errno {
+        match nix::unistd::execve(file, &self.arguments, &self.environment) {
             Ok(never) => match never {},
             Err(errno) => Errno::from_raw_os_error(errno as i32),
-        };
-        Refusal {
-            errno: refused,
-            interpreter: refused == Errno::NOENT,
         }
+    }
+}
+
+/// Says whether a file can be tried. A magic link (`/proc/self/exe` above all, which is this
+/// program) is no command. Opening it here also tells a missing file from a missing interpreter.
+fn look_at(file: &CString) -> Result<(), Errno> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let found = openat2(CWD, file, flags, Mode::empty(), ResolveFlags::NO_MAGICLINKS)?;
+    match FileType::from_raw_mode(fstat(found)?.st_mode) {
+        FileType::Directory => Err(Errno::ACCESS),
+        _ => Ok(()),
     }
 }
 

@@ -10,8 +10,9 @@ use rustix::process::{setsid, umask};
 use rustix::system::{setdomainname, sethostname};
 use rustix::thread::UnshareFlags;
 
-use super::capabilities::{self, Sets};
+use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
+use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
@@ -57,10 +58,12 @@ pub(super) fn run(
     reached(stage::CGROUP);
     cgroup_entry::enter(&plan.cgroup, born.in_cgroup)?;
 
-    // 3. The OOM score, while /proc is still the node's.
+    // 3. The OOM score, and a hold on what is confined by, while /proc is still the node's.
     if let Some(score) = process.oom_score_adj() {
         limits::set_oom_score_adj(score)?;
     }
+    let profile = process.apparmor_profile().as_deref();
+    let confinement = Confinement::prepare(profile, plan.seccomp.as_ref())?;
 
     // 4. to 7. Namespaces and the root.
     join_namespaces(task)?;
@@ -114,11 +117,12 @@ pub(super) fn run(
     // 15. Ids and capabilities, last: from here on it can do no more than the container may.
     let sets = Sets::from_spec(process.capabilities().as_ref());
     let no_new_privileges = process.no_new_privileges().unwrap_or(false);
-    capabilities::become_user(&account.identity, sets, no_new_privileges)?;
+    let last = Last::of(&confinement, no_new_privileges);
+    capabilities::become_user(&account.identity, sets, last)?;
 
-    // 16. The command.
+    // 16. Confinement, and the command.
     reached(stage::EXEC);
-    command.exec()
+    command.exec(&confinement)
 }
 
 /// Steps 4 and 5: namespaces of the pod, then those that could not be made by clone.

@@ -40,6 +40,8 @@ pub mod stage {
     pub const LIMITS: &str = "limits";
     /// Ids and capabilities.
     pub const CAPABILITIES: &str = "capabilities";
+    /// AppArmor and seccomp.
+    pub const CONFINEMENT: &str = "confinement";
     /// Replacing the process by the command.
     pub const EXEC: &str = "exec";
     /// The child did not get done in time.

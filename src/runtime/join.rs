@@ -11,8 +11,9 @@ use rustix::io::Errno;
 use rustix::process::{setsid, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::capabilities::{self, Sets};
+use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
+use super::confine::Confinement;
 use super::container::find_user;
 use super::error::{At, LaunchError, stage};
 use super::launch::{ProcessStreams, Target};
@@ -37,10 +38,13 @@ pub(super) fn run(
     umask(Mode::empty());
     setsid().at(stage::CLONE, || "begin a session")?;
 
-    // 2. Cgroups, limits and OOM score, by the node's paths.
+    // 2. Cgroups, limits, OOM score and confinement, by the node's paths.
     reached(stage::CGROUP);
     cgroup_entry::enter(&plan.cgroup, born.in_cgroup)?;
     limits::inherit(inherited)?;
+
+    let profile = plan.apparmor_profile.as_deref();
+    let confinement = Confinement::prepare(profile, plan.seccomp.as_ref())?;
 
     // 3. All namespaces at once, by the pidfd: the process that is joined is the one that was
     //    meant. With the mount namespace come its root and the working directory.
@@ -84,7 +88,8 @@ pub(super) fn run(
     channel::send_identity(born.channel, &account.identity)
         .at(stage::EXEC, || "report the user")?;
     command::install_streams(streams)?;
-    capabilities::become_user(&account.identity, sets, plan.no_new_privileges)?;
+    let last = Last::of(&confinement, plan.no_new_privileges);
+    capabilities::become_user(&account.identity, sets, last)?;
     reached(stage::EXEC);
-    command.exec()
+    command.exec(&confinement)
 }

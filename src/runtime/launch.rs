@@ -110,7 +110,7 @@ pub fn begin_launch(
     if terminal == streams.is_some() {
         return Err(invalid("a process has either streams or a terminal"));
     }
-    unsupported::refuse(&plan.spec)?;
+    unsupported::refuse(&plan.spec, plan.seccomp.is_some())?;
     let given = plan
         .spec
         .linux()

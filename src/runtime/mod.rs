@@ -9,6 +9,7 @@ mod cgroup_entry;
 mod cgroup_mount;
 mod channel;
 mod command;
+mod confine;
 mod container;
 mod devices;
 pub mod error;

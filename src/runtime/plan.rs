@@ -7,6 +7,8 @@
 
 use std::path::PathBuf;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +34,29 @@ pub struct LaunchPlan {
     pub cgroup: CgroupEntry,
     /// Where standard streams go.
     pub stdio: Stdio,
+    /// `spec.linux.seccomp`, compiled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompFilter>,
+}
+
+/// A program that the kernel runs at every system call, ready to be installed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeccompFilter {
+    /// `SECCOMP_FILTER_FLAG_*` of seccomp(2).
+    pub flags: u32,
+    /// `struct sock_filter` after `struct sock_filter`, in this machine's byte order, as base64.
+    pub program: String,
+}
+
+impl SeccompFilter {
+    /// From the bytes of a program.
+    #[must_use]
+    pub fn new(program: &[u8], flags: u32) -> Self {
+        Self {
+            flags,
+            program: STANDARD.encode(program),
+        }
+    }
 }
 
 /// The directories of one overlayfs mount. It is made in the container's mount namespace, never on
@@ -117,6 +142,12 @@ pub struct ExecPlan {
     pub no_new_privileges: bool,
     /// What the process joins (the container's own cgroup, or a leaf below it).
     pub cgroup: CgroupEntry,
+    /// The AppArmor profile it changes to; the container's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub apparmor_profile: Option<String>,
+    /// The container's own filter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<SeccompFilter>,
 }
 
 impl LaunchPlan {
@@ -141,6 +172,8 @@ impl LaunchPlan {
                 .collect(),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             cgroup: self.cgroup.clone(),
+            apparmor_profile: process.apparmor_profile().clone(),
+            seccomp: self.seccomp.clone(),
         })
     }
 }

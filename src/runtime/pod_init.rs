@@ -21,7 +21,7 @@ use rustix::mount::{
 };
 use rustix::process::{setsid, umask};
 
-use super::capabilities::{self, Sets};
+use super::capabilities::{self, Last, Sets};
 use super::error::{At, LaunchError, stage};
 use super::launch::PodInitPlan;
 use super::namespaces::{join, link_type_named};
@@ -55,7 +55,7 @@ pub(super) fn run(plan: &PodInitPlan, born: &Born<'_>) -> Result<Infallible, Lau
         gid: 0,
         groups: vec![0],
     };
-    capabilities::become_user(&nobody, Sets::NONE, true)?;
+    capabilities::become_user(&nobody, Sets::NONE, Last::NoNewPrivileges)?;
     channel::send_ready(born.channel).at(stage::EXEC, || "report that the pod is ready")?;
 
     // No descriptor of the shim's stays, then the one that is waited on.

@@ -7,8 +7,14 @@ use oci_spec::runtime::Spec;
 
 use super::error::{LaunchError, stage};
 
-/// Checks that `spec` asks for nothing that would be passed over.
-pub(super) fn refuse(spec: &Spec) -> Result<(), LaunchError> {
+/// Checks that `spec` asks for nothing that would be passed over. Its seccomp rules count only if
+/// they have been `compiled`.
+pub(super) fn refuse(spec: &Spec, compiled: bool) -> Result<(), LaunchError> {
+    let linux = spec.linux().as_ref();
+    if linux.is_some_and(|linux| linux.seccomp().is_some()) && !compiled {
+        let message = "linux.seccomp has not been compiled";
+        return Err(LaunchError::invalid(stage::PLAN, message));
+    }
     let asked = of_process(spec)
         .into_iter()
         .chain(of_linux(spec))
@@ -28,7 +34,6 @@ fn of_process(spec: &Spec) -> Vec<&'static str> {
     };
     let named = |name: &Option<String>| name.as_ref().is_some_and(|name| !name.is_empty());
     named_true([
-        (named(process.apparmor_profile()), "process.apparmorProfile"),
         (named(process.selinux_label()), "process.selinuxLabel"),
         (process.scheduler().is_some(), "process.scheduler"),
         (process.io_priority().is_some(), "process.ioPriority"),
@@ -44,7 +49,6 @@ fn of_linux(spec: &Spec) -> Vec<&'static str> {
         return Vec::new();
     };
     named_true([
-        (linux.seccomp().is_some(), "linux.seccomp"),
         (linux.uid_mappings().is_some(), "linux.uidMappings"),
         (linux.gid_mappings().is_some(), "linux.gidMappings"),
         (linux.mount_label().is_some(), "linux.mountLabel"),
@@ -87,13 +91,14 @@ mod tests {
             serde_json::from_value::<Spec>(spec).expect("a runtime spec")
         };
         assert_eq!(
-            refuse(&spec(json!({}), json!({"apparmorProfile": ""}))),
+            refuse(&spec(json!({}), json!({"selinuxLabel": ""})), false),
             Ok(())
         );
         let seccomp = json!({"seccomp": {"defaultAction": "SCMP_ACT_ERRNO"}});
-        let error = refuse(&spec(seccomp, json!({}))).expect_err("refused");
-        assert_eq!(error.message, "linux.seccomp is not supported");
-        let profile = json!({"apparmorProfile": "runtime/default"});
-        assert!(refuse(&spec(json!({}), profile)).is_err());
+        let error = refuse(&spec(seccomp.clone(), json!({})), false).expect_err("refused");
+        assert_eq!(error.message, "linux.seccomp has not been compiled");
+        assert_eq!(refuse(&spec(seccomp, json!({})), true), Ok(()));
+        let label = json!({"selinuxLabel": "system_u:system_r:container_t:s0"});
+        assert!(refuse(&spec(json!({}), label), true).is_err());
     }
 }

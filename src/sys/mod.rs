@@ -15,6 +15,7 @@ pub mod pidfd_info;
 pub mod process;
 pub mod reaper;
 pub mod scheduling;
+pub mod seccomp;
 pub mod seqpacket;
 pub mod sqlite;
 pub mod tree;

@@ -41,6 +41,7 @@ const LAYERS: &[Layer] = &[
             "runtime",
             "metrics",
             "streaming",
+            "confinement",
         ],
     ),
     layer(
@@ -85,6 +86,7 @@ const LAYERS: &[Layer] = &[
             "snapshot",
             "network",
             "cgroup",
+            "confinement",
             "shim",
             "runtime",
             "sys",
@@ -97,6 +99,8 @@ const LAYERS: &[Layer] = &[
     layer("snapshot", &["sys", "id"]),
     layer("network", &["sys", "id"]),
     layer("cgroup", &["sys", "id"]),
+    // Pure but for reading what the node has: also for the front, which refuses what is not there.
+    layer("confinement", &[]),
     // Node side: lives without the daemon.
     layer("shim", &["runtime", "sys", "id"]),
     layer("runtime", &["sys", "id"]),

@@ -15,7 +15,7 @@ use crate::state::image::Image;
 use crate::state::image_volume::IMAGE_OF_A_VOLUME;
 use crate::state::sandbox::Sandbox;
 
-use super::spec;
+use super::{confinement, spec};
 
 /// Creates a container, or finds the one that the same pod, name and attempt already has.
 pub(in crate::cri) async fn create(
@@ -50,6 +50,8 @@ pub(in crate::cri) async fn create(
         // The pod decides: where it shares no PID namespace, each container has its own.
         spec.security.pid = sandbox.spec.pid.clone();
     }
+    check_target(&front, &spec, &sandbox).await?;
+    confinement::check(&spec.security).await?;
     let image = front.find_image(&spec.image).await?;
     let image = image.ok_or_else(|| CallError::NotFound {
         noun: "image",
@@ -134,20 +136,38 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
     }
 }
 
-/// What is understood but cannot be had yet is refused. What README lists as not applied yet
-/// (seccomp, AppArmor, SELinux, host ports) is not refused, or no pod of a real kubelet would run.
+/// What is understood but cannot be had yet is refused.
 fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
     if spec.security.user_namespace {
         return Err(CallError::Unimplemented(
             "a user namespace (userns_options mode POD)",
         ));
     }
-    if matches!(spec.security.pid, NamespaceMode::Target(_)) {
-        return Err(CallError::Unimplemented(
-            "the PID namespace of another container (TARGET)",
-        ));
-    }
     Ok(())
+}
+
+/// A container may look into another of its own pod, while that one runs.
+async fn check_target(
+    front: &Front,
+    spec: &ContainerSpec,
+    sandbox: &Sandbox,
+) -> Result<(), CallError> {
+    let NamespaceMode::Target(id) = &spec.security.pid else {
+        return Ok(());
+    };
+    let field = "config.linux.security_context.namespace_options.target_id".to_owned();
+    let target = match ContainerId::try_from(id.clone()) {
+        Ok(id) => front.store.container(&id).await?,
+        Err(_) => None,
+    };
+    let why = match target.filter(|target| target.sandbox_id == sandbox.id) {
+        None => format!("is {id}, which is no container of this sandbox"),
+        Some(target) if target.state != State::Running => {
+            format!("is {id}, which does not run")
+        }
+        Some(_) => return Ok(()),
+    };
+    Err(CallError::Missing { field, why })
 }
 
 /// A container shares its sandbox' namespaces; it cannot ask for more of the node than its sandbox

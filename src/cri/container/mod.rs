@@ -1,5 +1,6 @@
 //! Containers, one file per verb.
 
+mod confinement;
 pub mod create;
 pub mod exec_sync;
 pub mod list;

@@ -1,9 +1,9 @@
 //! From `LinuxContainerSecurityContext` to [`Security`].
 
-use crate::cri::sandbox::{pod_or_node, wants_user_namespace};
+use crate::cri::sandbox::{no_target, pod_or_node, wants_user_namespace};
 use crate::cri::{CallError, validate};
 use crate::id::ContainerId;
-use crate::lifecycle::spec::{NamespaceMode, Security};
+use crate::lifecycle::spec::{NamespaceMode, Profile, Security};
 use crate::proto::cri as v1;
 
 pub(super) fn from_context(
@@ -11,7 +11,11 @@ pub(super) fn from_context(
     context: v1::LinuxContainerSecurityContext,
 ) -> Result<Security, CallError> {
     let at = |name: &str| format!("{field}.{name}");
+    // Deprecated since 1.19 and 1.30; a client that fills them in means them.
+    #[expect(deprecated, reason = "an old client's only way to name its profiles")]
+    let (seccomp_path, apparmor_name) = (context.seccomp_profile_path, context.apparmor_profile);
     let namespaces = context.namespace_options.unwrap_or_default();
+    no_target(&at("namespace_options"), &namespaces)?;
     let capabilities = context.capabilities.unwrap_or_default();
     let run_as_user = id(&at("run_as_user"), context.run_as_user)?;
     let run_as_group = id(&at("run_as_group"), context.run_as_group)?;
@@ -62,8 +66,74 @@ pub(super) fn from_context(
         pid: pid(&at("namespace_options"), &namespaces)?,
         network: pod_or_node(&at("namespace_options.network"), namespaces.network)?,
         ipc: pod_or_node(&at("namespace_options.ipc"), namespaces.ipc)?,
-        user_namespace: wants_user_namespace(namespaces.userns_options.as_ref()),
+        user_namespace: wants_user_namespace(
+            &at("namespace_options.userns_options"),
+            namespaces.userns_options.as_ref(),
+        )?,
+        selinux: context
+            .selinux_options
+            .is_some_and(|options| options != v1::SeLinuxOption::default()),
+        seccomp: seccomp(&at("seccomp"), context.seccomp, seccomp_path)?,
+        apparmor: apparmor(&at("apparmor"), context.apparmor, apparmor_name)?,
     })
+}
+
+/// What old clients wrote as a string comes as the last argument.
+fn seccomp(
+    field: &str,
+    profile: Option<v1::SecurityProfile>,
+    old: String,
+) -> Result<Option<Profile>, CallError> {
+    let profile = self::profile(field, profile, old)?;
+    if let Some(Profile::Localhost(path)) = &profile {
+        validate::absolute_path(&format!("{field}.localhost_ref"), path.clone())?;
+    }
+    Ok(profile)
+}
+
+fn apparmor(
+    field: &str,
+    profile: Option<v1::SecurityProfile>,
+    old: String,
+) -> Result<Option<Profile>, CallError> {
+    let profile = self::profile(field, profile, old)?;
+    if let Some(Profile::Localhost(name)) = &profile
+        && (name.contains(char::is_control) || name.len() > 255)
+    {
+        let why = "is longer than 255 bytes, or holds a control character";
+        return Err(CallError::invalid(format!("{field}.localhost_ref"), why));
+    }
+    Ok(profile)
+}
+
+fn profile(
+    field: &str,
+    profile: Option<v1::SecurityProfile>,
+    old: String,
+) -> Result<Option<Profile>, CallError> {
+    use v1::security_profile::ProfileType;
+    let reference = |name: &str| {
+        let name = name.strip_prefix("localhost/").unwrap_or(name);
+        let field = format!("{field}.localhost_ref");
+        validate::name(&field, name.to_owned()).map(Profile::Localhost)
+    };
+    let Some(profile) = profile else {
+        return match old.as_str() {
+            "" => Ok(None),
+            "runtime/default" | "docker/default" => Ok(Some(Profile::RuntimeDefault)),
+            "unconfined" => Ok(Some(Profile::Unconfined)),
+            _ => reference(&old).map(Some),
+        };
+    };
+    match ProfileType::try_from(profile.profile_type) {
+        Ok(ProfileType::RuntimeDefault) => Ok(Some(Profile::RuntimeDefault)),
+        Ok(ProfileType::Unconfined) => Ok(Some(Profile::Unconfined)),
+        Ok(ProfileType::Localhost) => reference(&profile.localhost_ref).map(Some),
+        Err(_) => Err(CallError::invalid(
+            format!("{field}.profile_type"),
+            "is unknown",
+        )),
+    }
 }
 
 fn id(field: &str, value: Option<v1::Int64Value>) -> Result<Option<i64>, CallError> {

@@ -17,6 +17,13 @@ pub(in crate::cri) fn from_config(
     let at = |name: &str| format!("{field}.{name}");
     let metadata = validate::required(&at("metadata"), config.metadata)?;
     let image = validate::required(&at("image"), config.image)?;
+    validate::no_windows(&at("windows"), config.windows.is_some())?;
+    validate::default_handler(&at("image.runtime_handler"), &image.runtime_handler)?;
+    if !config.cdi_devices.is_empty() {
+        return Err(CallError::Unimplemented(
+            "a CDI device (config.CDI_devices)",
+        ));
+    }
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerSpec {
         name: validate::name(&at("metadata.name"), metadata.name)?,
@@ -81,8 +88,26 @@ fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Vec<(String, Stri
     Ok(environment)
 }
 
+/// What a mount may be told beyond read-only (CRI 1.37, KEP-5855).
+const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
+
+fn mount_options(field: &str, options: Vec<String>) -> Result<Vec<String>, CallError> {
+    for option in validate::bounded(field, options.iter().collect())? {
+        if !MOUNT_OPTIONS.contains(&option.as_str()) {
+            let why = format!("{option:?} is none of {}", MOUNT_OPTIONS.join(", "));
+            return Err(CallError::invalid(field, why));
+        }
+    }
+    Ok(options)
+}
+
 fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
+    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
+        return Err(CallError::Unimplemented(
+            "a mount with mapped ids (mounts.uidMappings, gidMappings)",
+        ));
+    }
     let propagation = match v1::MountPropagation::try_from(mount.propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -121,6 +146,7 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
         read_only: mount.readonly,
         recursive_read_only: mount.recursive_read_only,
         propagation,
+        options: mount_options(&at("mount_options"), mount.mount_options)?,
         image,
     })
 }
@@ -134,6 +160,8 @@ fn image_mount(
         CallError::Invalid { field, why } => CallError::image_volume(field, why),
         error => error,
     };
+    let handler = format!("{field}.runtime_handler");
+    validate::default_handler(&handler, &image.runtime_handler).map_err(volume)?;
     let sub_field = format!("{field}_sub_path");
     Ok(ImageMount {
         image: image_name(&format!("{field}.image"), image.image).map_err(volume)?,

@@ -20,9 +20,11 @@ pub(in crate::cri) fn from_config(
         let why = format!("has {} bytes, more than {HOSTNAME_MAX}", hostname.len());
         return Err(CallError::invalid(at("hostname"), why));
     }
+    validate::no_windows(&at("windows"), config.windows.is_some())?;
     let linux = config.linux.unwrap_or_default();
     let security = linux.security_context.unwrap_or_default();
     let namespaces = security.namespace_options.unwrap_or_default();
+    no_target(&at("linux.security_context.namespace_options"), &namespaces)?;
     let annotations = validate::map(&at("annotations"), config.annotations)?;
     let spec = SandboxSpec {
         name: validate::name(&at("metadata.name"), metadata.name)?,
@@ -64,7 +66,10 @@ pub(in crate::cri) fn from_config(
             namespaces.ipc,
         )?,
         privileged: security.privileged,
-        user_namespace: wants_user_namespace(namespaces.userns_options.as_ref()),
+        user_namespace: wants_user_namespace(
+            &at("linux.security_context.namespace_options.userns_options"),
+            namespaces.userns_options.as_ref(),
+        )?,
     };
     if let Err((one, other)) = host_ports(&spec) {
         let why = format!(
@@ -197,7 +202,38 @@ fn pid_mode(field: &str, mode: i32) -> Result<NamespaceMode, CallError> {
     }
 }
 
+/// Only with mode TARGET is there a target.
+pub(in crate::cri) fn no_target(
+    field: &str,
+    options: &v1::NamespaceOption,
+) -> Result<(), CallError> {
+    if options.target_id.is_empty() || options.pid == i32::from(v1::NamespaceMode::Target) {
+        return Ok(());
+    }
+    let why = "is given, but pid is not TARGET";
+    Err(CallError::invalid(format!("{field}.target_id"), why))
+}
+
 /// Absent means the node's own; mode POD (0) in a message that is there means a new one.
-pub(in crate::cri) fn wants_user_namespace(options: Option<&v1::UserNamespace>) -> bool {
-    options.is_some_and(|options| options.mode == i32::from(v1::NamespaceMode::Pod))
+pub(in crate::cri) fn wants_user_namespace(
+    field: &str,
+    options: Option<&v1::UserNamespace>,
+) -> Result<bool, CallError> {
+    let Some(options) = options else {
+        return Ok(false);
+    };
+    match v1::NamespaceMode::try_from(options.mode) {
+        Ok(v1::NamespaceMode::Pod) => Ok(true),
+        Ok(v1::NamespaceMode::Node) if options.uids.is_empty() && options.gids.is_empty() => {
+            Ok(false)
+        }
+        Ok(v1::NamespaceMode::Node) => {
+            let why = "are given, but mode is NODE: the node's namespace has no mappings";
+            Err(CallError::invalid(format!("{field}.uids and gids"), why))
+        }
+        _ => Err(CallError::invalid(
+            format!("{field}.mode"),
+            "is neither POD nor NODE",
+        )),
+    }
 }

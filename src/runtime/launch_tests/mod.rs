@@ -136,6 +136,7 @@ impl Image {
                 stdin: false,
                 stdin_once: false,
             },
+            seccomp: None,
         }
     }
 
@@ -309,5 +310,7 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
         capabilities: vec!["CAP_CHOWN".to_owned()],
         no_new_privileges: true,
         cgroup: CgroupEntry::default(),
+        apparmor_profile: None,
+        seccomp: None,
     }
 }

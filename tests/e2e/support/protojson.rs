@@ -28,6 +28,39 @@ impl Api {
         self.message_bytes(descriptor, value, message)
     }
 
+    /// All fields below `message` that are no messages themselves, as paths: a list ends in `[]`,
+    /// a map is one field, and a number in a message of its own is a number.
+    pub(crate) fn fields(&self, message: &str) -> Vec<String> {
+        let name = format!(".runtime.v1.{message}");
+        let descriptor = self.message(&name).expect("a message of the API");
+        let mut all = Vec::new();
+        self.fields_below(descriptor, "", &mut all);
+        all
+    }
+
+    fn fields_below(&self, message: &DescriptorProto, above: &str, all: &mut Vec<String>) {
+        for field in &message.field {
+            let path = format!("{above}{}", field.name());
+            if self.map_entry(field).is_some() {
+                all.push(path);
+                continue;
+            }
+            let list = if field.label() == Label::Repeated {
+                "[]"
+            } else {
+                ""
+            };
+            let is_message = field.r#type() == Type::Message;
+            let inner = is_message
+                .then(|| self.message(field.type_name()))
+                .flatten();
+            match inner.filter(|inner| inner.name() != "Int64Value") {
+                Some(inner) => self.fields_below(inner, &format!("{path}{list}."), all),
+                None => all.push(format!("{path}{list}")),
+            }
+        }
+    }
+
     fn message_bytes(
         &self,
         message: &DescriptorProto,

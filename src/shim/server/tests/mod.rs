@@ -144,6 +144,7 @@ impl Node {
                 stdin: false,
                 stdin_once: false,
             },
+            seccomp: None,
         };
         change(&mut plan);
         let path = containers.join("plan.json");
@@ -232,5 +233,7 @@ fn exec_plan(script: &str) -> ExecPlan {
         capabilities: Vec::new(),
         no_new_privileges: false,
         cgroup: CgroupEntry::default(),
+        apparmor_profile: None,
+        seccomp: None,
     }
 }
