@@ -3,9 +3,9 @@
 //! ```text
 //!   layers/<chain id>/<algorithm>-<hex>/<offset in hex>     in pieces, as in downloads/
 //! ```
-//! A blob is in its layer's directory before that gets its name (`commit`), is counted with it, goes
-//! with it, and is whole for the same reason. It is a copy of what its registry has: whoever reads it
-//! holds it against its digest, and goes elsewhere if it is wrong.
+//! A blob is in its layer's directory before that gets its name (`commit`), is counted with it,
+//! goes with it, and is whole for the same reason. It is a copy of what its registry has: whoever
+//! reads it holds it against its digest, and goes elsewhere if it is wrong.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -23,8 +23,8 @@ use super::reference::Reference;
 const READ_BYTES: usize = 128 << 10;
 
 impl ImageDriver {
-    /// An image that is here, made of its manifest and configuration as they were accepted. Its layers
-    /// can be fetched where their blobs are kept.
+    /// An image that is here, made of its manifest and configuration as they were accepted. Its
+    /// layers can be fetched where their blobs are kept.
     ///
     /// # Errors
     /// When these are no manifest and configuration that belong together.
@@ -63,9 +63,9 @@ impl ImageDriver {
         self.store.blob(&layer.chain_id, &layer.digest).is_dir()
     }
 
-    /// Hands the kept blob of a layer to `take`, piece by piece, until that wants no more (`false`);
-    /// `None` when it is not kept, or is not what its digest says, and nothing was handed out. Blocks
-    /// on the disk.
+    /// Hands the kept blob of a layer to `take`, piece by piece, until that wants no more
+    /// (`false`); `None` when it is not kept, or is not what its digest says, and nothing was
+    /// handed out. Blocks on the disk.
     ///
     /// # Errors
     /// When it changes or goes while it is being read.

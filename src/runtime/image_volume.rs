@@ -1,11 +1,11 @@
-//! Images as volumes (KEP-4639): a read-only overlay of an image's layers, or a directory or file in
-//! it. The KEP speaks of directories; a file is mounted as one, as with the `subPath` of any other
-//! volume.
+//! Images as volumes (KEP-4639): a read-only overlay of an image's layers, or a directory or file
+//! in it. The KEP speaks of directories; a file is mounted as one, as with the `subPath` of any
+//! other volume.
 //!
 //! Where it goes in the container is an ordinary mount's business (`mounts`). Here it is assembled,
-//! in a mount namespace of which nothing reaches the node, and the path is looked up in it by
-//! the kernel: what the image's own links and whiteouts make of a path counts, and no path leads
-//! out of the image.
+//! in a mount namespace of which nothing reaches the node, and the path is looked up in it by the
+//! kernel: what the image's own links and whiteouts make of a path counts, and no path leads out of
+//! the image.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

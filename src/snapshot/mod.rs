@@ -3,8 +3,8 @@
 //! An overlay snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes
 //! the container's writes, and `work`, which overlayfs needs beside it. A native one is a single
 //! directory `rootfs`, a copy of all layers put together, for file systems that overlayfs does not
-//! take. What a snapshot is can be seen from its directories, for as long as it lives. Where there are
-//! no overlays, images that the container mounts are copies beside it.
+//! take. What a snapshot is can be seen from its directories, for as long as it lives. Where there
+//! are no overlays, images that the container mounts are copies beside it.
 //!
 //! Mounting is not done here, nor on the host at all: it happens in the container's own mount
 //! namespace. Idempotent in both directions.
@@ -115,8 +115,8 @@ pub fn ensure_snapshot(
 }
 
 /// Makes a copy of an image that a container mounts, beside its snapshot, with which it goes; or
-/// finds it. `image` is the image's id in hexadecimal digits, `lower` the directories of its layers,
-/// topmost first. Blocks on the disk for as long as they are large.
+/// finds it. `image` is the image's id in hexadecimal digits, `lower` the directories of its
+/// layers, topmost first. Blocks on the disk for as long as they are large.
 ///
 /// # Errors
 /// A bad id, or those of the file system.

@@ -1,5 +1,5 @@
-//! The newest usage figures of each container, kept by the sampler, and of unfinished downloads. In memory: they are stale in
-//! seconds anyway.
+//! The newest usage figures of each container, kept by the sampler, and of unfinished downloads. In
+//! memory: they are stale in seconds anyway.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

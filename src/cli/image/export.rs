@@ -2,8 +2,8 @@
 //!
 //! Manifest and configuration are in the database, byte for byte. Layers are kept unpacked, and no
 //! unpacked tree tells what its archive was. Blobs that are kept beside them (`[image] keep_blobs`)
-//! are used, others are fetched again, by digest, and checked; no daemon is needed for it. Nothing is written under the name that was asked for before
-//! all of it is there.
+//! are used, others are fetched again, by digest, and checked; no daemon is needed for it. Nothing
+//! is written under the name that was asked for before all of it is there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};

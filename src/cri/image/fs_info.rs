@@ -5,9 +5,9 @@ use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
 use crate::state::now_ns;
 
-/// Bytes and inodes of layers and unfinished downloads, and of what containers have written when that was last
-/// measured. Kubelet takes the first file system of each; one name for both says that they are one
-/// (KEP-4191).
+/// Bytes and inodes of layers and unfinished downloads, and of what containers have written when
+/// that was last measured. Kubelet takes the first file system of each; one name for both says that
+/// they are one (KEP-4191).
 pub(in crate::cri) async fn fs_info(
     front: Front,
     _request: v1::ImageFsInfoRequest,
