@@ -25,6 +25,7 @@ readonly GROUPS_BASIC=(
     'Image Identifier Consistency=2'
     'Streaming=5'
     'Image Volume=5'
+    'SeccompProfilePath=7'
 )
 # It wants an image by the digest it has upstream, whose bytes cannot be made here; our own end-to-end
 # tests pull by digest instead.

@@ -10,6 +10,7 @@ mod explain;
 mod image;
 mod images;
 mod info;
+mod inspect;
 mod inventory;
 mod jobs;
 mod link;
@@ -65,6 +66,8 @@ enum Command {
     Events(events::Events),
     /// List what is queued, running, or waiting to be tried again.
     Jobs(output::Reading),
+    /// Print what a container was started from, as an OCI runtime spec.
+    Inspect(inspect::Inspect),
     /// Tell the life of a pod, container or image: each stage, each failure, and how it ended.
     Explain(explain::Explain),
     /// Compare what is on this node with what the database says: 0 nothing differs or all is
@@ -121,6 +124,7 @@ pub fn run() -> ExitCode {
         Command::Jobs(reading) => link::block_on(jobs::run(&reading)),
         Command::Inventory(reading) => link::block_on(inventory::run(&reading)),
         Command::Db(db) => db::run(&db),
+        Command::Inspect(inspect) => link::block_on(inspect::run(&inspect)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Check(check) => return check::run(&check),
         Command::Image(image) => match image::run(&image) {

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
-    Back, ReconcileError, blocking, container, container_confinement, image_volume, sampler,
+    Back, ReconcileError, blocking, container, container_confinement, devices, image_volume,
+    sampler,
 };
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -243,12 +244,20 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         _ => Vec::new(),
     };
     let lower = image_volume::directories(back, &chain).await?;
-    let security = container.spec.security.clone();
+    let spec = container.spec.clone();
+    let of_node = move || {
+        Ok((
+            container_confinement::of(&spec.security)?,
+            devices::nodes(&spec)?,
+        ))
+    };
+    let (confinement, devices) = blocking(of_node).await?;
     let parts = Parts {
         snapshot,
         lower,
         image_volumes: image_volume::plan(back, container).await?,
-        confinement: blocking(move || container_confinement::of(&security)).await?,
+        confinement,
+        devices,
         target: target_namespace(back, container).await?,
     };
     container_plan::build(back, container, &sandbox, parts)

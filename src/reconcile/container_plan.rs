@@ -6,18 +6,18 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder, LinuxDevice,
-    LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder, LinuxDeviceType,
+    Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
     LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
     LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimitBuilder, PosixRlimitType,
     ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::container_confinement::Confinement;
+use super::devices::{self, Nodes};
 use super::mounts::{self, SandboxMounts};
 use super::{Back, ReconcileError, processes};
 use crate::lifecycle::capability;
-use crate::lifecycle::spec::{ContainerSpec, DeviceSpec, NamespaceMode, Resources};
+use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::runtime::plan::{
     CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, SeccompFilter, Stdio,
 };
@@ -41,6 +41,8 @@ pub(super) struct Parts {
     pub(super) image_volumes: Vec<ImageVolume>,
     /// Seccomp and AppArmor.
     pub(super) confinement: Confinement,
+    /// Device nodes.
+    pub(super) devices: Nodes,
     /// The PID namespace of another container that it joins.
     pub(super) target: Option<PathBuf>,
 }
@@ -133,11 +135,11 @@ fn runtime_spec(
     };
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(spec, sandbox, &dir.join("ns"), parts)?)
-        .devices(devices(&spec.devices)?)
+        .devices(devices::of_plan(&parts.devices)?)
         .resources(resources(
             &spec.resources,
             security.privileged,
-            &spec.devices,
+            &parts.devices,
             &back.cgroups,
         )?)
         .masked_paths(masked)
@@ -238,101 +240,10 @@ fn namespaces(
     Ok(list)
 }
 
-fn devices(devices: &[DeviceSpec]) -> Result<Vec<LinuxDevice>, OciSpecError> {
-    let mut nodes = Vec::new();
-    for device in devices {
-        let Some((kind, major, minor, mode)) = device_node(&device.host_path) else {
-            continue;
-        };
-        let node = LinuxDeviceBuilder::default()
-            .path(&device.container_path)
-            .typ(kind)
-            .major(major)
-            .minor(minor)
-            .file_mode(mode)
-            .build()?;
-        nodes.push(node);
-    }
-    Ok(nodes)
-}
-
-/// Kind and number of a device node of the host; `None` when there is none.
-fn device_node(path: &str) -> Option<(LinuxDeviceType, i64, i64, u32)> {
-    let stat = rustix::fs::stat(path).ok()?;
-    let kind = match rustix::fs::FileType::from_raw_mode(stat.st_mode) {
-        rustix::fs::FileType::CharacterDevice => LinuxDeviceType::C,
-        rustix::fs::FileType::BlockDevice => LinuxDeviceType::B,
-        _ => return None,
-    };
-    let (major, minor) = (
-        rustix::fs::major(stat.st_rdev),
-        rustix::fs::minor(stat.st_rdev),
-    );
-    Some((
-        kind,
-        i64::from(major),
-        i64::from(minor),
-        stat.st_mode & 0o777,
-    ))
-}
-
-/// Device numbers every container may use: null, zero, full, tty, random, urandom, ptmx and the
-/// terminals of its own devpts.
-const STANDARD_DEVICES: [(i64, Option<i64>); 8] = [
-    (1, Some(3)),
-    (1, Some(5)),
-    (1, Some(7)),
-    (5, Some(0)),
-    (1, Some(8)),
-    (1, Some(9)),
-    (5, Some(2)),
-    (136, None),
-];
-
-fn device_rules(
-    privileged: bool,
-    devices: &[DeviceSpec],
-) -> Result<Vec<LinuxDeviceCgroup>, OciSpecError> {
-    let rule = |allow, kind, major: Option<i64>, minor: Option<i64>, access: &str| {
-        let mut rule = LinuxDeviceCgroupBuilder::default();
-        rule = rule.allow(allow).typ(kind).access(access);
-        if let Some(major) = major {
-            rule = rule.major(major);
-        }
-        if let Some(minor) = minor {
-            rule = rule.minor(minor);
-        }
-        rule.build()
-    };
-    if privileged {
-        return Ok(vec![rule(true, LinuxDeviceType::A, None, None, "rwm")?]);
-    }
-    let mut rules = vec![
-        rule(false, LinuxDeviceType::A, None, None, "rwm")?,
-        // Making a node is no access to the device behind it.
-        rule(true, LinuxDeviceType::C, None, None, "m")?,
-        rule(true, LinuxDeviceType::B, None, None, "m")?,
-    ];
-    for (major, minor) in STANDARD_DEVICES {
-        rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm")?);
-    }
-    for device in devices {
-        if let Some((kind, major, minor, _)) = device_node(&device.host_path) {
-            let access = if device.permissions.is_empty() {
-                "rwm"
-            } else {
-                &device.permissions
-            };
-            rules.push(rule(true, kind, Some(major), Some(minor), access)?);
-        }
-    }
-    Ok(rules)
-}
-
 fn resources(
     limits: &Resources,
     privileged: bool,
-    devices: &[DeviceSpec],
+    devices: &Nodes,
     cgroups: &crate::cgroup::Cgroups,
 ) -> Result<LinuxResources, OciSpecError> {
     let mut cpu = LinuxCpuBuilder::default();
@@ -361,7 +272,7 @@ fn resources(
     let mut resources = LinuxResourcesBuilder::default()
         .cpu(cpu.build()?)
         .memory(memory.build()?)
-        .devices(device_rules(privileged, devices)?);
+        .devices(devices::rules(privileged, devices)?);
     // Kubelet always sends limits of 0 for huge pages; without the controller there are none to
     // be had, and 0 holds by itself.
     let huge = cgroups.has_controller("hugetlb");

@@ -21,6 +21,7 @@ mod limits;
 mod mount_options;
 mod mounts;
 mod namespaces;
+pub mod oci;
 pub mod plan;
 mod pod_init;
 pub mod protect;

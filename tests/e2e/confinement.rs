@@ -92,6 +92,48 @@ async fn a_container_has_the_filter_that_it_asks_for_whoever_it_runs_as() {
 }
 
 #[tokio::test]
+async fn a_privileged_container_has_what_the_node_has() {
+    let node = Node::start().await;
+    let pod = privileged_pod(&node, "privileged").await;
+    let script = "for d in /dev/kmsg /dev/loop-control; do [ -c $d ] && echo $d; done; \
+                  [ -e /dev/pts/ptmx ] && readlink /dev/ptmx; (: < /dev/kmsg) && \
+                  echo opened; grep -q ' /sys sysfs rw' /proc/mounts && echo sysfs; \
+                  mount -t tmpfs none /tmp && echo mounted";
+    let mut config = shell("privileged", script);
+    security(&mut config).privileged = true;
+    security(&mut config).masked_paths = vec!["/proc/kcore".into()];
+    let all = [
+        "/dev/kmsg",
+        "/dev/loop-control",
+        "pts/ptmx",
+        "opened",
+        "sysfs",
+        "mounted",
+    ];
+    let there = |device: &&str| !device.starts_with("/dev/") || fs::exists(device).is_ok_and(|y| y);
+    let wanted: Vec<_> = all.iter().filter(|line| there(line)).collect();
+    assert_eq!(
+        printed(&pod, &config).await.iter().collect::<Vec<_>>(),
+        wanted
+    );
+
+    // Another has a device that it asks for, and none that is not there.
+    let mut config = shell("asked", "[ -c /dev/mine ] && echo there");
+    let device = |host_path: &str| Device {
+        container_path: "/dev/mine".into(),
+        host_path: host_path.into(),
+        permissions: "r".into(),
+    };
+    config.devices = vec![device("/dev/zero")];
+    assert_eq!(printed(&pod, &config).await, ["there"]);
+    let mut config = shell("absent", "true");
+    config.devices = vec![device("/dev/no-such-device")];
+    let id = pod.create(&config).await;
+    let error = node.cri.start(&id).await.expect_err("it is not there");
+    assert!(error.message().contains("no-such-device"), "{error}");
+}
+
+#[tokio::test]
 async fn a_command_has_the_filter_of_its_container_also_under_a_new_daemon() {
     let mut node = Node::start().await;
     let pod = node.pod("commands").await;
@@ -210,6 +252,47 @@ async fn a_profile_of_the_node_holds_and_a_bad_one_is_refused_by_what_is_wrong_w
             "{error}"
         );
     }
+}
+
+#[tokio::test]
+async fn what_a_container_was_started_from_is_shown_as_an_oci_spec() {
+    let node = Node::start().await;
+    let pod = node.pod("inspected").await;
+    let mut config = shell("main", "true");
+    security(&mut config).seccomp = default_profile();
+    security(&mut config).run_as_user = Some(Int64Value { value: 1000 });
+    config.mounts = vec![Mount {
+        container_path: "/v".into(),
+        host_path: node.path("volume").display().to_string(),
+        readonly: true,
+        ..Default::default()
+    }];
+    let id = pod.create(&config).await;
+    let inspect = |id: &str| node.operate(&["inspect", "--oci", id]);
+    let before = inspect(&id);
+    assert!(!before.status.success());
+    let said = String::from_utf8_lossy(&before.stderr).into_owned();
+    assert!(said.contains("has not been started"), "{said}");
+    node.cri.start(&id).await.expect("StartContainer");
+
+    let answer = inspect(&id[..12]);
+    assert!(answer.status.success(), "{answer:?}");
+    let spec: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+    let process = &spec["process"];
+    assert_eq!(process["user"]["uid"], 1000);
+    assert_eq!(process["args"][2], "true");
+    assert_eq!(spec["linux"]["seccomp"]["defaultAction"], "SCMP_ACT_ERRNO");
+    let volumes = spec["mounts"].as_array().expect("mounts").iter();
+    let volume = volumes.clone().find(|mount| mount["destination"] == "/v");
+    let options = volume.expect("the volume")["options"]
+        .as_array()
+        .expect("options");
+    assert!(options.contains(&"ro".into()), "{options:?}");
+    let layers = spec["annotations"]["io.quilt.rootfs.lowerdir"].as_str();
+    assert!(
+        layers.is_some_and(|layers| layers.starts_with('/')),
+        "{spec}"
+    );
 }
 
 #[tokio::test]

@@ -4,6 +4,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use prost::Message;
+use quilt::proto::cri as ours;
+use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
+
+use crate::support::client::request;
 use crate::support::cri::*;
 use crate::support::log::contents;
 use crate::support::pod::{container, namespaces, security, shell};
@@ -141,6 +146,42 @@ async fn a_process_has_the_default_capabilities_and_no_new_privileges_when_asked
     security(&mut config).capabilities = Some(all);
     let lines = printed(&pod, &config).await;
     assert_eq!(field(&lines, "CapBnd"), mask(&[]));
+}
+
+#[tokio::test]
+async fn a_process_has_the_groups_mask_limits_and_score_that_it_was_promised() {
+    let node = Node::start().await;
+    let pod = node.pod("process").await;
+    let image = registry().image("configured:latest");
+    node.cri.pull(&image).await.expect("PullImage");
+    let script = "id -G; umask; ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj";
+    let mut config = configured("strict", &["sh", "-c", script], &[]);
+    crate::support::pod::resources(&mut config).oom_score_adj = 321;
+    let context = security(&mut config);
+    context.supplemental_groups = vec![5000];
+    context.supplemental_groups_policy = SupplementalGroupsPolicy::Strict as i32;
+    let lines = printed(&pod, &config).await;
+    assert_eq!(lines[..3], ["1000 5000", "0022", "1024"], "{lines:?}");
+    assert!(
+        lines[3].parse::<u64>().expect("a number") >= 1024,
+        "{lines:?}"
+    );
+    assert_eq!(lines[4], "321");
+
+    // Ambient capabilities are what a user has without any file's help.
+    let mut config = shell("ambient", "grep ^Cap /proc/self/status");
+    let context = security(&mut config);
+    context.run_as_user = Some(Int64Value { value: 1000 });
+    context.seccomp = Some(SecurityProfile::default());
+    context.capabilities = Some(Capability {
+        add_ambient_capabilities: vec!["NET_BIND_SERVICE".into()],
+        ..Default::default()
+    });
+    let lines = printed(&pod, &config).await;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        let wanted = format!("{set}:\t{:016x}", 1 << 10);
+        assert!(lines.contains(&wanted), "{set}: {lines:?}");
+    }
 }
 
 #[tokio::test]
@@ -314,6 +355,57 @@ async fn volumes_are_mounted_for_reading_or_writing_as_asked() {
     let ended = pod.run_to_end(&config).await;
     assert_eq!(ended.exit_code, 0);
     assert!(fs::metadata(format!("{absent}/by-the-container")).is_ok());
+}
+
+#[tokio::test]
+async fn a_volume_can_be_without_programs_devices_and_set_user_ids() {
+    let node = Node::start().await;
+    let pod = node.pod("options").await;
+    let volume = node.path("volumes/options");
+    fs::create_dir_all(&volume).expect("a directory of the test");
+    // The independent client's API is older than the field.
+    let create = async |name: &str, script: &str, options: &[&str]| {
+        let mut config = shell(name, script);
+        config.mounts = vec![Mount {
+            container_path: "/v".into(),
+            host_path: volume.display().to_string(),
+            ..Default::default()
+        }];
+        let like = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config.clone()),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let wire = like.encode_to_vec();
+        let mut whole = ours::CreateContainerRequest::decode(wire.as_slice()).expect("the same");
+        let mounts = &mut whole.config.as_mut().expect("a configuration").mounts;
+        mounts[0].mount_options = options.iter().map(ToString::to_string).collect();
+        let mut runtime = RuntimeServiceClient::new(node.cri.channel());
+        let answer = runtime.create_container(request(whole)).await?.into_inner();
+        Ok::<_, tonic::Status>((config, answer.container_id))
+    };
+    let ran = async |name: &str, script: &str, options: &[&str]| {
+        let (config, id) = create(name, script, options)
+            .await
+            .expect("CreateContainer");
+        node.cri.start(&id).await.expect("StartContainer");
+        crate::support::pod::exited(&node.cri, &id).await;
+        contents(&pod.log(&config), "stdout")
+    };
+    let script = "cp /bin/busybox /v/true; chmod 4755 /v/true; rm -f /v/null; mknod /v/null c 1 3
+        /v/true 2>/dev/null && echo ran; (: > /v/null) 2>/dev/null && echo opened
+        awk '$5==\"/v\" {print $6}' /proc/self/mountinfo | tr , '\\n' | grep -E '^no(exec|dev|suid)$'
+        true";
+    assert_eq!(ran("free", script, &[]).await, ["ran", "opened"]);
+    let mut lines = ran("bound", script, &["noexec", "nodev", "nosuid"]).await;
+    lines.sort_unstable();
+    assert_eq!(lines, ["nodev", "noexec", "nosuid"]);
+    let error = create("refused", "true", &["noexec", "sync"]).await;
+    let error = error.expect_err("sync is no option of a volume");
+    assert!(
+        error.message().contains("config.mounts[0].mount_options"),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -8,8 +8,10 @@
 mod access;
 mod admin;
 mod both_killed;
+mod boundary;
 mod cancel;
 mod cancel_model;
+mod cni;
 mod confinement;
 mod container;
 mod crictl;

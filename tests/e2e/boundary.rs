@@ -1,0 +1,246 @@
+//! Attempts to get out of a container, each named after the weakness that it repeats. All fail.
+//!
+//! Who attacks is root in its container, with the capabilities that a container has by default.
+//! What needs no daemon (linked mount targets, forged devices, working directories outside) is tried in
+//! `src/runtime/launch_tests/`.
+
+use std::fs;
+
+use crate::support::cri::*;
+use crate::support::log::contents;
+use crate::support::node::quiltd;
+use crate::support::pod::{security, shell};
+use crate::support::{Node, Pod, eventually};
+
+/// What kubelet masks and makes read-only in a container that is not privileged.
+fn as_kubelet_hides(config: &mut ContainerConfig) {
+    let own = |paths: &[&str]| paths.iter().map(ToString::to_string).collect();
+    let context = security(config);
+    context.masked_paths = own(&["/proc/kcore", "/proc/keys", "/proc/scsi", "/sys/firmware"]);
+    context.readonly_paths = own(&[
+        "/proc/bus",
+        "/proc/fs",
+        "/proc/irq",
+        "/proc/sys",
+        "/proc/sysrq-trigger",
+    ]);
+}
+
+/// Runs an attack to its end and returns what it got, one line each.
+async fn gained(pod: &Pod, name: &str, script: &str) -> Vec<String> {
+    let mut config = shell(name, &format!("{script}\necho tried all"));
+    as_kubelet_hides(&mut config);
+    pod.run_to_end(&config).await;
+    let lines = pod.log(&config);
+    let mut lines = contents(&lines, "stdout");
+    assert_eq!(
+        lines.pop().as_deref(),
+        Some("tried all"),
+        "{name} did not get far"
+    );
+    lines
+}
+
+/// Looks at every process that is on its way into the container (its name says so until exec), and
+/// tries each way into it. Builtins of the shell only: it has a millisecond. That it can count the
+/// descriptors is no way in.
+const WATCH: &str = r#"
+got() {
+  # What has become the command meanwhile is the container's own.
+  read -r now < $p/comm && [ "$now" = "$name" ] && echo "$1 of $name" >> /tmp/got
+}
+while :; do
+  for p in /proc/[0-9]*; do
+    read -r name < $p/comm || continue
+    case $name in quilt:*) ;; *) continue ;; esac
+    echo seen >> /tmp/seen
+    read -r x < $p/environ && got environ
+    read -r x < $p/maps && got maps
+    read -r x < $p/exe && got exe
+    (: >> $p/exe) && got "exe to write"
+    cd $p/cwd && got cwd
+    cd $p/root && got root
+    cd /
+    for f in $p/fd/* $p/task/*/fd/*; do
+      [ -e $f ] && got "file $f"
+      cd $f && got "directory $f"
+      cd /
+    done
+  done
+done 2>/dev/null"#;
+
+#[tokio::test]
+async fn cve_2019_5736_the_runtime_is_neither_opened_nor_overwritten_on_its_way_in() {
+    let node = Node::start().await;
+    let pod = node.pod("joining").await;
+    let program = fs::read(quiltd()).expect("the daemon's program");
+    let id = pod.run(&shell("watcher", WATCH)).await;
+    // As often as it takes to be seen on the way.
+    eventually("a joining process has been seen", || async {
+        for command in [["true", ""], ["cat", "/tmp/seen"]] {
+            let answer = node
+                .cri
+                .exec(&id, &command[..], 10)
+                .await
+                .expect("ExecSync");
+            if answer.stdout.len() > 20 {
+                return Some(());
+            }
+        }
+        None
+    })
+    .await;
+    let got = node
+        .cri
+        .output(&id, "cat /tmp/got 2>/dev/null || true")
+        .await;
+    assert_eq!(got, "", "the container got at a joining process");
+
+    // A command that is the runtime itself, by name and as the interpreter of a script.
+    let script = "printf '#!/proc/self/exe\\n' > /tmp/script; chmod 755 /tmp/script";
+    node.cri.output(&id, script).await;
+    for command in ["/proc/self/exe", "/tmp/script"] {
+        let answer = node.cri.exec(&id, &[command], 10).await;
+        let ran = answer.is_ok_and(|answer| answer.exit_code == 0);
+        assert!(!ran, "{command} was run");
+    }
+    assert!(
+        fs::read(quiltd()).expect("the program") == program,
+        "the program was changed"
+    );
+}
+
+#[tokio::test]
+async fn cve_2024_21626_no_descriptor_and_no_directory_of_the_node_comes_along() {
+    let node = Node::start().await;
+    let pod = node.pod("descriptors").await;
+    // Whatever a descriptor of the runtime's might be: as a working directory it would lead out.
+    for number in 3..12 {
+        let mut config = shell(
+            &format!("directory-{number}"),
+            "ls -d ../../../../proc/1/root/*",
+        );
+        config.working_dir = format!("/proc/self/fd/{number}");
+        let id = pod.create(&config).await;
+        if node.cri.start(&id).await.is_ok() {
+            let lines = contents(&pod.log(&config), "stdout");
+            panic!("descriptor {number} was a working directory: {lines:?}");
+        }
+    }
+    let id = pod.idle("main").await;
+    let own = "ls /proc/self/fd";
+    // 3 is the directory that ls reads.
+    assert_eq!(node.cri.output(&id, own).await, "0\n1\n2\n3");
+    let first = node.cri.output(&id, "ls /proc/1/fd").await;
+    let beyond: Vec<_> = first
+        .lines()
+        .filter(|fd| !["0", "1", "2", "10"].contains(fd))
+        .collect();
+    assert!(beyond.is_empty(), "{first}");
+    let mut inside = node
+        .cri
+        .output(&id, "readlink /proc/self/cwd; readlink /proc/self/root")
+        .await;
+    inside.retain(|letter| !letter.is_whitespace());
+    assert_eq!(inside, "//");
+}
+
+#[tokio::test]
+async fn cve_2025_31133_a_forged_dev_null_unmasks_nothing() {
+    let node = Node::start().await;
+    let pod = node.pod("masks").await;
+    let dev = node.path("volumes/dev");
+    fs::create_dir_all(&dev).expect("a directory of the test");
+    let link = |name: &str, target: &str| {
+        std::os::unix::fs::symlink(target, dev.join(name)).expect("a link of the test");
+    };
+    link("null", "/proc/sys/kernel/core_pattern");
+    // cve_2025_52565: the same with the terminal.
+    link("console", "/proc/sys/kernel/core_pattern");
+    let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    for tty in [false, true] {
+        let script = "cat /proc/keys; (echo forged > /proc/keys) && echo wrote keys; \
+                      (echo forged > /proc/sys/kernel/core_pattern) && echo wrote pattern; true";
+        let mut config = shell(&format!("forger-{tty}"), script);
+        as_kubelet_hides(&mut config);
+        config.tty = tty;
+        config.mounts = vec![Mount {
+            container_path: "/dev".into(),
+            host_path: dev.display().to_string(),
+            ..Default::default()
+        }];
+        // It may be refused; it may not lead anywhere.
+        let id = pod.create(&config).await;
+        if node.cri.start(&id).await.is_ok() {
+            crate::support::pod::exited(&node.cri, &id).await;
+            let lines = contents(&pod.log(&config), "stdout").join("\n");
+            assert!(!lines.contains(before.trim()), "{lines}");
+            assert!(!lines.contains("wrote keys"), "{lines}");
+        }
+        let after = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+        assert_eq!(before, after, "tty {tty}");
+    }
+}
+
+#[tokio::test]
+async fn cve_2022_0492_no_release_agent_is_set_with_or_without_namespaces_of_its_own() {
+    let node = Node::start().await;
+    let pod = node.pod("agent").await;
+    let script = r#"
+try() {
+  for f in $(find /sys/fs/cgroup "$1" -name release_agent -o -name notify_on_release 2>/dev/null)
+  do (echo "/evil" > $f) 2>/dev/null && echo "wrote $f"; done
+}
+try /sys/fs/cgroup
+mkdir /tmp/c
+for kind in memory pids rdma cpu devices; do
+  mount -t cgroup -o $kind none /tmp/c 2>/dev/null && echo mounted $kind
+done
+mount -t cgroup2 none /tmp/c 2>/dev/null && echo mounted v2
+unshare -U -r -m -C sh -c 'mount -t cgroup -o memory none /tmp/c && echo x > /tmp/c/release_agent' \
+  2>/dev/null && echo agent by namespaces"#;
+    let got = gained(&pod, "agent", script).await;
+    assert!(got.is_empty(), "{got:?}");
+}
+
+#[tokio::test]
+async fn the_nodes_settings_are_not_written_by_any_way_around_what_is_read_only() {
+    let node = Node::start().await;
+    let pod = node.pod("settings").await;
+    let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    let script = r#"
+p=/proc/sys/kernel/core_pattern
+(echo '|/evil' > $p) 2>/dev/null && echo wrote $p
+(echo h > /proc/sysrq-trigger) 2>/dev/null && echo sysrq
+umount /proc/sys 2>/dev/null && echo unmounted
+mount -o remount,rw /proc/sys 2>/dev/null && echo remounted
+mkdir /tmp/proc; mount -t proc proc /tmp/proc 2>/dev/null && echo mounted proc
+unshare -U -r -m -p -f sh -c 'umount /proc/sys || mount -o remount,bind,rw /proc/sys ||
+  mount -t proc proc /tmp/proc' 2>/dev/null && echo by namespaces
+(echo /evil > /sys/kernel/uevent_helper) 2>/dev/null && echo helper
+(echo 1 > /proc/1/oom_score_adj) 2>/dev/null; (echo -1000 > /proc/1/oom_score_adj) 2>/dev/null \
+  && echo oom score lowered"#;
+    let got = gained(&pod, "settings", script).await;
+    assert!(got.is_empty(), "{got:?}");
+    let after = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    assert_eq!(before, after);
+}
+
+#[tokio::test]
+async fn a_device_that_is_made_inside_does_not_open() {
+    let node = Node::start().await;
+    let pod = node.pod("nodes").await;
+    // Memory, its port space, the kernel's log, the first disk, a loop device, fuse.
+    let script = r#"
+for d in c:1:1 c:1:2 c:1:4 c:1:11 b:8:0 b:7:0 b:254:0 c:10:229 c:10:237; do
+  IFS=: read -r kind major minor <<END
+$d
+END
+  mknod /tmp/node $kind $major $minor 2>/dev/null || continue
+  (head -c 1 /tmp/node >/dev/null) 2>/dev/null && echo read $d
+  (: >> /tmp/node) 2>/dev/null && echo opened $d
+  rm -f /tmp/node
+done"#;
+    let got = gained(&pod, "nodes", script).await;
+    assert!(got.is_empty(), "{got:?}");
+}
