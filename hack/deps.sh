@@ -16,6 +16,8 @@ readonly NEEDS=(
     jq:jq
     ip:iproute2
     openssl:openssl
+    /usr/lib/cni/bridge:containernetworking-plugins
+    iptables:iptables
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
 )
 

@@ -116,6 +116,8 @@ pub enum ObjectKey {
     Pull(String),
     /// A row of `cleanup_tasks`.
     Cleanup(i64),
+    /// A pod's attachment to a network that plugins make.
+    Attachment(SandboxId),
 }
 
 impl fmt::Display for ObjectKey {
@@ -126,6 +128,7 @@ impl fmt::Display for ObjectKey {
             Self::Image(id) => write!(f, "image/{id}"),
             Self::Pull(reference) => write!(f, "pull/{reference}"),
             Self::Cleanup(id) => write!(f, "cleanup/{id}"),
+            Self::Attachment(id) => write!(f, "attachment/{id}"),
         }
     }
 }
@@ -141,6 +144,7 @@ impl std::str::FromStr for ObjectKey {
             "image" => Ok(Self::Image(rest.to_owned())),
             "pull" => Ok(Self::Pull(rest.to_owned())),
             "cleanup" => rest.parse().map(Self::Cleanup).map_err(|_| invalid()),
+            "attachment" => Ok(Self::Attachment(rest.to_owned().try_into()?)),
             _ => Err(invalid()),
         }
     }
@@ -172,6 +176,7 @@ mod tests {
             ObjectKey::Image("sha256:00".into()),
             ObjectKey::Pull("host/repo:tag".into()),
             ObjectKey::Cleanup(7),
+            ObjectKey::Attachment(SandboxId::random()),
         ];
         for key in keys {
             assert_eq!(key.to_string().parse::<ObjectKey>(), Ok(key));

@@ -175,7 +175,10 @@ impl CallError {
             Self::Position { .. } => Code::OutOfRange,
             Self::Ending => Code::Unavailable,
             Self::State(
-                StateError::Begin { .. } | StateError::Busy { .. } | StateError::Closed,
+                StateError::Begin { .. }
+                | StateError::Busy { .. }
+                | StateError::NetworkNotReady(_)
+                | StateError::Closed,
             )
             | Self::NoShim => Code::Unavailable,
             Self::State(error) => match error.trouble() {

@@ -65,7 +65,12 @@ pub(super) async fn status(
         status: Some(v1::RuntimeStatus {
             conditions: vec![
                 condition("RuntimeReady", "RuntimeNotReady", runtime_problem),
-                condition("NetworkReady", "NetworkNotReady", report.network_problem),
+                match report.plugins {
+                    Some(plugins) => {
+                        condition("NetworkReady", "NetworkPluginNotReady", plugins.problem)
+                    }
+                    None => condition("NetworkReady", "NetworkNotReady", report.network_problem),
+                },
             ],
         }),
         info,

@@ -25,9 +25,10 @@ use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address::{self, Pool};
 use crate::network;
+use crate::reconcile::plugin_network::PluginNetwork;
 use crate::reconcile::{
     self, Back, Parts, Paths, Processes, collector, image_check, layer_usage, monitor,
-    node_network, pruner, records, recovery, sampler, shim_link, sweep, worker,
+    node_network, plugin_network, pruner, records, recovery, sampler, shim_link, sweep, worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -182,6 +183,7 @@ async fn start(
         images: ImageDriver::new(&paths.root, config.image.driver())?,
         snapshots,
         network: config.network.clone(),
+        plugins: PluginNetwork::new(&config.network, paths.marker()),
         paths: paths.clone(),
         cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
         boot_id: recovery::boot_id()?,
@@ -194,6 +196,7 @@ async fn start(
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
+    plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
     let pins = back.image_rules.pins.clone();
     back.observed.pin_images(pins).await?;
@@ -208,12 +211,7 @@ async fn start(
         health,
     };
     let range_told = Arc::new(Notify::new());
-    tasks.spawn(node_network::run(
-        back.clone(),
-        sweeper.health.clone(),
-        Arc::clone(&range_told),
-        stopped.clone(),
-    ));
+    follow_networks(&back, &sweeper.health, &range_told, tasks, stopped);
     meet_shim(&back, link, watched, tasks, stopped).await;
     sweeper.at_start().await;
     spawn_upkeep(&back, config, sweeper, checks, tasks, stopped);
@@ -227,6 +225,27 @@ async fn start(
     let front = Front::new(store, desired, signals, node_info(config, paths), door);
     attend(&front, tasks);
     Ok((front, back))
+}
+
+/// Keeps the pod networks as they should be from here on.
+fn follow_networks(
+    back: &Back,
+    health: &watch::Sender<Report>,
+    range_told: &Arc<Notify>,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+) {
+    tasks.spawn(node_network::run(
+        back.clone(),
+        health.clone(),
+        Arc::clone(range_told),
+        stopped.clone(),
+    ));
+    tasks.spawn(plugin_network::run(
+        back.clone(),
+        health.clone(),
+        stopped.clone(),
+    ));
 }
 
 /// What the front does beside its calls.

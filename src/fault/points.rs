@@ -59,6 +59,16 @@ pub const POINTS: &[&str] = &[
     "sandbox.init",
     "sandbox.ready",
     "sandbox.failed",
+    // Plugins connect a sandbox, and disconnect it.
+    "attachment.adding",
+    "attachment.called",
+    "attachment.failed",
+    "attachment.undone",
+    "attachment.added",
+    "attachment.released",
+    "attachment.leaving",
+    "attachment.detached",
+    "attachment.deleted",
     // A sandbox that is up has lost something.
     "sandbox.lacking",
     "sandbox.pinned",

@@ -48,6 +48,8 @@ stored_as_text! {
         Pull = "pull",
         /// Something to be removed off everybody's path.
         Cleanup = "cleanup",
+        /// A pod's attachment to a network that plugins make.
+        Attachment = "attachment",
     }
 }
 
@@ -60,11 +62,13 @@ pub enum Lane {
     Pulls,
     /// Removal of images, and cleanup.
     Cleanup,
+    /// Attachments, which take as long as plugins take.
+    Plugins,
 }
 
 impl Lane {
     /// Every lane.
-    pub const ALL: [Self; 3] = [Self::Pods, Self::Pulls, Self::Cleanup];
+    pub const ALL: [Self; 4] = [Self::Pods, Self::Pulls, Self::Cleanup, Self::Plugins];
 
     /// How many of its jobs run side by side.
     #[must_use]
@@ -72,6 +76,7 @@ impl Lane {
         match self {
             Self::Pods => 32,
             Self::Pulls | Self::Cleanup => 8,
+            Self::Plugins => 16,
         }
     }
 }
@@ -86,6 +91,7 @@ impl Kind {
             ObjectKey::Image(_) => Self::Image,
             ObjectKey::Pull(_) => Self::Pull,
             ObjectKey::Cleanup(_) => Self::Cleanup,
+            ObjectKey::Attachment(_) => Self::Attachment,
         }
     }
 
@@ -96,6 +102,7 @@ impl Kind {
             Self::Sandbox | Self::Container => Lane::Pods,
             Self::Pull => Lane::Pulls,
             Self::Image | Self::Cleanup => Lane::Cleanup,
+            Self::Attachment => Lane::Plugins,
         }
     }
 
@@ -103,7 +110,7 @@ impl Kind {
     #[must_use]
     pub const fn priority(self) -> i64 {
         match self {
-            Self::Sandbox | Self::Container => 100,
+            Self::Sandbox | Self::Container | Self::Attachment => 100,
             Self::Pull | Self::Image => 50,
             Self::Cleanup => 0,
         }

@@ -3,6 +3,8 @@
 
 pub mod address;
 pub mod allocation;
+pub mod attachment;
+pub mod bandwidth;
 pub mod capability;
 pub mod container;
 pub mod difference;

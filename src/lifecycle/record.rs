@@ -5,7 +5,7 @@
 //! it only when its name, its ids, its digests and its numbers fit each other.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv6Net;
 use serde::de::DeserializeOwned;
@@ -102,6 +102,9 @@ pub struct SandboxRecord {
     pub spec: SandboxSpec,
     /// Its address, if it has a network of its own.
     pub address: Option<AddressRecord>,
+    /// How plugins connect it, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attachment: Option<AttachmentRecord>,
     /// The boot of the node in which it was made.
     pub boot_id: String,
     /// When it was asked for, ns since 1970.
@@ -112,6 +115,21 @@ pub struct SandboxRecord {
     pub stopping_at: Option<i64>,
     /// PID 1 of a shared PID namespace, with its start time in clock ticks.
     pub init: Option<(i32, u64)>,
+}
+
+/// What plugins were told to connect a pod; empty as long as none was called.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentRecord {
+    /// The network.
+    pub network: String,
+    /// The list that ADD was called with, JSON.
+    pub config: String,
+    /// What plugins were told of the pod, JSON.
+    pub parameters: String,
+    /// The last plugin's answer, JSON; `None` while nobody knows how far they have come.
+    pub result: Option<String>,
+    /// The pod's addresses in it, the main one first.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// An address that was given out.
@@ -483,6 +501,7 @@ mod tests {
             }),
             id,
             spec: SandboxSpec::default(),
+            attachment: None,
             boot_id: "b".into(),
             created_at: 1,
             ready_at: Some(2),

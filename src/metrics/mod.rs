@@ -28,6 +28,8 @@ pub struct Metrics {
     pub api: Family<2, Histogram>,
     /// Pulls by what came of them: `pulled`, `present`, or why not.
     pub pulls: Family<1, Counter>,
+    /// Calls of network plugins by verb and outcome.
+    pub plugins: Family<2, Histogram>,
     /// Bytes of layers that came over the network.
     pub pulled_bytes: Counter,
     /// Requests to registries that were made again.
@@ -83,6 +85,12 @@ impl Metrics {
         self.api.each(|values, histogram| {
             let labels = pairs(["endpoint", "code"], values);
             to.histogram("api_request_duration_seconds", &labels, histogram);
+        });
+        let help = "Time of a call of a network plugin (CNI) by verb and outcome.";
+        to.describe("quilt_cni_call_duration_seconds", help, Kind::Histogram);
+        self.plugins.each(|values, histogram| {
+            let labels = pairs(["verb", "outcome"], values);
+            to.histogram("quilt_cni_call_duration_seconds", &labels, histogram);
         });
         self.write_pulls(to);
         let help = "From the end of a container's process until its exit is in the database.";

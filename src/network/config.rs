@@ -1,6 +1,7 @@
 //! The network part of the configuration file.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -28,10 +29,36 @@ pub struct NetworkConfig {
     pub host_ports: bool,
     /// How long an address that has come back is not given out again, in seconds.
     pub address_rest_s: u64,
+    /// Who connects pods.
+    pub mode: NetworkMode,
+    /// Directory of the plugins' network configurations; the first file by name counts.
+    pub cni_conf_dir: PathBuf,
+    /// Directories of the plugins' programs; the first one that has a program counts.
+    pub cni_bin_dirs: Vec<PathBuf>,
+    /// Longest time that one call of a plugin may take, in seconds.
+    pub cni_timeout_s: u64,
+    /// Time between two checks of a pod, and between two collections of what is stale, in seconds;
+    /// 0 is never.
+    pub cni_verify_s: u64,
+}
+
+/// Who connects pods.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkMode {
+    /// The daemon itself.
+    #[default]
+    Native,
+    /// Plugins (CNI).
+    Cni,
+    /// Plugins as long as there is a configuration for them, else the daemon itself.
+    Auto,
 }
 
 /// An hour.
 const REST_MAX_S: u64 = 3600;
+/// Most directories of programs.
+const BIN_DIRS_MAX: usize = 16;
 
 impl Default for NetworkConfig {
     fn default() -> Self {
@@ -44,6 +71,11 @@ impl Default for NetworkConfig {
             masquerade_except: Vec::new(),
             host_ports: true,
             address_rest_s: 10,
+            mode: NetworkMode::Native,
+            cni_conf_dir: "/etc/cni/net.d".into(),
+            cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_timeout_s: 60,
+            cni_verify_s: 1800,
         }
     }
 }
@@ -67,7 +99,39 @@ impl NetworkConfig {
                 reason: "must be at most 3600",
             });
         }
+        self.validate_cni()?;
         validate_mtu("network.mtu", self.mtu)
+    }
+
+    fn validate_cni(&self) -> Result<(), NetworkError> {
+        let refused = |field, value: String, reason| {
+            Err(NetworkError::Invalid {
+                field,
+                value,
+                reason,
+            })
+        };
+        if !(1..=600).contains(&self.cni_timeout_s) {
+            let value = self.cni_timeout_s.to_string();
+            return refused("network.cni_timeout_s", value, "must be between 1 and 600");
+        }
+        let shown = |path: &PathBuf| path.display().to_string();
+        if !self.cni_conf_dir.is_absolute() {
+            let value = shown(&self.cni_conf_dir);
+            return refused("network.cni_conf_dir", value, "must be an absolute path");
+        }
+        let field = "network.cni_bin_dirs";
+        // Plugins get them as one list, parted by colons.
+        let unfit = |path: &&PathBuf| !path.is_absolute() || shown(path).contains(':');
+        if let Some(path) = self.cni_bin_dirs.iter().find(unfit) {
+            let reason = "must be absolute paths without colons";
+            return refused(field, shown(path), reason);
+        }
+        if !(1..=BIN_DIRS_MAX).contains(&self.cni_bin_dirs.len()) {
+            let value = self.cni_bin_dirs.len().to_string();
+            return refused(field, value, "must be 1 to 16 directories");
+        }
+        Ok(())
     }
 
     /// [`Self::address_rest_s`] in nanoseconds.
@@ -194,6 +258,18 @@ mod tests {
             .validate()
             .is_err()
         );
+        for text in [
+            "cni_timeout_s = 0",
+            "cni_timeout_s = 601",
+            "cni_conf_dir = 'net.d'",
+            "cni_bin_dirs = []",
+            "cni_bin_dirs = ['bin']",
+            "cni_bin_dirs = ['/a:b']",
+        ] {
+            let config: NetworkConfig = toml::from_str(text).unwrap();
+            assert!(config.validate().is_err(), "{text}");
+        }
+        assert!(toml::from_str::<NetworkConfig>("mode = 'flannel'").is_err());
         let bridge = "far-too-long-a-name".to_owned();
         assert!(
             NetworkConfig {

@@ -7,15 +7,19 @@
 //! and [`next_free`] only computes it. Of the node's firewall only one table of our own is touched
 //! ([`ensure_rules`]), and of its settings only forwarding; other interfaces never are.
 //!
+//! Where a cluster brings a network along, [`cni`] calls the plugins that make it.
+//!
 //! Every interface is marked by its alias, so that what exists without a row can be found
 //! ([`list_links`]), and what is not ours is left alone.
 
 mod address;
 mod bridge;
+pub mod cni;
 mod config;
 mod dns;
 mod error;
 mod inspect;
+mod interface_sysctl;
 mod link;
 mod namespace;
 mod netlink;
@@ -24,13 +28,14 @@ mod pod;
 mod sysctl;
 
 pub use bridge::{BridgeSpec, ensure_bridge, remove_bridge};
-pub use config::NetworkConfig;
+pub use config::{NetworkConfig, NetworkMode};
 pub use dns::{
     choose_node_resolv_conf, read_node_resolv_conf, render_hostname, render_hosts,
     render_resolv_conf,
 };
 pub use error::NetworkError;
 pub use inspect::{BridgeProblem, MarkedLink, Problem, check_bridge, check_pod_link, list_links};
+pub use interface_sysctl::set_interface_sysctls;
 pub use link::{MAX_ALIAS_BYTES, MAX_NAME_BYTES};
 pub use namespace::{
     MAX_HOSTNAME_BYTES, NamespaceSpec, ensure_namespaces, ensure_pin_directory, is_pinned,

@@ -7,6 +7,7 @@ use crate::confinement::seccomp::SeccompError;
 use crate::image::{ImageError, LayerError};
 use crate::lifecycle::image;
 use crate::network::NetworkError;
+use crate::network::cni::CniError;
 use crate::runtime::error::LaunchError;
 use crate::shim::client::ShimClientError;
 use crate::snapshot::SnapshotError;
@@ -21,6 +22,15 @@ pub enum ReconcileError {
     /// A namespace, link or address could not be made or removed.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// A plugin did not connect a pod, or not disconnect it.
+    #[error(transparent)]
+    Plugin(#[from] CniError),
+    /// Plugins have not connected the pod; what the last one had to say.
+    #[error("{0}")]
+    NotAttached(String),
+    /// There is no network that plugins could connect a pod to; why.
+    #[error("the pod network is not ready: {0}")]
+    NoNetwork(String),
     /// A cgroup could not be made, set or removed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),

@@ -38,6 +38,8 @@ pub(super) fn pod(
         shm_missing: own_ipc && !sandbox_files::has_shm(&dir),
         files_missing: sandbox_files::missing(&dir),
         link,
+        // Asking plugins takes long: what they have found is in the pod's row.
+        attachment_problem: None,
         init_gone: spec.pid == NamespaceMode::Pod
             && sandbox
                 .init

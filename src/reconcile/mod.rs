@@ -4,6 +4,7 @@
 //! inside, and what has to wait is put back into the queue; so recovery after a crash is the daily
 //! path.
 
+mod attachment;
 pub mod caught;
 pub mod cleanup;
 pub mod collector;
@@ -22,6 +23,9 @@ pub mod layer_usage;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
+pub mod plugin_network;
+mod pod_network;
+mod pod_request;
 mod processes;
 pub mod pruner;
 mod pull_progress;
@@ -47,6 +51,7 @@ use crate::network::NetworkConfig;
 use crate::shim::client::ShimClient;
 use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
+use plugin_network::PluginNetwork;
 
 pub use error::ReconcileError;
 pub use image::import;
@@ -75,6 +80,8 @@ pub struct Parts {
     pub snapshots: snapshot::Kind,
     /// The pod network.
     pub network: NetworkConfig,
+    /// The pod network that plugins make, where they do.
+    pub plugins: PluginNetwork,
     /// Where things are.
     pub paths: Paths,
     /// Under which cgroup a sandbox without a parent goes.

@@ -19,7 +19,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
-use super::{Back, ReconcileError, blocking};
+use super::{Back, ReconcileError, blocking, pod_network};
 use crate::fault;
 use crate::id::SandboxId;
 use crate::lifecycle::address::{first4, first6, parse_range};
@@ -176,6 +176,9 @@ pub(super) async fn known_ports(back: &Back) -> Result<BTreeMap<String, bool>, R
 
 /// Puts the bridge and the rules in place, as often as what they should be changes meanwhile.
 pub(super) async fn ensure(back: &Back) -> Result<(), ReconcileError> {
+    if !pod_network::is_native(back).await? {
+        return Ok(());
+    }
     let mut target = wanted(back).await?;
     for _ in 0..ROUNDS {
         let next = target.clone();
@@ -335,6 +338,9 @@ async fn lacking_twice(back: &Back) -> Result<Option<String>, ReconcileError> {
 }
 
 async fn lacking(back: &Back) -> Result<Option<String>, ReconcileError> {
+    if !pod_network::is_native(back).await? {
+        return Ok(None);
+    }
     let mut rules = wanted(back).await?.rules;
     // Pods on their way up open their ports themselves, in a moment.
     let ready = back.store.ready_ports().await?;

@@ -90,6 +90,14 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
             .into_iter()
             .map(ObjectKey::Cleanup),
     );
+    // What is as it should be rests; the others go on.
+    keys.extend(
+        back.store
+            .attachment_states()
+            .await?
+            .into_iter()
+            .map(|(id, _)| ObjectKey::Attachment(id)),
+    );
     tracing::info!(objects = keys.len(), "recovered");
     back.observed.enqueue(keys).await?;
     Ok(fault::point("recovery.queued").await?)

@@ -5,16 +5,18 @@ use std::path::Path;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
+use super::pod_network::{self, Connected};
 use super::{Back, ReconcileError, blocking, node_network, records};
 use super::{sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::container;
-use crate::lifecycle::record::{AddressRecord, SandboxRecord};
+use crate::lifecycle::record::{AddressRecord, AttachmentRecord, SandboxRecord};
 use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
+use crate::state::attachment::Attachment;
 use crate::state::job::Outcome;
 use crate::state::network::Allocation;
 use crate::state::now_ns;
@@ -68,7 +70,11 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
                 checked = true;
             }
             Step::SetUp => {
-                set_up(back, &sandbox).await?;
+                if !set_up(back, &sandbox).await? {
+                    let stage = "plugins connect it";
+                    let pause = progress.wait(key, stage, WAIT_NS, WAIT_MAX_NS);
+                    return Ok(Outcome::Again(pause));
+                }
                 checked = true;
             }
             Step::StopContainers | Step::RemoveContainers => {
@@ -82,6 +88,11 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
             }
             Step::TearDown | Step::Remove if !end_init(back, &sandbox).await? => {
                 return Ok(init_ends());
+            }
+            Step::TearDown | Step::Remove if !pod_network::disconnect(back, &sandbox).await? => {
+                let stage = "plugins disconnect it";
+                let pause = progress.wait(key, stage, WAIT_NS, WAIT_MAX_NS);
+                return Ok(Outcome::Again(pause));
             }
             Step::TearDown => tear_down(back, &sandbox).await?,
             Step::Remove => {
@@ -110,20 +121,25 @@ fn finished(
     }
 }
 
-async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+/// `false` says that plugins are still at it.
+async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError> {
     fault::point("sandbox.recorded").await?;
     let id = &sandbox.id;
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
-    stages.record("queue", now_ns() - sandbox.created_at);
-    match make(back, sandbox, &mut stages).await {
-        Ok(()) => {
+    let attachment = pod_network::attachment(back, id).await?;
+    let plugins_ns = attachment.as_ref().map_or(0, |attached| attached.add_ns);
+    stages.record("queue", now_ns() - sandbox.created_at - plugins_ns);
+    match make(back, sandbox, attachment, &mut stages).await {
+        Ok(false) => Ok(false),
+        Ok(true) => {
             let done = finished("run_sandbox", id, sandbox.created_at, stages, None);
             back.observed
                 .sandbox_ready(id.clone(), back.boot_id.clone(), done)
                 .await?;
             let ready_at = now_ns();
             note(back, id, move |record| record.ready_at = Some(ready_at)).await;
-            Ok(fault::point("sandbox.ready").await?)
+            fault::point("sandbox.ready").await?;
+            Ok(true)
         }
         Err(error) if error.is_passing() => Err(error),
         Err(error) => {
@@ -131,7 +147,8 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
             tracing::warn!(sandbox = %id, error = text, "cannot set the sandbox up");
             let done = finished("run_sandbox", id, sandbox.created_at, stages, Some(text));
             back.observed.sandbox_failed(id.clone(), done).await?;
-            Ok(fault::point("sandbox.failed").await?)
+            fault::point("sandbox.failed").await?;
+            Ok(true)
         }
     }
 }
@@ -139,8 +156,9 @@ async fn set_up(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
 async fn make(
     back: &Back,
     sandbox: &Sandbox,
+    attachment: Option<Attachment>,
     stages: &mut Stages<'_>,
-) -> Result<(), ReconcileError> {
+) -> Result<bool, ReconcileError> {
     let allocation = back.store.allocation(&sandbox.id).await?;
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
@@ -155,10 +173,17 @@ async fn make(
         fault::point("sandbox.link").await?;
         node_network::open_ports(back, sandbox, &allocation).await?;
     }
+    let mut addresses = allocation.as_ref().map(addresses).unwrap_or_default();
+    if let Some(attachment) = attachment {
+        stages.record("plugins", attachment.add_ns);
+        match pod_network::connect(back, attachment).await? {
+            Connected::Yes(attachment) => addresses = attachment.addresses,
+            Connected::NotYet => return Ok(false),
+        }
+    }
     fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-    let addresses = allocation.as_ref().map(addresses).unwrap_or_default();
     blocking(move || sandbox_files::write(&back_too, &sandbox_too, &addresses)).await?;
     fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
@@ -166,7 +191,7 @@ async fn make(
         start_init(back, sandbox).await?;
         fault::point("sandbox.init").await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A pod's addresses.
@@ -219,6 +244,9 @@ fn record(back: &Back, sandbox: &Sandbox, allocation: Option<&Allocation>) -> Sa
             pod_link: allocation.pod_link.clone(),
             ipv6: allocation.ipv6,
         }),
+        // Who has a network of its own, and no address of ours, is connected by plugins.
+        attachment: (sandbox.spec.network == NamespaceMode::Pod && allocation.is_none())
+            .then(AttachmentRecord::default),
         boot_id: back.boot_id.clone(),
         created_at: sandbox.created_at,
         ready_at: None,
@@ -229,7 +257,7 @@ fn record(back: &Back, sandbox: &Sandbox, allocation: Option<&Allocation>) -> Sa
 
 /// Notes on disk how far the sandbox has come. Only the loss of the database would miss it, so it
 /// fails nothing.
-async fn note(
+pub(super) async fn note(
     back: &Back,
     id: &SandboxId,
     change: impl FnOnce(&mut SandboxRecord) + Send + 'static,

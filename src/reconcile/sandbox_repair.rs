@@ -4,9 +4,10 @@
 //! mended: it is brought down.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
-use super::{Back, ReconcileError, blocking, inspect, node_network, processes};
+use super::{Back, ReconcileError, blocking, inspect, node_network, pod_network, processes};
 use super::{sandbox, sandbox_files};
 use crate::fault;
 use crate::id::SandboxId;
@@ -45,18 +46,22 @@ pub(super) async fn complete(
     if allocation.is_some() {
         node_network::ensure(back).await?;
     }
+    let addresses = pod_network::addresses(back, &id).await?;
     let (back_too, sandbox_too, lost) = (back.clone(), sandbox.clone(), seen);
     let allocation_too = allocation.clone();
-    blocking(move || {
+    let network_lost = blocking(move || {
         give_back(
-            &back_too,
-            &sandbox_too,
+            (&back_too, &sandbox_too),
             allocation_too.as_ref(),
+            &addresses,
             &lost,
             &living,
         )
     })
     .await?;
+    if network_lost {
+        back.observed.attachment_lost(id.clone()).await?;
+    }
     fault::point("sandbox.given_back").await?;
     let seen = look(back, sandbox, allocation.as_ref()).await?;
     if !seen.is_whole() {
@@ -87,13 +92,14 @@ async fn look(
     blocking(move || inspect::pod(&back, &sandbox, allocation.as_ref())).await
 }
 
+/// Returns whether the pod has another network namespace now.
 fn give_back(
-    back: &Back,
-    sandbox: &Sandbox,
+    (back, sandbox): (&Back, &Sandbox),
     allocation: Option<&Allocation>,
+    addresses: &[IpAddr],
     lost: &PodSeen,
     living: &[(i32, u64)],
-) -> Result<(), ReconcileError> {
+) -> Result<bool, ReconcileError> {
     let dir = back.paths.sandbox(&sandbox.id);
     for kind in &lost.pins_missing {
         if let Some(namespace) = namespace_of(living, kind) {
@@ -102,17 +108,18 @@ fn give_back(
     }
     fault::blocking_point("sandbox.pinned")?;
     // Whatever is not pinned yet has no process in it.
+    let network_lost =
+        lost.pins_missing.contains(&"net") && !network::is_pinned(&dir.join("ns/net"));
     sandbox::make_namespaces(back, sandbox, allocation)?;
     if let Some(allocation) = allocation {
         sandbox::make_link(back, sandbox, allocation)?;
     }
     if !lost.files_missing.is_empty() {
-        let addresses = allocation.map(sandbox::addresses).unwrap_or_default();
-        sandbox_files::write(back, sandbox, &addresses)?;
+        sandbox_files::write(back, sandbox, addresses)?;
     } else if lost.shm_missing {
         sandbox_files::mount_shm(&dir)?;
     }
-    Ok(())
+    Ok(network_lost)
 }
 
 /// The namespace of the first process that still lives.

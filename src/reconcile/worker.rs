@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Back, ReconcileError, caught, cleanup, container, image, sandbox};
+use super::{Back, ReconcileError, attachment, caught, cleanup, container, image, sandbox};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::job::{Kind, Lane};
@@ -48,6 +48,7 @@ struct Slots {
     pods: Arc<Semaphore>,
     pulls: Arc<Semaphore>,
     cleanup: Arc<Semaphore>,
+    plugins: Arc<Semaphore>,
 }
 
 impl Slots {
@@ -57,6 +58,7 @@ impl Slots {
             pods: of(Lane::Pods),
             pulls: of(Lane::Pulls),
             cleanup: of(Lane::Cleanup),
+            plugins: of(Lane::Plugins),
         }
     }
 
@@ -65,6 +67,7 @@ impl Slots {
             Lane::Pods => &self.pods,
             Lane::Pulls => &self.pulls,
             Lane::Cleanup => &self.cleanup,
+            Lane::Plugins => &self.plugins,
         }
     }
 
@@ -75,6 +78,7 @@ impl Slots {
             pods: of(Lane::Pods),
             pulls: of(Lane::Pulls),
             cleanup: of(Lane::Cleanup),
+            plugins: of(Lane::Plugins),
         }
     }
 
@@ -219,6 +223,7 @@ async fn reconcile(back: &Back, key: &ObjectKey) -> Result<Outcome, ReconcileErr
         ObjectKey::Image(id) => image::remove(back, id).await,
         ObjectKey::Pull(reference) => image::pull(back, reference).await,
         ObjectKey::Cleanup(id) => cleanup::reconcile(back, *id).await,
+        ObjectKey::Attachment(id) => attachment::reconcile(back, id).await,
     }?;
     fault::point("job.looked").await?;
     Ok(outcome)

@@ -172,6 +172,9 @@ pub enum StateError {
         /// Whose it is: namespace, name and id.
         holder: String,
     },
+    /// Plugins are to connect the pod, and there is no network that they could connect it to.
+    #[error("the pod network is not ready: {0}")]
+    NetworkNotReady(String),
     /// The wish cannot follow from the present state.
     #[error(transparent)]
     Impossible(#[from] crate::lifecycle::Impossible),
@@ -237,7 +240,8 @@ pub(super) fn outcome<T>(result: &Result<T, StateError>) -> &'static str {
             StateError::NotFound { .. }
             | StateError::Impossible(_)
             | StateError::AddressesExhausted { .. }
-            | StateError::PortTaken { .. },
+            | StateError::PortTaken { .. }
+            | StateError::NetworkNotReady(_),
         ) => "refused",
         Err(StateError::Busy { .. } | StateError::Begin { .. }) => "busy",
         Err(_) => "error",

@@ -10,6 +10,17 @@ pub struct Report {
     pub runtime_problem: Option<String>,
     /// Why pods cannot be connected; `None` is ready.
     pub network_problem: Option<String>,
+    /// How plugins are, when it is they who connect new pods.
+    pub plugins: Option<PluginReport>,
+}
+
+/// How the plugins are that connect pods.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PluginReport {
+    /// Whether there is a network that pods can be connected to, ready or not.
+    pub usable: bool,
+    /// Why pods cannot be connected; `None` is ready.
+    pub problem: Option<String>,
 }
 
 /// What the sweeps of this daemon's life have found. Totals only grow.

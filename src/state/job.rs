@@ -29,6 +29,8 @@ pub struct Free {
     pub pulls: u32,
     /// Of image removals and cleanup.
     pub cleanup: u32,
+    /// Of attachments.
+    pub plugins: u32,
 }
 
 impl Free {
@@ -39,6 +41,7 @@ impl Free {
             pods: count,
             pulls: count,
             cleanup: count,
+            plugins: count,
         }
     }
 }
@@ -87,14 +90,17 @@ const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claime
              ORDER BY priority DESC, next_attempt_at LIMIT ?4)
          UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind IN ('image', 'cleanup')
              AND status = 'pending' AND next_attempt_at <= ?1
-             ORDER BY priority DESC, next_attempt_at LIMIT ?5))
+             ORDER BY priority DESC, next_attempt_at LIMIT ?5)
+         UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind = 'attachment'
+             AND status = 'pending' AND next_attempt_at <= ?1
+             ORDER BY priority DESC, next_attempt_at LIMIT ?6))
      RETURNING key, attempts";
 
 /// The next due time among lanes that still have room: one that is full is looked at when a slot
 /// of it becomes free.
 const NEXT: &str = "SELECT min(next_attempt_at) FROM jobs WHERE status = 'pending' AND (
      (kind IN ('sandbox', 'container') AND ?1 > 0) OR (kind = 'pull' AND ?2 > 0)
-     OR (kind IN ('image', 'cleanup') AND ?3 > 0))";
+     OR (kind IN ('image', 'cleanup') AND ?3 > 0) OR (kind = 'attachment' AND ?4 > 0))";
 
 impl Tx {
     /// Asks for an object to be looked at, now.
@@ -127,7 +133,13 @@ impl Tx {
                 (key.to_string(), &incarnation),
             )?;
         }
-        let params = params![now_ns(), incarnation, free.pods, free.pulls, free.cleanup];
+        let Free {
+            pods,
+            pulls,
+            cleanup,
+            plugins,
+        } = free;
+        let params = params![now_ns(), incarnation, pods, pulls, cleanup, plugins];
         let rows: Vec<(String, i64)> = self.all("claim jobs", CLAIM, params, |row| {
             Ok((row.get(0)?, row.get(1)?))
         })?;
@@ -143,7 +155,7 @@ impl Tx {
             self.claimed.push(claim.key.clone());
         }
         let left = free.without(&claims);
-        let left = [left.pods, left.pulls, left.cleanup];
+        let left = [left.pods, left.pulls, left.cleanup, left.plugins];
         let next: Option<Option<i64>> = self.first("find the next job", NEXT, left, column)?;
         Ok((claims, next.flatten()))
     }
@@ -252,7 +264,7 @@ impl Free {
     /// Whether some lane has no room at all.
     #[must_use]
     pub fn has_none(self) -> bool {
-        self.pods == 0 || self.pulls == 0 || self.cleanup == 0
+        [self.pods, self.pulls, self.cleanup, self.plugins].contains(&0)
     }
 
     /// What is left when these are taken.
@@ -265,6 +277,7 @@ impl Free {
                 Lane::Pods => &mut left.pods,
                 Lane::Pulls => &mut left.pulls,
                 Lane::Cleanup => &mut left.cleanup,
+                Lane::Plugins => &mut left.plugins,
             };
             *lane = lane.saturating_sub(1);
         }
@@ -276,7 +289,7 @@ impl Free {
 /// and no object of theirs has events.
 fn subject(key: &ObjectKey) -> Option<Subject<'_>> {
     match key {
-        ObjectKey::Sandbox(id) => Some(Subject::Sandbox(id)),
+        ObjectKey::Sandbox(id) | ObjectKey::Attachment(id) => Some(Subject::Sandbox(id)),
         ObjectKey::Container(id) => Some(Subject::Container(id)),
         ObjectKey::Image(id) => Some(Subject::Image(id)),
         ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => None,

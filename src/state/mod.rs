@@ -5,6 +5,7 @@
 //! each can do only its own side's writes (invariant I2). Reading is free to both, from a pool of
 //! connections that never wait for the writer (WAL).
 
+pub mod attachment;
 mod checkpoint;
 pub mod claim;
 pub mod cleanup;

@@ -26,11 +26,12 @@ use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
-const STATE_TABLES: [&str; 17] = [
+const STATE_TABLES: [&str; 18] = [
     "sandboxes",
     "containers",
     "process_monitors",
     "network_allocations",
+    "network_attachments",
     "network_state",
     "port_mappings",
     "address_quarantine",

@@ -179,6 +179,17 @@ impl Tx {
         Ok(None)
     }
 
+    /// Nothing leads to the sandbox any more, unless plugins still see to that.
+    pub(super) async fn release_ports_unless_attached(
+        &mut self,
+        id: &SandboxId,
+    ) -> Result<(), StateError> {
+        if self.is_attached(id).await? {
+            return Ok(());
+        }
+        self.release_ports(id).await
+    }
+
     /// Nothing leads to the sandbox any more.
     pub(super) async fn release_ports(&mut self, id: &SandboxId) -> Result<(), StateError> {
         let sql = "DELETE FROM port_mappings WHERE sandbox_id = ?";

@@ -33,6 +33,7 @@ impl Tx {
             .execute(&mut self.connection)
             .await
             .map_err(during("forget the last boot"))?;
+            self.forget_attachments().await?;
             self.set_fact(node::BOOT_ID, boot_id).await?;
         }
         let ids: Vec<String> = sqlx::query_scalar(
@@ -47,7 +48,8 @@ impl Tx {
         for id in &ids {
             let id: SandboxId = id.clone().try_into().map_err(corrupt("sandboxes.id"))?;
             self.release_address(&id).await?;
-            self.release_ports(&id).await?;
+            self.release_attachment(&id).await?;
+            self.release_ports_unless_attached(&id).await?;
             let why = "the node was started anew";
             self.announce(Subject::Sandbox(&id), Announced::Stopped, "stopped", why)
                 .await?;

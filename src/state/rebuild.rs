@@ -259,6 +259,13 @@ impl Tx {
                 .await
                 .map_err(during("bring back a sandbox"))?;
         }
+        if let Some(attachment) = &record.attachment {
+            let down = stopped.is_some();
+            self.bring_attachment(&record.id, attachment, down).await?;
+            if !down {
+                self.bring_ports(found).await?;
+            }
+        }
         match &record.address {
             // A pod that is down has given its address back.
             Some(address) if stopped.is_none() => {

@@ -2,6 +2,7 @@
 
 use rusqlite::params;
 
+use super::attachment::Joins;
 use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
@@ -10,7 +11,6 @@ use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
-use crate::lifecycle::address::Pool;
 use crate::lifecycle::event::{Announced, Stopper};
 use crate::lifecycle::port::host_ports;
 use crate::lifecycle::sandbox::{Desired, State, admit};
@@ -36,8 +36,8 @@ pub struct Sandbox {
     pub init_ended: bool,
     /// Its address, while it has one.
     pub address: Option<String>,
-    /// Its IPv6 address, while it has one.
-    pub address6: Option<String>,
+    /// Its other addresses, while it has some.
+    pub more_addresses: Vec<String>,
     /// Why it failed.
     pub error: Option<String>,
     /// Whether the caller that asked for it has not come back yet.
@@ -70,17 +70,18 @@ struct Row {
     init_start: Option<i64>,
     init_ended: bool,
     address: Option<String>,
-    address6: Option<String>,
+    more_addresses: Option<String>,
     error: Option<String>,
     unclaimed: bool,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
-     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, n.address,
-     n.address6, s.error,
+     s.init_start, s.init_ended_at IS NOT NULL AS init_ended, coalesce(n.address, a.address),
+     coalesce(n.address6, a.more_addresses), s.error,
      s.unclaimed_since IS NOT NULL AS unclaimed
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
-         AND n.status IN ('allocated', 'active')";
+         AND n.status IN ('allocated', 'active')
+     LEFT JOIN network_attachments a ON a.sandbox_id = s.id AND a.state = 'added'";
 
 impl Row {
     fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
@@ -94,7 +95,7 @@ impl Row {
             init_start: row.get(6)?,
             init_ended: row.get(7)?,
             address: row.get(8)?,
-            address6: row.get(9)?,
+            more_addresses: row.get(9)?,
             error: row.get(10)?,
             unclaimed: row.get(11)?,
         })
@@ -117,7 +118,13 @@ impl TryFrom<Row> for Sandbox {
             init,
             init_ended: row.init_ended,
             address: row.address,
-            address6: row.address6,
+            more_addresses: row
+                .more_addresses
+                .iter()
+                .flat_map(|text| text.split(','))
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+                .collect(),
             error: row.error,
             unclaimed: row.unclaimed,
         })
@@ -211,8 +218,9 @@ impl DesiredWriter {
         &self,
         id: SandboxId,
         spec: SandboxSpec,
-        pool: Option<Pool>,
+        joins: impl Into<Joins>,
     ) -> Result<SandboxId, StateError> {
+        let joins = joins.into();
         self.0
             .write("run a sandbox", move |tx| {
                 Box::pin(async move {
@@ -223,9 +231,16 @@ impl DesiredWriter {
                             Verdict::Refused(impossible) => Err(impossible.of(&twin).into()),
                         };
                     }
+                    if let Joins::Nothing(why) = joins {
+                        return Err(StateError::NetworkNotReady(why));
+                    }
                     tx.insert_sandbox(&id, &spec).await?;
-                    if let Some(pool) = &pool {
-                        tx.allocate_address(&id, pool).await?;
+                    match &joins {
+                        Joins::Pool(pool) => tx.allocate_address(&id, pool).await?,
+                        Joins::Plugins => tx.want_attachment(&id).await?,
+                        Joins::Node | Joins::Nothing(_) => {}
+                    }
+                    if !matches!(joins, Joins::Node) {
                         // Two of its own that meet were refused by the front.
                         let ports = host_ports(&spec).unwrap_or_default();
                         tx.claim_ports(&id, &ports).await?;
@@ -415,7 +430,8 @@ impl ObservedWriter {
                             .await?;
                     }
                     tx.release_address(&id).await?;
-                    tx.release_ports(&id).await?;
+                    tx.release_attachment(&id).await?;
+                    tx.release_ports_unless_attached(&id).await?;
                     tx.operation(&done).await?;
                     tx.announce(subject, Announced::Stopped, "stopped", "")
                         .await?;
@@ -436,6 +452,7 @@ impl ObservedWriter {
             .write("delete a sandbox", move |tx| {
                 Box::pin(async move {
                     tx.release_address(&id).await?;
+                    tx.release_attachment(&id).await?;
                     tx.release_ports(&id).await?;
                     tx.sandbox_goes(&id).await?;
                     let sql = "DELETE FROM sandboxes WHERE id = ?";

@@ -32,6 +32,7 @@ pub(super) enum Table {
     Sandboxes,
     Containers,
     Layers,
+    Attachments,
 }
 
 impl Table {
@@ -40,6 +41,7 @@ impl Table {
             Self::Sandboxes => "sandbox",
             Self::Containers => "container",
             Self::Layers => "layer",
+            Self::Attachments => "attachment",
         }
     }
 
@@ -48,6 +50,7 @@ impl Table {
             Self::Sandboxes => "SELECT state FROM sandboxes WHERE id = ?",
             Self::Containers => "SELECT state FROM containers WHERE id = ?",
             Self::Layers => "SELECT state FROM layers WHERE chain_id = ?",
+            Self::Attachments => "SELECT state FROM network_attachments WHERE sandbox_id = ?",
         }
     }
 }
@@ -95,7 +98,7 @@ impl Tx {
 mod tests {
     use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 
-    use crate::lifecycle::{allocation, container, image, job, layer, sandbox};
+    use crate::lifecycle::{allocation, attachment, container, image, job, layer, sandbox};
     use crate::state::Store;
 
     /// Pairs of words, and whether the rules let the second come after the first.
@@ -166,6 +169,12 @@ mod tests {
                 "sandbox_id, address, address_number, prefix_length, gateway, bridge, host_link,
                  pod_link, allocated_at",
                 pairs!(allocation::State, allocation::may_follow),
+            ),
+            (
+                "network_attachments (deletes,",
+                "state",
+                "sandbox_id, config, parameters, result, address, error, created_at",
+                pairs!(attachment::State, attachment::may_follow),
             ),
         ]
     }

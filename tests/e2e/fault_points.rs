@@ -31,8 +31,18 @@ const SHARES: usize = 2;
 /// Tries of a call whose step may fail several times.
 const TRIES: u32 = 60;
 
-/// Walked elsewhere: by the tests of the sweep and of the image store, and by the last test here.
+/// Walked elsewhere: by the tests of plugins' networks, of the sweep and of the image store, and by
+/// the last test here.
 const ELSEWHERE: &[&str] = &[
+    "attachment.adding",
+    "attachment.called",
+    "attachment.failed",
+    "attachment.undone",
+    "attachment.added",
+    "attachment.released",
+    "attachment.leaving",
+    "attachment.detached",
+    "attachment.deleted",
     "image.layer_beside",
     "image.layer_exchanged",
     "image.layer_replaced",

@@ -14,7 +14,7 @@ use crate::support::pod::{exited, namespaces, shell};
 use crate::support::{Node, cgroup, eventually, process};
 
 /// Ends everything that a reboot ends beside the daemon, which is dead, and nothing else.
-async fn reboot(node: &mut Node) {
+pub(crate) async fn reboot(node: &mut Node) {
     for shim in node.shims() {
         process::signal(shim, Signal::SIGKILL);
     }

@@ -4,8 +4,10 @@ use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, validate};
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::sandbox::{Desired, State};
-use crate::lifecycle::spec::NamespaceMode;
+use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::proto::cri as v1;
+use crate::state::attachment::Joins;
+use crate::state::health::PluginReport;
 
 use super::spec;
 
@@ -23,10 +25,10 @@ pub(in crate::cri) async fn run(
             "a user namespace (userns_options mode POD)",
         ));
     }
-    let pool = (spec.network == NamespaceMode::Pod).then(|| front.info.pool.clone());
+    let joins = joins(&front, &spec);
     let id = front
         .desired
-        .run_sandbox(SandboxId::random(), spec, pool)
+        .run_sandbox(SandboxId::random(), spec, joins)
         .await?;
     tracing::Span::current().record("id", id.as_str());
     front
@@ -39,6 +41,18 @@ pub(in crate::cri) async fn run(
     Ok(v1::RunPodSandboxResponse {
         pod_sandbox_id: id.into(),
     })
+}
+
+/// How a new pod is connected, as the back has found out.
+fn joins(front: &Front, spec: &SandboxSpec) -> Joins {
+    if spec.network != NamespaceMode::Pod {
+        return Joins::Node;
+    }
+    match front.health.borrow().plugins.clone() {
+        None => Joins::Pool(front.info.pool.clone()),
+        Some(PluginReport { usable: true, .. }) => Joins::Plugins,
+        Some(PluginReport { problem, .. }) => Joins::Nothing(problem.unwrap_or_default()),
+    }
 }
 
 async fn ready(front: &Front, id: &SandboxId) -> Result<Option<()>, CallError> {

@@ -1,6 +1,7 @@
 //! From `PodSandboxConfig` to [`SandboxSpec`]: all checks, nothing touched.
 
 use crate::cri::{CallError, validate};
+use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::port::{Protocol, host_ports};
 use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
 use crate::proto::cri as v1;
@@ -71,14 +72,26 @@ pub(in crate::cri) fn from_config(
             namespaces.userns_options.as_ref(),
         )?,
     };
-    if let Err((one, other)) = host_ports(&spec) {
+    together(&at, &spec)?;
+    Ok(spec)
+}
+
+/// What has to fit together, or is written in annotations.
+fn together(at: &impl Fn(&str) -> String, spec: &SandboxSpec) -> Result<(), CallError> {
+    if let Err((name, why)) = Bandwidth::of(&spec.annotations) {
+        return Err(CallError::invalid(
+            at(&format!("annotations[{name:?}]")),
+            why,
+        ));
+    }
+    if let Err((one, other)) = host_ports(spec) {
         let why = format!(
             "port {one} of the node and {other} meet, and lead to {} and {}",
             one.container_port, other.container_port
         );
         return Err(CallError::invalid(at("port_mappings"), why));
     }
-    Ok(spec)
+    Ok(())
 }
 
 /// Checks a sandbox configuration that only comes along, as with CreateContainer.

@@ -55,7 +55,10 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
         ipc: mode(&spec.ipc),
         ..Default::default()
     };
-    let additional = sandbox.address6.into_iter().map(|ip| v1::PodIp { ip });
+    let additional = sandbox
+        .more_addresses
+        .into_iter()
+        .map(|ip| v1::PodIp { ip });
     v1::PodSandboxStatus {
         id: sandbox.id.into(),
         metadata: Some(metadata(&spec)),

@@ -31,6 +31,8 @@ stored_as_text! {
 stored_as_text! {
     /// What kind of thing differs.
     Thing {
+        /// A pod's place in a network that plugins make, by the pod's id.
+        Attachment = "pod network",
         /// The bridge that joins the pods.
         Bridge = "bridge",
         /// A cgroup, by its path.
@@ -166,6 +168,8 @@ pub struct PodSeen {
     pub link: Option<(String, Vec<String>)>,
     /// Whether the process that holds its PID namespace is gone.
     pub init_gone: bool,
+    /// What plugins find wrong with their network in it. Nobody here can mend that.
+    pub attachment_problem: Option<String>,
 }
 
 impl PodSeen {
@@ -296,6 +300,7 @@ pub fn compare(found: &Found, known: &Known) -> Vec<Difference> {
     for (id, seen) in &found.pods {
         if known.sandboxes.get(id) == Some(&PodIs::Up) {
             pod(id, seen, &mut differences);
+            differences.extend(attachment(id, seen));
         }
     }
     containers(found, known, &mut differences);
@@ -570,6 +575,20 @@ fn pod(id: &str, seen: &PodSeen, differences: &mut Vec<Difference>) {
             Repair::Sandbox,
         );
     }
+}
+
+/// What plugins have found, unless the pod comes down anyway.
+fn attachment(id: &str, seen: &PodSeen) -> Option<Difference> {
+    let problem = seen.attachment_problem.as_ref()?;
+    let what_to_do = "delete the pod: one that takes its place is connected anew";
+    (!seen.init_gone).then(|| Difference {
+        kind: Kind::Wrong,
+        thing: Thing::Attachment,
+        name: id.to_owned(),
+        owner: id.to_owned(),
+        detail: problem.clone(),
+        repair: Repair::Nothing(what_to_do),
+    })
 }
 
 const RESTART: Repair = Repair::Nothing("stop the container and create it anew");

@@ -185,6 +185,7 @@ fn only_a_pod_that_is_up_lacks_anything() {
         files_missing: vec!["hosts"],
         link: Some(("q1".into(), vec!["it is down".into()])),
         init_gone: false,
+        attachment_problem: Some("no link".into()),
     };
     let mut found = Found::default();
     found.pods.insert("p".into(), seen.clone());
@@ -193,7 +194,7 @@ fn only_a_pod_that_is_up_lacks_anything() {
         known.sandboxes.insert("p".into(), is);
         compare(found, &known).len()
     };
-    assert_eq!(count(&found, PodIs::Up), 4);
+    assert_eq!(count(&found, PodIs::Up), 5);
     assert_eq!(count(&found, PodIs::Changing), 0);
     assert_eq!(count(&found, PodIs::Down), 0);
     let dead = PodSeen {

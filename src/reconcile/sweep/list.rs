@@ -1,6 +1,6 @@
 //! What exists: listed from kernel and disk.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::lifecycle::container::State;
@@ -21,8 +21,10 @@ pub(super) struct Rows {
     pub(super) pods: Vec<(Sandbox, Option<Allocation>)>,
     /// Containers that are prepared or run.
     pub(super) containers: Vec<Container>,
-    /// Bridge and rules as they should be.
+    /// Bridge and rules as they should be, where there are any.
     pub(super) network: Option<Wanted>,
+    /// What plugins have found wrong, by pod.
+    pub(super) check_errors: BTreeMap<String, String>,
 }
 
 /// Lists everything of ours, and looks at pods and containers. Blocks; the time grows with what
@@ -49,7 +51,10 @@ pub(super) fn list(back: &Back, rows: &Rows) -> Result<Found, ReconcileError> {
     };
     for (sandbox, allocation) in &rows.pods {
         match inspect::pod(back, sandbox, allocation.as_ref()) {
-            Ok(seen) => drop(found.pods.insert(sandbox.id.to_string(), seen)),
+            Ok(mut seen) => {
+                seen.attachment_problem = rows.check_errors.get(sandbox.id.as_str()).cloned();
+                found.pods.insert(sandbox.id.to_string(), seen);
+            }
             // It may be on its way down, and then nobody wants to know.
             Err(error) => {
                 let error = error.full_text();

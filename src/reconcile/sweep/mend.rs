@@ -84,7 +84,8 @@ fn task(one: &Difference) -> Option<CleanupTask> {
         Thing::SandboxFiles => Resource::SandboxFiles,
         Thing::Snapshot => Resource::Rootfs,
         // These are never without an owner.
-        Thing::Image
+        Thing::Attachment
+        | Thing::Image
         | Thing::Init
         | Thing::Namespace
         | Thing::Process

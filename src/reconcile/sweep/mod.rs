@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{Back, ReconcileError, node_network};
+use super::{Back, ReconcileError, node_network, plugin_network, pod_network};
 use crate::fault;
 use crate::lifecycle::difference::{Difference, Kind, Known, compare};
 use crate::state::health::Report;
@@ -177,6 +177,7 @@ impl Sweeper {
     }
 
     async fn check_since(&self, repair: bool, begun: i64) -> Result<Checked, ReconcileError> {
+        plugin_network::check_all(&self.back).await?;
         let differences = confirmed(&self.back).await?;
         let mut left: BTreeMap<_, _> = (0..differences.len())
             .map(|index| (index, String::new()))
@@ -262,7 +263,11 @@ async fn rows(back: &Back) -> Result<Rows, ReconcileError> {
             })
             .collect(),
         containers: back.store.all_containers().await?,
-        network: Some(node_network::wanted(back).await?),
+        network: match pod_network::is_native(back).await? {
+            true => Some(node_network::wanted(back).await?),
+            false => None,
+        },
+        check_errors: back.store.check_errors().await?.into_iter().collect(),
     })
 }
 

@@ -20,6 +20,7 @@ const ROWS: &[(i64, &str)] = &[
     (9, include_str!("rows/0009.sql")),
     (10, include_str!("rows/0010.sql")),
     (12, include_str!("rows/0012.sql")),
+    (16, include_str!("rows/0016.sql")),
 ];
 
 const BOUNDS: Bounds = Bounds {

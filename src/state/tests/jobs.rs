@@ -14,6 +14,7 @@ async fn a_hundred_slow_pulls_take_no_slot_of_a_pod() {
         pods: 4,
         pulls: 8,
         cleanup: 8,
+        plugins: 8,
     };
     let (claims, next) = engine.observed.claim_jobs(free).await.expect("claims");
     assert_eq!(claims.len(), 8);

@@ -19,10 +19,11 @@ use super::{Cri, Node, client, process};
 const BOUND: Duration = Duration::from_secs(15);
 
 /// Tables that hold one row per living thing.
-const LIVING: [&str; 8] = [
+const LIVING: [&str; 9] = [
     "sandboxes",
     "containers",
     "network_allocations",
+    "network_attachments",
     "port_mappings",
     "process_monitors",
     "snapshots",
