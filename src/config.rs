@@ -14,6 +14,7 @@ use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
+use crate::shim::log::LogsConfig;
 use crate::streaming::StreamingConfig;
 use crate::telemetry::LogConfig;
 
@@ -36,6 +37,8 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// The logs of containers.
+    pub logs: LogsConfig,
     /// What Prometheus may read.
     pub metrics: MetricsConfig,
     /// The pod network.
@@ -200,6 +203,8 @@ pub struct ImageSection {
     /// Blobs from this many bytes on are kept on disk while they come, so that a download goes on
     /// where it was after a restart.
     pub keep_from_bytes: u64,
+    /// Whether compressed blobs stay on disk beside the layers made of them.
+    pub keep_blobs: bool,
     /// Longest time, in seconds, to make a connection to a registry.
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
@@ -239,6 +244,7 @@ impl Default for ImageSection {
             parallel_layers: driver.parallel_layers,
             parallel_connections: driver.parallel_connections,
             keep_from_bytes: driver.keep_from_bytes,
+            keep_blobs: driver.keep_blobs,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
             layer_bytes_max: driver.limits.unpacked_bytes,
@@ -274,6 +280,7 @@ impl ImageSection {
             parallel_layers: self.parallel_layers,
             parallel_connections: self.parallel_connections,
             keep_from_bytes: self.keep_from_bytes,
+            keep_blobs: self.keep_blobs,
             proxies: Proxies::from_environment(),
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),
@@ -452,6 +459,9 @@ impl Config {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
         }
         if let Err((key, why)) = config.streaming.validate() {
+            return Err(value(key, why));
+        }
+        if let Err((key, why)) = config.logs.validate() {
             return Err(value(key, why));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;

@@ -57,6 +57,8 @@ pub struct Container {
     pub update: Update,
     /// Its log file; empty when its output is discarded.
     pub log_path: String,
+    /// Entries of its log, and their bytes, that could not be written.
+    pub lost_log: (u64, u64),
     /// What the client wants of its pod, and how that pod is.
     pub sandbox: (SandboxDesired, SandboxState),
 }
@@ -88,6 +90,8 @@ struct Row {
     updates_wanted: i64,
     updates_done: i64,
     update_error: Option<String>,
+    lost_log_lines: i64,
+    lost_log_bytes: i64,
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
@@ -96,7 +100,8 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      c.error, c.signalled_at, c.released,
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state,
-     c.resources, c.wanted_resources, c.updates_wanted, c.updates_done, c.update_error
+     c.resources, c.wanted_resources, c.updates_wanted, c.updates_done, c.update_error,
+     c.lost_log_lines, c.lost_log_bytes
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
 /// The container that a retry of its creation means.
@@ -132,6 +137,8 @@ impl Row {
             updates_wanted: row.get(23)?,
             updates_done: row.get(24)?,
             update_error: row.get(25)?,
+            lost_log_lines: row.get(26)?,
+            lost_log_bytes: row.get(27)?,
         })
     }
 }
@@ -192,6 +199,10 @@ impl TryFrom<Row> for Container {
                 done: row.updates_done,
                 error: row.update_error,
             },
+            lost_log: (
+                u64::try_from(row.lost_log_lines).unwrap_or(0),
+                u64::try_from(row.lost_log_bytes).unwrap_or(0),
+            ),
             sandbox: (
                 row.sandbox_desired
                     .parse()

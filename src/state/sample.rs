@@ -1,5 +1,5 @@
-//! The newest usage figures of each container and pod, kept by the sampler. In memory: they are
-//! stale in seconds anyway.
+//! The newest usage figures of each container and pod, kept by the sampler, and of unfinished
+//! downloads. In memory: they are stale in seconds anyway.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -77,6 +77,7 @@ pub struct Samples {
     pods: Mutex<HashMap<SandboxId, Arc<PodSample>>>,
     layers: Mutex<HashMap<ContainerId, LayerUsage>>,
     file_system: Mutex<FileSystem>,
+    downloads: Mutex<(u64, u64)>,
 }
 
 impl Samples {
@@ -156,6 +157,17 @@ impl Samples {
             bytes: sum.bytes + one.bytes,
             inodes: sum.inodes + one.inodes,
         })
+    }
+
+    /// What unfinished downloads of images took when they were last measured: bytes and inodes.
+    #[must_use]
+    pub fn downloads(&self) -> (u64, u64) {
+        *lock(&self.downloads)
+    }
+
+    /// Replaces that.
+    pub fn put_downloads(&self, bytes: u64, inodes: u64) {
+        *lock(&self.downloads) = (bytes, inodes);
     }
 
     /// Forgets what was measured of the writable layers that are none of these.
