@@ -180,6 +180,8 @@ pub struct ImageSection {
     /// Blobs from this many bytes on are kept on disk while they come, so that a download goes on
     /// where it was after a restart.
     pub keep_from_bytes: u64,
+    /// Whether compressed blobs stay on disk beside the layers made of them.
+    pub keep_blobs: bool,
     /// Longest time, in seconds, to make a connection to a registry.
     pub connect_timeout_s: u64,
     /// Longest silence, in seconds, of a registry in the middle of a download.
@@ -219,6 +221,7 @@ impl Default for ImageSection {
             parallel_layers: driver.parallel_layers,
             parallel_connections: driver.parallel_connections,
             keep_from_bytes: driver.keep_from_bytes,
+            keep_blobs: driver.keep_blobs,
             connect_timeout_s: driver.connect_timeout.as_secs(),
             stall_timeout_s: driver.stall_timeout.as_secs(),
             layer_bytes_max: driver.limits.unpacked_bytes,
@@ -254,6 +257,7 @@ impl ImageSection {
             parallel_layers: self.parallel_layers,
             parallel_connections: self.parallel_connections,
             keep_from_bytes: self.keep_from_bytes,
+            keep_blobs: self.keep_blobs,
             proxies: Proxies::from_environment(),
             connect_timeout: Duration::from_secs(self.connect_timeout_s),
             stall_timeout: Duration::from_secs(self.stall_timeout_s),

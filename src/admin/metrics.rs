@@ -94,6 +94,11 @@ impl MetricsPage {
             let age = Duration::from_nanos(age).as_secs_f64();
             page.sample("quilt_cleanup_oldest_age_seconds", &[("type", kind)], age);
         }
+        let help = "Images and layers in which the last check found damage, by kind.";
+        gauge(page, "quilt_damaged", help);
+        for (kind, count) in &figures.damaged {
+            page.sample("quilt_damaged", &[("kind", kind)], count);
+        }
         let help = "Addresses of the pod network that are given out.";
         single(page, "quilt_addresses_used", help, figures.addresses_used);
         let help = "Addresses of the pod network in all.";

@@ -12,6 +12,7 @@ use crate::config::{SnapshotConfig, SnapshotDriver};
 use crate::snapshot::{self, Kind};
 use crate::state::node::SNAPSHOTS;
 use crate::state::{ObservedWriter, Store};
+use crate::sys::mountinfo::{self, MountEntry};
 
 /// The kind of new snapshots under `root`, by configuration, record and what the kernel can do.
 pub(super) async fn choose(
@@ -59,5 +60,41 @@ pub(super) async fn choose(
             "writable layers are made by"
         );
     }
+    let mounts = mountinfo::read().unwrap_or_default();
+    tracing::info!(
+        why = unlimited(root, &mounts),
+        "writable layers have no quota"
+    );
     Ok(kind)
+}
+
+/// Why a container may fill the file system that `root` is on.
+fn unlimited(root: &Path, mounts: &[MountEntry]) -> &'static str {
+    let above = mounts
+        .iter()
+        .filter(|mount| root.starts_with(&mount.mount_point));
+    // Of mounts on one point the last one shows.
+    let on = above.max_by_key(|mount| mount.mount_point.components().count());
+    let options = on.map(|mount| mount.super_options.as_slice());
+    let has_quota = |option: &String| option == "prjquota" || option == "pquota";
+    match options.is_some_and(|options| options.iter().any(has_quota)) {
+        true => "its file system has project quotas, and this version sets none",
+        false => "its file system is mounted without project quotas, and this version sets none",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_said_whether_the_file_system_could_have_limited_containers() {
+        let text = b"1 0 8:1 / / rw - ext4 /dev/a rw\n\
+            2 1 8:2 / /var/lib rw shared:1 - xfs /dev/b rw,prjquota\n\
+            3 1 8:3 / /var/lib/quilt2 rw - ext4 /dev/c rw,usrquota\n";
+        let mounts = mountinfo::parse(text);
+        let has = |root: &str| unlimited(Path::new(root), &mounts).contains("has project quotas");
+        assert!(has("/var/lib/quilt") && has("/var/lib"));
+        assert!(!has("/var/lib/quilt2") && !has("/srv") && !has("/var/library"));
+    }
 }

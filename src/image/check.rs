@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::digest::Digest;
+use super::kept;
 use super::layers::{CommittedLayer, LayerError, LayerStore, failed};
 use super::pull::ImageDriver;
 use super::seal::{self, Compared, Depth, Seal};
@@ -105,10 +106,30 @@ impl LayerStore {
             true => seal::compare(&fs, &list, depth),
             false => self.without_list(chain_id, expected),
         };
-        Ok(LayerCheck::of(seen.unwrap_or_else(|error| {
+        let mut compared = seen.unwrap_or_else(|error| {
             compared.differs(format!("the layer cannot be read: {error}"));
             compared
-        })))
+        });
+        if depth == Depth::Whole
+            && let Err(error) = self.check_blobs(chain_id, &mut compared)
+        {
+            compared.differs(format!("its kept blob cannot be read: {error}"));
+        }
+        Ok(LayerCheck::of(compared))
+    }
+
+    fn check_blobs(&self, chain_id: &Digest, compared: &mut Compared) -> io::Result<()> {
+        for (digest, path) in self.blobs(chain_id)? {
+            let Some(found) = kept::read(&path, &digest, &mut |_| true)? else {
+                continue;
+            };
+            compared.bytes_read += found.bytes;
+            if found.digest != digest {
+                let text = format!("its kept blob {digest} has digest {}", found.digest);
+                compared.differs(text);
+            }
+        }
+        Ok(())
     }
 
     /// The list is broken or gone. If listing the layer gives the same digest, nothing else is.

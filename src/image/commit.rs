@@ -13,17 +13,17 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags};
 use rustix::io::Errno;
 
-use super::check;
 use super::digest::Digest;
-use super::download::Download;
+use super::download::directory_name;
 use super::error::ImageError;
 use super::layers::{
-    CommittedLayer, LayerError, LayerStore, StagedLayer, Staging, failed, rename_new,
+    Blob, CommittedLayer, LayerError, LayerStore, StagedLayer, Staging, failed, rename_new,
     sync_directory, sync_file_system,
 };
 use super::pull::ImageDriver;
 use super::seal::{self, Seal};
 use super::settle::settle;
+use super::{check, kept};
 use crate::fault;
 
 /// A layer that is complete, fits onto the ones below it, and has its list of entries; nothing
@@ -34,7 +34,7 @@ pub struct PreparedLayer {
     reference: String,
     chain_id: Digest,
     made: Made,
-    download: Option<std::sync::Arc<Download>>,
+    blob: Blob,
 }
 
 #[derive(Debug)]
@@ -69,6 +69,29 @@ impl PreparedLayer {
     }
 }
 
+impl PreparedLayer {
+    /// Keeps what the layer was made of in its directory, or deletes it.
+    fn bring_blob(&self, keeps: bool) -> Result<(), LayerError> {
+        match (&self.blob, &self.made) {
+            (Blob::Download(download), Made::New { staging, .. }) if keeps => {
+                let place = staging.path.join(directory_name(download.digest()));
+                let moved = download.move_to(&place);
+                moved.map_err(|errno| failed("keeping", &place)(errno.into()))?;
+                Ok(fault::blocking_point("image.blob_kept")?)
+            }
+            // It is not known yet whether the layer that is there has one.
+            (Blob::Download(_), Made::Present) if keeps => Ok(()),
+            (Blob::Download(download), _) => download.discard(),
+            (Blob::Kept(digest, from), Made::New { staging, .. }) => {
+                let place = staging.path.join(directory_name(digest));
+                kept::link(from, &place).map_err(failed("keeping", &place))?;
+                Ok(fault::blocking_point("image.blob_kept")?)
+            }
+            (Blob::Kept(..), Made::Present) | (Blob::Streamed, _) => Ok(()),
+        }
+    }
+}
+
 impl ImageDriver {
     /// Completes a staged layer. The layers below it are in their places, or else among `below`.
     /// `replaces` says that it is for the place of one that is there. Blocks on the disk.
@@ -100,7 +123,8 @@ impl ImageDriver {
             return Ok(Vec::new());
         };
         let failed = store_error(&last.reference, &last.chain_id);
-        self.store.place(layers).map_err(failed)
+        let keeps = self.config.keep_blobs;
+        self.store.place(layers, keeps).map_err(failed)
     }
 }
 
@@ -127,7 +151,7 @@ impl LayerStore {
             staging,
             unsettled,
             contents,
-            download,
+            blob,
         } = staged;
         let made = if self.has(&chain_id) && !replaces {
             Made::Present
@@ -158,7 +182,7 @@ impl LayerStore {
             reference,
             chain_id,
             made,
-            download,
+            blob,
         })
     }
 
@@ -168,18 +192,17 @@ impl LayerStore {
         prepared.or_else(|| self.has(chain_id).then(|| self.path(chain_id)))
     }
 
-    fn place(&self, layers: Vec<PreparedLayer>) -> Result<Vec<CommittedLayer>, LayerError> {
+    fn place(
+        &self,
+        layers: Vec<PreparedLayer>,
+        keeps: bool,
+    ) -> Result<Vec<CommittedLayer>, LayerError> {
         // Before everything is written out, or what is deleted would be, too.
         for layer in &layers {
-            if let Some(download) = &layer.download {
-                download.discard()?;
-            }
+            layer.bring_blob(keeps)?;
         }
         fault::blocking_point("image.download_removed")?;
-        let is_new = |layer: &PreparedLayer| matches!(layer.made, Made::New { .. });
-        if layers.iter().any(is_new) {
-            sync_file_system(&self.layers)?;
-        }
+        sync_file_system(&self.layers)?;
         fault::blocking_point("image.layer_synced")?;
         let mut placed = Vec::with_capacity(layers.len());
         for layer in layers {
@@ -197,13 +220,19 @@ impl LayerStore {
 
     /// Gives one layer its name, which is not on the disk yet.
     fn put(&self, layer: PreparedLayer) -> Result<(Digest, Option<Seal>), LayerError> {
-        let chain_id = layer.chain_id;
+        let PreparedLayer {
+            reference: _,
+            chain_id,
+            made,
+            blob,
+        } = layer;
         let Made::New {
             mut staging,
             seal,
             replaces,
-        } = layer.made
+        } = made
         else {
+            self.adopt(&chain_id, &blob)?;
             return Ok((chain_id, None));
         };
         if replaces {
@@ -218,6 +247,21 @@ impl LayerStore {
             Err(errno) => return Err(failed("putting in place", &home)(errno.into())),
         }
         Ok((chain_id, Some(seal)))
+    }
+
+    /// Another pull of the same layer was faster. Its blob, if it is kept, is for the layer that is
+    /// there, should that have none.
+    fn adopt(&self, chain_id: &Digest, blob: &Blob) -> Result<(), LayerError> {
+        // One that was not to be kept has gone already, and one of which there are two goes now.
+        let Blob::Download(download) = blob else {
+            return Ok(());
+        };
+        let place = self.blob(chain_id, download.digest());
+        match download.move_to(&place) {
+            Ok(()) => sync_directory(&self.layers.join(chain_id.hex())),
+            Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOENT) => download.discard(),
+            Err(errno) => Err(failed("keeping", &place)(errno.into())),
+        }
     }
 
     /// Puts a layer in the place of a broken one, in one step. It lies beside that first, under a

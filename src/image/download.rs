@@ -18,12 +18,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::digest::{Digest, Hasher};
-use super::layers::{LayerError, failed};
+use super::layers::{LayerError, failed, rename_new};
 use super::progress::LayerProgress;
-use crate::sys::tree;
+use crate::sys::tree::{self, Usage};
 
 /// Bytes of one piece: what one request asks for.
 pub(super) const PIECE_BYTES: u64 = 8 << 20;
@@ -68,23 +69,41 @@ impl Downloads {
         }
         drop(busy);
         // From here on dropping it makes the blob free again.
-        let mut download = Download {
-            directory: self.path(digest),
-            digest: digest.clone(),
-            size,
-            arrived: Mutex::default(),
-            changed: Condvar::new(),
-            busy: Arc::clone(&self.busy),
-        };
-        let pieces = download
+        let mut download = Download::new(self.path(digest), digest, size);
+        download.busy = Some(Arc::clone(&self.busy));
+        download
+            .remove_strange()
+            .and_then(|()| download.look())
+            .map_err(failed("reading", &self.directory))?;
+        Ok(Some(Arc::new(download)))
+    }
+
+    /// A download that nobody can go on with, and that goes when it is dropped: for a blob that
+    /// another one has under way, or that comes out of a file. `directory` is not there yet.
+    pub(super) fn aside(
+        directory: PathBuf,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Arc<Download>, LayerError> {
+        let mut download = Download::new(directory, digest, size);
+        download.passing = true;
+        download
             .look()
             .map_err(failed("reading", &download.directory))?;
-        download.arrived = Mutex::new(Arrived {
-            received: pieces.iter().sum(),
-            pieces,
-            ..Arrived::default()
-        });
-        Ok(Some(Arc::new(download)))
+        Ok(Arc::new(download))
+    }
+
+    /// The blob that is kept in `directory`, to be read alone.
+    pub(super) fn stored(
+        directory: PathBuf,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Arc<Download>, LayerError> {
+        let mut download = Download::new(directory, digest, size);
+        download
+            .look()
+            .map_err(failed("reading", &download.directory))?;
+        Ok(Arc::new(download))
     }
 
     /// Digests of all blobs of which something is here, in no order.
@@ -93,12 +112,27 @@ impl Downloads {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            let digest = name
-                .to_str()
-                .and_then(|name| name.replacen('-', ":", 1).parse().ok());
-            found.extend(digest);
+            found.extend(name.to_str().and_then(digest_in));
         }
         Ok(found)
+    }
+
+    /// Blocks: what all of them take on the disk; there is a file for each piece.
+    pub(super) fn usage(&self) -> Result<Usage, LayerError> {
+        let failed = |source| failed("measuring", &self.directory)(source);
+        let mut total = Usage::default();
+        for entry in std::fs::read_dir(&self.directory).map_err(failed)? {
+            match tree::usage(&entry.map_err(failed)?.path()) {
+                Ok(one) => {
+                    total.bytes += one.bytes;
+                    total.inodes += one.inodes;
+                }
+                // It has become a layer.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        Ok(total)
     }
 
     /// Blocks: bytes here of a blob. Wrong while it is being fetched.
@@ -121,9 +155,23 @@ impl Downloads {
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
-        self.directory
-            .join(digest.to_string().replacen(':', "-", 1))
+        self.directory.join(directory_name(digest))
     }
+}
+
+/// The directory of a blob's pieces.
+pub(super) fn directory_name(digest: &Digest) -> String {
+    digest.to_string().replacen(':', "-", 1)
+}
+
+/// The blob whose directory has this name.
+pub(super) fn digest_in(name: &str) -> Option<Digest> {
+    name.replacen('-', ":", 1).parse().ok()
+}
+
+/// The file of the piece that begins at a byte.
+pub(super) fn piece_name(from: u64) -> String {
+    format!("{from:012x}")
 }
 
 /// One blob on its way. Blocking calls are marked; the others only take a short lock.
@@ -134,7 +182,10 @@ pub(super) struct Download {
     size: u64,
     arrived: Mutex<Arrived>,
     changed: Condvar,
-    busy: Busy,
+    /// Where it says that it is under way.
+    busy: Option<Busy>,
+    /// Whether what is here goes with it.
+    passing: bool,
 }
 
 #[derive(Debug, Default)]
@@ -163,6 +214,18 @@ pub(super) struct Missing {
 }
 
 impl Download {
+    fn new(directory: PathBuf, digest: &Digest, size: u64) -> Self {
+        Self {
+            directory,
+            digest: digest.clone(),
+            size,
+            arrived: Mutex::default(),
+            changed: Condvar::new(),
+            busy: None,
+            passing: false,
+        }
+    }
+
     /// Its blob.
     pub(super) fn digest(&self) -> &Digest {
         &self.digest
@@ -265,6 +328,11 @@ impl Download {
         Ok(())
     }
 
+    /// Blocks: gives what is here another place, which is not there yet.
+    pub(super) fn move_to(&self, place: &Path) -> Result<(), Errno> {
+        rename_new(&self.directory, place)
+    }
+
     /// Blocks: deletes what is here; it has become a layer, or is not what it should be.
     pub(super) fn discard(&self) -> Result<(), LayerError> {
         tree::remove_tree(&self.directory).map_err(failed("deleting", &self.directory))
@@ -292,27 +360,45 @@ impl Download {
     }
 
     /// Blocks: how much of each piece is here. A piece longer than its place is none of ours.
-    fn look(&self) -> io::Result<Vec<u64>> {
-        let count = self.size.div_ceil(PIECE_BYTES);
+    fn look(&mut self) -> io::Result<()> {
         let mut pieces = Vec::new();
-        for piece in 0..usize::try_from(count).map_err(io::Error::other)? {
-            let room = self.end_of(piece) - start_of(piece);
-            let path = self.file(piece);
-            pieces.push(match std::fs::symlink_metadata(&path) {
-                Ok(meta) if meta.is_file() && meta.len() <= room => meta.len(),
-                Ok(_) => {
-                    tree::remove_tree(&path)?;
-                    0
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-                Err(error) => return Err(error),
-            });
+        for piece in 0..self.count() {
+            pieces.push(self.length(piece)?.unwrap_or(0));
         }
-        Ok(pieces)
+        self.arrived = Mutex::new(Arrived {
+            received: pieces.iter().sum(),
+            pieces,
+            ..Arrived::default()
+        });
+        Ok(())
+    }
+
+    /// Blocks: deletes what is none of ours where a piece would be.
+    fn remove_strange(&self) -> io::Result<()> {
+        for piece in 0..self.count() {
+            if self.length(piece)?.is_none() {
+                tree::remove_tree(&self.file(piece))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes here of a piece; `None` if what is there is none.
+    fn length(&self, piece: usize) -> io::Result<Option<u64>> {
+        let room = self.end_of(piece) - start_of(piece);
+        match std::fs::symlink_metadata(self.file(piece)) {
+            Ok(meta) => Ok((meta.is_file() && meta.len() <= room).then_some(meta.len())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some(0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn count(&self) -> usize {
+        piece_of(self.size.saturating_add(PIECE_BYTES - 1))
     }
 
     fn file(&self, piece: usize) -> PathBuf {
-        self.directory.join(format!("{:012x}", start_of(piece)))
+        self.directory.join(piece_name(start_of(piece)))
     }
 
     fn end_of(&self, piece: usize) -> u64 {
@@ -381,7 +467,13 @@ impl Drop for Writer {
 
 impl Drop for Download {
     fn drop(&mut self) {
-        lock(&self.busy).remove(&self.digest);
+        if let Some(busy) = &self.busy {
+            lock(busy).remove(&self.digest);
+        }
+        if self.passing {
+            // A few files; what stays is found at the next start.
+            drop(self.discard());
+        }
     }
 }
 
@@ -487,99 +579,4 @@ impl Read for Follower {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn noise(bytes: u64) -> Vec<u8> {
-        let mut state = 7u32;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 24) as u8
-        };
-        (0..bytes).map(|_| next()).collect()
-    }
-
-    fn write(download: &Arc<Download>, at: u64, data: &[u8]) {
-        let (sender, receiver) = mpsc::channel(1);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for part in data.chunks(100_000) {
-                    sender.blocking_send(Bytes::copy_from_slice(part)).unwrap();
-                }
-                drop(sender);
-            });
-            let writer = download.writer(at);
-            writer.run(receiver, &LayerProgress::default()).unwrap();
-        });
-    }
-
-    fn read(download: &Arc<Download>) -> io::Result<Vec<u8>> {
-        let mut all = Vec::new();
-        Follower::new(Arc::clone(download), Arc::default()).read_to_end(&mut all)?;
-        Ok(all)
-    }
-
-    #[test]
-    fn pieces_come_in_any_order_and_stay_when_the_process_goes() {
-        let root = tempfile::tempdir().unwrap();
-        let blob = noise(2 * PIECE_BYTES + 5);
-        let (digest, size) = (Digest::sha256(&blob), blob.len() as u64);
-        let half = usize::try_from(PIECE_BYTES / 2).unwrap();
-        let second = usize::try_from(PIECE_BYTES).unwrap();
-        let downloads = Downloads::open(root.path()).unwrap();
-        let download = downloads.take(&digest, size).unwrap().unwrap();
-        assert!(downloads.take(&digest, size).unwrap().is_none(), "busy");
-        write(&download, PIECE_BYTES, &blob[second..2 * second]);
-        write(&download, 0, &blob[..half]);
-        downloads.remove(&digest).unwrap();
-        drop(download);
-
-        let downloads = Downloads::open(root.path()).unwrap();
-        assert_eq!(downloads.list().unwrap(), std::slice::from_ref(&digest));
-        let download = downloads.take(&digest, size).unwrap().unwrap();
-        assert_eq!(download.received(), PIECE_BYTES + half as u64);
-        let missing = download.missing();
-        assert_eq!(
-            missing.iter().map(|part| part.from).collect::<Vec<_>>(),
-            [half as u64, 2 * PIECE_BYTES]
-        );
-        let reader = Arc::clone(&download);
-        let reading = std::thread::spawn(move || read(&reader).unwrap());
-        write(&download, half as u64, &blob[half..second]);
-        write(&download, 2 * PIECE_BYTES, &blob[2 * second..]);
-        assert!(download.missing().is_empty());
-        assert!(reading.join().unwrap() == blob, "another content");
-        download.discard().unwrap();
-        assert!(downloads.list().unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_is_not_its_digest_never_ends_well_and_can_begin_anew() {
-        let root = tempfile::tempdir().unwrap();
-        let blob = noise(1000);
-        let downloads = Downloads::open(root.path()).unwrap();
-        let download = downloads.take(&Digest::sha256(&blob), 1000).unwrap();
-        let download = download.unwrap();
-        write(&download, 0, &[0; 1000]);
-        read(&download).unwrap_err();
-        assert_eq!(download.wrong(), Some(Digest::sha256(&[0; 1000])));
-        download.reopen().unwrap();
-        write(&download, 0, &blob[..10]);
-        // An answer with the whole blob replaces what is there of a piece.
-        write(&download, 0, &blob);
-        assert_eq!(read(&download).unwrap(), blob);
-    }
-
-    #[test]
-    fn who_waits_for_more_than_will_come_gets_an_error() {
-        let root = tempfile::tempdir().unwrap();
-        let downloads = Downloads::open(root.path()).unwrap();
-        let download = downloads.take(&Digest::sha256(b"x"), 20).unwrap().unwrap();
-        write(&download, 0, b"0123456789");
-        let reader = Arc::clone(&download);
-        let reading = std::thread::spawn(move || read(&reader));
-        download.close();
-        let error = reading.join().unwrap().unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionAborted);
-    }
-}
+mod tests;

@@ -151,6 +151,14 @@ pub enum ImageError {
         /// What is wrong with its signatures.
         why: String,
     },
+    /// A layer is to be made of its kept blob, and there is none.
+    #[error("{reference}: blob {layer} is not kept, or not all of it is here")]
+    NotKept {
+        /// The image.
+        reference: String,
+        /// The blob.
+        layer: Digest,
+    },
     /// This process is ending.
     #[error("{0}: cancelled, the daemon is shutting down")]
     ShuttingDown(String),

@@ -13,14 +13,16 @@ use std::io::BufRead;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::archive::Archive;
+use super::blob::Sink;
 use super::channel::{ChannelReader, Feed};
-use super::download::{Download, Follower};
+use super::download::{Download, Downloads, Follower};
 use super::error::ImageError;
-use super::layers::{LayerError, StagedLayer, Staging};
+use super::layers::{Blob, LayerError, StagedLayer, Staging};
 use super::manifest::LayerDescriptor;
 use super::progress::LayerProgress;
 use super::pull::{ImageDriver, ResolvedImage, Source};
@@ -55,18 +57,17 @@ impl ImageDriver {
         let Ok(_slot) = self.slots.acquire().await else {
             return Err(ImageError::ShuttingDown(reference));
         };
-        let download = self.download_of(image, layer).await?;
-        let (staging, unpacked) = match &image.source {
+        let ((staging, unpacked), blob) = match &image.source {
             Source::Registry(session) => {
+                let download = self.download_of(image, layer).await?;
                 let sources = Sources::new(session);
-                self.from_registry(image, layer, sources, download.as_ref(), progress)
-                    .await?
+                let fetched = self
+                    .by_registry(image, layer, sources, download.as_ref(), progress)
+                    .await?;
+                (fetched, download.map_or(Blob::Streamed, Blob::Download))
             }
-            Source::Archive(archive) => {
-                let blob = Blob::Archive(archive);
-                let fetched = self.by_channel(image, layer, blob, progress).await;
-                fetched.map_err(Failed::into_error)?
-            }
+            Source::Archive(archive) => self.by_archive(image, layer, archive, progress).await?,
+            Source::Kept => self.by_kept(image, layer, progress).await?,
         };
         Ok(StagedLayer {
             reference,
@@ -78,29 +79,35 @@ impl ImageDriver {
             staging,
             unsettled: unpacked.unsettled,
             contents: unpacked.contents,
-            download,
+            blob,
         })
     }
 
-    /// Where a blob is kept while it comes, if it is worth it and nobody else is fetching it.
+    /// Where a blob is kept while it comes, if it is worth it and nobody else is fetching it; or if
+    /// blobs are kept for good.
     async fn download_of(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
     ) -> Result<Option<Arc<Download>>, ImageError> {
-        if matches!(image.source, Source::Archive(_)) || layer.size < self.config.keep_from_bytes {
+        let keeps = self.config.keep_blobs;
+        if layer.size < self.config.keep_from_bytes && !keeps {
             return Ok(None);
         }
-        let downloads = Arc::clone(&self.downloads);
+        let (downloads, store) = (Arc::clone(&self.downloads), Arc::clone(&self.store));
         let (digest, size) = (layer.digest.clone(), layer.size);
-        let taken = tokio::task::spawn_blocking(move || downloads.take(&digest, size)).await;
+        let take = move || match downloads.take(&digest, size)? {
+            None if keeps => Downloads::aside(store.unused("blob"), &digest, size).map(Some),
+            taken => Ok(taken),
+        };
+        let taken = tokio::task::spawn_blocking(take).await;
         let taken = taken.map_err(|_| ImageError::ShuttingDown(image.reference.to_string()))?;
         taken.map_err(|error| stored(image, layer, error))
     }
 
     /// Brings a blob from whoever serves what its digest says. What an earlier process has kept of
     /// it may have been spoilt by a power failure, which counts as one more who had a part in it.
-    async fn from_registry(
+    async fn by_registry(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
@@ -114,12 +121,12 @@ impl ImageDriver {
             progress.begins_with(kept);
             let fetched = match download {
                 Some(download) => {
-                    self.follow(image, layer, &sources, download, progress)
-                        .await
+                    let coming = sources.download(download, progress);
+                    self.follow(image, layer, download, coming).await
                 }
                 None => {
-                    let blob = Blob::Registry(&sources);
-                    self.by_channel(image, layer, blob, progress).await
+                    let stream = Stream::Registry(&sources);
+                    self.by_channel(image, layer, stream, progress).await
                 }
             };
             let (goes_on, error) = match fetched {
@@ -148,12 +155,69 @@ impl ImageDriver {
         }
     }
 
+    async fn by_archive(
+        &self,
+        image: &ResolvedImage,
+        layer: &LayerDescriptor,
+        archive: &Archive,
+        progress: &Arc<LayerProgress>,
+    ) -> Result<(Unpacking, Blob), ImageError> {
+        if !self.config.keep_blobs {
+            let stream = Stream::Archive(archive);
+            let fetched = self.by_channel(image, layer, stream, progress).await;
+            return Ok((fetched.map_err(Failed::into_error)?, Blob::Streamed));
+        }
+        let directory = self.store.unused("blob");
+        let download = Downloads::aside(directory, &layer.digest, layer.size)
+            .map_err(|error| stored(image, layer, error))?;
+        let (sender, receiver) = mpsc::channel(PIECES_MAX);
+        let writer = download.writer(0);
+        let progress = Arc::clone(progress);
+        let writing = tokio::task::spawn_blocking(move || writer.run(receiver, &progress));
+        let coming = async {
+            let mut pieces = Pieces(sender);
+            let sent = archive.blob(&image.reference, layer, &mut pieces).await;
+            drop(pieces);
+            match writing.await {
+                Ok(Ok(())) => sent.map(drop),
+                Ok(Err(error)) => Err(stored(image, layer, error)),
+                Err(_) => Err(ImageError::ShuttingDown(image.reference.to_string())),
+            }
+        };
+        let fetched = self.follow(image, layer, &download, coming).await;
+        let fetched = fetched.map_err(Failed::into_error)?;
+        Ok((fetched, Blob::Download(download)))
+    }
+
+    /// Makes a layer of its kept blob.
+    async fn by_kept(
+        &self,
+        image: &ResolvedImage,
+        layer: &LayerDescriptor,
+        progress: &Arc<LayerProgress>,
+    ) -> Result<(Unpacking, Blob), ImageError> {
+        let directory = self.store.blob(&layer.chain_id, &layer.digest);
+        let download = Downloads::stored(directory.clone(), &layer.digest, layer.size)
+            .map_err(|error| stored(image, layer, error))?;
+        if !download.missing().is_empty() {
+            return Err(ImageError::NotKept {
+                reference: image.reference.to_string(),
+                layer: layer.digest.clone(),
+            });
+        }
+        progress.begins_with(layer.size);
+        let coming = std::future::ready(Ok(()));
+        let fetched = self.follow(image, layer, &download, coming).await;
+        let fetched = fetched.map_err(Failed::into_error)?;
+        Ok((fetched, Blob::Kept(layer.digest.clone(), directory)))
+    }
+
     /// Streams the blob through a channel.
     async fn by_channel(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
-        blob: Blob<'_>,
+        stream: Stream<'_>,
         progress: &LayerProgress,
     ) -> Result<Unpacking, Failed> {
         let (sender, receiver) = mpsc::channel(PIECES_MAX);
@@ -165,7 +229,7 @@ impl ImageDriver {
             let mut feed = Feed::new(sender, progress);
             tokio::select! {
                 biased;
-                fed = blob.feed(image, layer, &mut feed) => fed,
+                fed = stream.feed(image, layer, &mut feed) => fed,
                 // The layer is bad: do not wait for a slow server to send the rest.
                 Ok(()) = given_up => Ok(false),
             }
@@ -177,14 +241,13 @@ impl ImageDriver {
         self.check_diff_id(image, layer, unpacked)
     }
 
-    /// Follows the blob on the disk while it comes.
+    /// Follows the blob on the disk while it comes there.
     async fn follow(
         &self,
         image: &ResolvedImage,
         layer: &LayerDescriptor,
-        sources: &Sources<'_>,
         download: &Arc<Download>,
-        progress: &Arc<LayerProgress>,
+        coming: impl Future<Output = Result<(), ImageError>>,
     ) -> Result<Unpacking, Failed> {
         let taken = Arc::new(AtomicU64::new(0));
         let source = Follower::new(Arc::clone(download), Arc::clone(&taken));
@@ -194,7 +257,7 @@ impl ImageDriver {
             let _no_more = Closing(download);
             tokio::select! {
                 biased;
-                fetched = sources.download(download, progress) => fetched,
+                fetched = coming => fetched,
                 Ok(()) = given_up => Ok(()),
             }
         };
@@ -316,13 +379,22 @@ impl Failed {
     }
 }
 
+/// Takes what an archive brings to the disk.
+struct Pieces(mpsc::Sender<Bytes>);
+
+impl Sink for Pieces {
+    async fn take(&mut self, piece: Bytes) -> bool {
+        self.0.send(piece).await.is_ok()
+    }
+}
+
 /// Where a blob comes from that is not kept on disk.
-enum Blob<'b> {
+enum Stream<'b> {
     Registry(&'b Sources<'b>),
     Archive(&'b Archive),
 }
 
-impl Blob<'_> {
+impl Stream<'_> {
     /// Sends the blob through `feed`, and marks its end once its digest is right.
     async fn feed(
         &self,

@@ -91,8 +91,18 @@ pub struct StagedLayer {
     pub(super) staging: Staging,
     pub(super) unsettled: Unsettled,
     pub(super) contents: Contents,
-    /// What it was made of, if that is kept until the layer counts.
-    pub(super) download: Option<Arc<Download>>,
+    pub(super) blob: Blob,
+}
+
+/// What a layer was made of.
+#[derive(Debug)]
+pub(super) enum Blob {
+    /// It went by.
+    Streamed,
+    /// It was kept on its way.
+    Download(Arc<Download>),
+    /// It was here, in this directory.
+    Kept(Digest, PathBuf),
 }
 
 impl StagedLayer {

@@ -24,6 +24,7 @@ mod fetch;
 pub mod fuzz;
 mod hosts;
 mod import;
+mod kept;
 mod keyring;
 mod layers;
 pub mod manifest;

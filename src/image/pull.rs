@@ -32,6 +32,7 @@ use super::registry::Patience;
 use super::session::{Manners, Offer, Session};
 use super::signature::Policy;
 use super::unpack::Limits;
+use crate::sys::tree::Usage;
 
 /// Indexes may name indexes; not deeper than this.
 const INDEX_DEPTH_MAX: usize = 3;
@@ -53,6 +54,8 @@ pub struct ImageConfig {
     pub proxies: Proxies,
     /// Blobs from this many bytes on are kept on disk while they come (see `download`).
     pub keep_from_bytes: u64,
+    /// Whether blobs stay beside the layers made of them.
+    pub keep_blobs: bool,
     /// Bound on making a connection.
     pub connect_timeout: Duration,
     /// Bound on the silence of a server in the middle of something.
@@ -76,6 +79,7 @@ impl Default for ImageConfig {
             credentials_file: None,
             proxies: Proxies::default(),
             keep_from_bytes: KEEP_FROM_BYTES,
+            keep_blobs: false,
             connect_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(60),
             tries: 5,
@@ -123,6 +127,8 @@ impl ResolvedImage {
 pub(super) enum Source {
     Registry(Arc<Session>),
     Archive(Arc<Archive>),
+    /// Blobs that are kept beside their layers.
+    Kept,
 }
 
 /// Pulls images and keeps their layers under one root directory.
@@ -232,6 +238,14 @@ impl ImageDriver {
     /// Bytes of a layer's blob that an earlier try has left here. Blocks on the disk.
     pub fn kept_bytes(&self, layer: &LayerDescriptor) -> u64 {
         self.downloads.kept(&layer.digest)
+    }
+
+    /// What unfinished downloads take on the disk. Blocks on it.
+    ///
+    /// # Errors
+    /// readdir(3)'s and stat(2)'s.
+    pub fn downloads_usage(&self) -> Result<Usage, LayerError> {
+        self.downloads.usage()
     }
 
     /// Digests of the blobs of which something is kept for a later try, in no order.

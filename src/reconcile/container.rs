@@ -117,6 +117,10 @@ async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileErro
     let record = record(back, container).await?;
     let (back_too, container_too) = (back.clone(), container.clone());
     let made = async {
+        if back.snapshots == snapshot::Kind::Native {
+            let (back, record) = (back.clone(), record.clone());
+            blocking(move || image_volume::copy(&back, &record)).await?;
+        }
         image_volume::check(back, container).await?;
         blocking(move || make_directories(&back_too, &container_too, &record)).await
     }

@@ -18,7 +18,9 @@ use super::image::{chain_id, record, spec_of};
 use super::image_layers::present;
 use super::{Back, ReconcileError, blocking, sweep};
 use crate::fault;
-use crate::image::{Compared, Credentials, Depth, Digest, Reference, ResolvedImage, manifest};
+use crate::image::{
+    Compared, Credentials, Depth, Digest, Reference, ResolvedImage, StagedLayer, manifest,
+};
 use crate::lifecycle::image_check::{Part, Verdict};
 use crate::state::image::Image;
 use crate::state::image_document::Documents;
@@ -196,18 +198,21 @@ impl Looking<'_> {
         self.tell(part).await
     }
 
-    /// Fetches a layer again and puts it in the place of the broken one.
+    /// Makes a layer again, of its kept blob or else of what its registry has, and puts it in the
+    /// place of the broken one.
     async fn mend_layer(&mut self, id: &Digest) -> Result<(), ReconcileError> {
-        let source = self.source().await?.clone();
-        let index = source.layers.iter().position(|own| own.chain_id == *id);
-        let index = index.ok_or_else(|| {
-            ReconcileError::Plan(format!("{} has no layer {id}", source.reference))
-        })?;
-        let staged = self
-            .back
-            .images
-            .fetch_layer(&source, index, &Arc::default())
-            .await?;
+        let staged = match self.of_kept_blob(id).await? {
+            Some(staged) => staged,
+            None => {
+                let source = self.source().await?.clone();
+                let index = source.layers.iter().position(|own| own.chain_id == *id);
+                let index = index.ok_or_else(|| {
+                    ReconcileError::Plan(format!("{} has no layer {id}", source.reference))
+                })?;
+                let images = &self.back.images;
+                images.fetch_layer(&source, index, &Arc::default()).await?
+            }
+        };
         let back = self.back.clone();
         let placed = blocking(move || {
             let prepared = back.images.prepare_layer(staged, &[], true)?;
@@ -220,6 +225,34 @@ impl Looking<'_> {
         }
         self.back.unused_layers.notify_one();
         Ok(())
+    }
+
+    /// The layer as its kept blob makes it; `None` when there is none, or none that is right.
+    async fn of_kept_blob(&self, id: &Digest) -> Result<Option<StagedLayer>, ReconcileError> {
+        let (image, images) = (self.image, &self.back.images);
+        let documents = self.back.store.image_documents(&image.id).await?;
+        let (Some(manifest), Some(config)) = (documents.manifest, documents.config) else {
+            return Ok(None);
+        };
+        let mut names = image.digests.iter().chain(&image.tags);
+        let Some(Ok(name)) = names.next().map(|name| name.parse()) else {
+            return Ok(None);
+        };
+        let Ok(kept) = images.kept_image(&name, manifest, config) else {
+            return Ok(None);
+        };
+        let index = kept.layers.iter().position(|own| own.chain_id == *id);
+        let Some(index) = index.filter(|index| images.has_blob(&kept, *index)) else {
+            return Ok(None);
+        };
+        match images.fetch_layer(&kept, index, &Arc::default()).await {
+            Ok(staged) => Ok(Some(staged)),
+            Err(error) => {
+                let error = ReconcileError::from(error).full_text();
+                tracing::warn!(layer = %id, error, "its kept blob does not mend it");
+                Ok(None)
+            }
+        }
     }
 
     /// The image as its registry has it, which must be the same image.

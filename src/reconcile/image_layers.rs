@@ -56,6 +56,7 @@ pub(super) async fn store_layers(
     stages.enter("commit");
     let back_too = back.clone();
     let placed = blocking(move || Ok(back_too.images.place_layers(prepared)?)).await?;
+    pull_progress::measure_downloads(back).await;
     fault::point("image.layer_committed").await?;
     for layer in &placed {
         back.observed.layer_present(present(layer)).await?;

@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use super::{Back, ReconcileError, blocking, image};
-use crate::lifecycle::record::VolumeRecord;
+use crate::lifecycle::record::{ContainerRecord, VolumeRecord};
 use crate::runtime::image_volume;
 use crate::runtime::plan::ImageVolume;
+use crate::snapshot;
 use crate::state::container::Container;
 
 /// Directories of layers, topmost first, whether they are there or not.
@@ -48,16 +49,39 @@ pub(super) async fn plan(
             let why = format!("it has no hold on the image {}", mount.image_id);
             return Err(ReconcileError::Plan(why));
         };
+        let (root, id) = (&back.paths.root, container.id.as_str());
+        let copy = snapshot::volume(root, id, hex(&mount.image_id))?;
         let chain = match top {
-            Some(top) => back.store.layer_chain(top).await?,
-            None => Vec::new(),
+            Some(top) if copy.is_none() => back.store.layer_chain(top).await?,
+            _ => Vec::new(),
         };
         volumes.push(ImageVolume {
             lower: directories(back, &chain).await?,
+            copy,
             sub_path: mount.sub_path.clone(),
         });
     }
     Ok(volumes)
+}
+
+/// Copies the images that a container mounts, where there can be no overlays. Idempotent; blocks on
+/// the disk.
+pub(super) fn copy(back: &Back, record: &ContainerRecord) -> Result<(), ReconcileError> {
+    for volume in &record.volumes {
+        let layers = volume.layers.iter().rev();
+        let chain: Vec<String> = layers.map(|layer| layer.chain_id.clone()).collect();
+        let lower = paths(back, &chain)?;
+        let (root, id) = (&back.paths.root, record.id.as_str());
+        snapshot::ensure_volume(root, id, hex(&volume.image_id), &lower)?;
+    }
+    Ok(())
+}
+
+/// The digits of an image id.
+fn hex(image_id: &str) -> &str {
+    image_id
+        .split_once(':')
+        .map_or(image_id, |(_, digits)| digits)
 }
 
 /// Looks whether directories that are asked for are in their images: the client is to hear of it

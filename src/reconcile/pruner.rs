@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::pull_progress::measure_downloads;
 use super::{Back, ReconcileError, blocking};
 use crate::state::now_ns;
 use crate::state::retention::{BATCH, History};
@@ -37,6 +38,7 @@ pub async fn run(back: Back, retention: Retention, mut stop: watch::Receiver<boo
         if let Err(error) = forget_downloads(&back).await {
             tracing::warn!(%error, "cannot delete unfinished downloads; it is tried again");
         }
+        measure_downloads(&back).await;
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             _ = stop.changed() => {}

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Back, ReconcileError};
+use super::{Back, ReconcileError, blocking};
 use crate::image::{LayerProgress, ResolvedImage};
 use crate::state::pull_progress::{LayerAt, LayerStage};
 
@@ -89,6 +89,7 @@ impl Watch {
 
     /// Writes down what has changed.
     pub(super) async fn note(&mut self, back: &Back) {
+        measure_downloads(back).await;
         let rows = self.changed();
         if rows.is_empty() {
             return;
@@ -130,6 +131,19 @@ impl Watch {
             }
         }
         rows
+    }
+}
+
+/// Takes note of what unfinished downloads take on the disk.
+pub(super) async fn measure_downloads(back: &Back) {
+    let too = back.clone();
+    let measured = blocking(move || {
+        let usage = too.images.downloads_usage()?;
+        too.store.samples().put_downloads(usage.bytes, usage.inodes);
+        Ok(())
+    });
+    if let Err(error) = measured.await {
+        tracing::debug!(%error, "cannot measure unfinished downloads");
     }
 }
 

@@ -1,15 +1,17 @@
-//! Images as volumes (KEP-4639): a read-only overlay of an image's layers, or a directory in it.
+//! Images as volumes (KEP-4639): a read-only overlay of an image's layers, or a directory or file
+//! in it. The KEP speaks of directories; a file is mounted as one, as with the `subPath` of any
+//! other volume.
 //!
 //! Where it goes in the container is an ordinary mount's business (`mounts`). Here it is assembled,
-//! in a mount namespace of which nothing reaches the node, and the directory is looked up in it by
-//! the kernel: what the image's own links and whiteouts make of a path counts, and no path leads
-//! out of the image.
+//! in a mount namespace of which nothing reaches the node, and the path is looked up in it by the
+//! kernel: what the image's own links and whiteouts make of a path counts, and no path leads out of
+//! the image.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::thread;
 
-use rustix::fs::OFlags;
+use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::thread::UnshareFlags;
@@ -21,7 +23,7 @@ use super::root::Root;
 use super::rootfs::{self, OverlayInterface};
 use crate::sys::nsfd::unshare_namespaces;
 
-/// Whether `volume` can be mounted: its layers stack, and its directory is in them. Done in a mount
+/// Whether `volume` can be mounted: its layers stack, and its path is in them. Done in a mount
 /// namespace that ends with the call. `mount_point` is an empty directory.
 ///
 /// # Errors
@@ -59,17 +61,27 @@ pub(super) fn open(
     mount_point: &Path,
     with: OverlayInterface,
 ) -> Result<OwnedFd, LaunchError> {
-    let whole = rootfs::assemble_read_only(&volume.lower, mount_point, with)?;
+    let whole = match &volume.copy {
+        Some(copy) => rootfs::bind(copy, mount_point)?,
+        None => rootfs::assemble_read_only(&volume.lower, mount_point, with)?,
+    };
     let root = Root::at(whole);
     let path = match volume.sub_path.as_str() {
         "" => ".",
         path => path,
     };
+    let what = || format!("open {path:?} of the image");
     let found = root
-        .open(path, OFlags::PATH | OFlags::DIRECTORY)
-        .at(stage::IMAGE_VOLUME, || {
-            format!("open the directory {path:?} of the image")
-        })?;
+        .open(path, OFlags::PATH)
+        .at(stage::IMAGE_VOLUME, what)?;
+    let stat = fstat(&found).at(stage::IMAGE_VOLUME, what)?;
+    if !matches!(
+        FileType::from_raw_mode(stat.st_mode),
+        FileType::Directory | FileType::RegularFile
+    ) {
+        let message = format!("{path:?} of the image is neither a directory nor a file");
+        return Err(LaunchError::invalid(stage::IMAGE_VOLUME, message));
+    }
     // A part of a mount can be taken while the mount is in a namespace (open_tree(2)).
     let tree = clone_of(&found, false).at(stage::IMAGE_VOLUME, || format!("bind {path:?}"))?;
     drop((found, root));

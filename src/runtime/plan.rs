@@ -78,7 +78,10 @@ pub struct Rootfs {
 pub struct ImageVolume {
     /// Layers, topmost first; none for an image without layers.
     pub lower: Vec<PathBuf>,
-    /// The directory in it that is mounted, resolved in the image; empty is its root.
+    /// The image as a copy, which stands for all layers, where there can be no overlays.
+    #[serde(default)]
+    pub copy: Option<PathBuf>,
+    /// The directory or file in it that is mounted, resolved in the image; empty is its root.
     pub sub_path: String,
 }
 

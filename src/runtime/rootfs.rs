@@ -120,7 +120,8 @@ pub(super) fn assemble_read_only(
     overlay(&stack, with)
 }
 
-fn bind(directory: &Path, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
+/// Mounts a directory of the node as it is.
+pub(super) fn bind(directory: &Path, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let what = || format!("bind {directory:?}");
     let tree = open_tree(CWD, directory, flags).at(stage::ROOTFS, what)?;

@@ -3,7 +3,8 @@
 //! An overlay snapshot is two directories under `snapshots/<container id>/`: `upper`, which takes
 //! the container's writes, and `work`, which overlayfs needs beside it. A native one is a single
 //! directory `rootfs`, a copy of all layers put together, for file systems that overlayfs does not
-//! take. What a snapshot is can be seen from its directories, for as long as it lives.
+//! take. What a snapshot is can be seen from its directories, for as long as it lives. Where there
+//! are no overlays, images that the container mounts are copies beside it.
 //!
 //! Mounting is not done here, nor on the host at all: it happens in the container's own mount
 //! namespace. Idempotent in both directions.
@@ -108,24 +109,61 @@ pub fn ensure_snapshot(
             // The mode of `upper` is the mode of `/` in the container until a layer says otherwise.
             make(&found.upper, 0o755)?;
         }
-        Kind::Native => {
-            let staged = unused(root, "native", id)?;
-            make(&staged, 0o755)?;
-            let copied = native::copy(&staged, lower);
-            let placed = copied.and_then(|()| {
-                fault::blocking_point("snapshot.copied")?;
-                let rootfs = home.join(ROOTFS);
-                rustix::fs::renameat_with(CWD, &staged, CWD, &rootfs, RenameFlags::NOREPLACE)
-                    .map_err(|errno| failed("putting in place", &rootfs)(errno.into()))
-            });
-            if let Err(error) = placed {
-                // What cannot be deleted either is found at the next start.
-                drop(tree::remove_tree(&staged));
-                return Err(error);
-            }
-        }
+        Kind::Native => place_copy(root, id, lower, &home.join(ROOTFS))?,
     }
     locate(root, id)
+}
+
+/// Makes a copy of an image that a container mounts, beside its snapshot, with which it goes; or
+/// finds it. `image` is the image's id in hexadecimal digits, `lower` the directories of its
+/// layers, topmost first. Blocks on the disk for as long as they are large.
+///
+/// # Errors
+/// A bad id, or those of the file system.
+pub fn ensure_volume(
+    root: &Path,
+    id: &str,
+    image: &str,
+    lower: &[PathBuf],
+) -> Result<(), SnapshotError> {
+    let place = volume_place(root, id, image)?;
+    if place.exists() {
+        return Ok(());
+    }
+    make(&root.join("snapshots"), 0o700)?;
+    make(&home(root, id)?, 0o700)?;
+    place_copy(root, id, lower, &place)
+}
+
+/// Where the copy of an image that a container mounts is, if it has one.
+///
+/// # Errors
+/// A bad id.
+pub fn volume(root: &Path, id: &str, image: &str) -> Result<Option<PathBuf>, SnapshotError> {
+    let place = volume_place(root, id, image)?;
+    Ok(place.exists().then_some(place))
+}
+
+fn volume_place(root: &Path, id: &str, image: &str) -> Result<PathBuf, SnapshotError> {
+    check_id(image)?;
+    Ok(home(root, id)?.join(format!("image-{image}")))
+}
+
+/// Puts a copy of layers in its place, whole or not at all.
+fn place_copy(root: &Path, id: &str, lower: &[PathBuf], place: &Path) -> Result<(), SnapshotError> {
+    let staged = unused(root, "native", id)?;
+    make(&staged, 0o755)?;
+    let copied = native::copy(&staged, lower);
+    let placed = copied.and_then(|()| {
+        fault::blocking_point("snapshot.copied")?;
+        rustix::fs::renameat_with(CWD, &staged, CWD, place, RenameFlags::NOREPLACE)
+            .map_err(|errno| failed("putting in place", place)(errno.into()))
+    });
+    if placed.is_err() {
+        // What cannot be deleted either is found at the next start.
+        drop(tree::remove_tree(&staged));
+    }
+    placed
 }
 
 /// Where the snapshot of a container is, without making it.
@@ -204,9 +242,15 @@ fn unused(root: &Path, what: &str, id: &str) -> Result<PathBuf, SnapshotError> {
 }
 
 fn home(root: &Path, id: &str) -> Result<PathBuf, SnapshotError> {
+    check_id(id)?;
+    Ok(root.join("snapshots").join(id))
+}
+
+/// An id is a plain name.
+fn check_id(id: &str) -> Result<(), SnapshotError> {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     match !id.is_empty() && id.len() <= 128 && id.bytes().all(plain) {
-        true => Ok(root.join("snapshots").join(id)),
+        true => Ok(()),
         false => Err(SnapshotError::Id(id.chars().take(128).collect())),
     }
 }

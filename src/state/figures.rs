@@ -17,6 +17,8 @@ pub struct Figures {
     pub cleanups: Vec<(String, String, i64)>,
     /// By type of resource, when the oldest task that is not done was made, ns since 1970.
     pub oldest_cleanups: Vec<(String, i64)>,
+    /// Images and layers in which the last check has found damage, by kind.
+    pub damaged: Vec<(String, i64)>,
     /// Addresses given out.
     pub addresses_used: i64,
 }
@@ -69,6 +71,15 @@ impl Store {
                     sqlx::query_as(
                         "SELECT resource_type, min(created_at) FROM cleanup_tasks
                          WHERE status <> 'completed' GROUP BY resource_type",
+                    )
+                    .fetch_all(&self.readers)
+                })
+                .await?,
+            damaged: self
+                .read("count what is damaged", || {
+                    sqlx::query_as(
+                        "SELECT 'image', count(*) FROM images WHERE damage NOT NULL
+                         UNION ALL SELECT 'layer', count(*) FROM layers WHERE damage NOT NULL",
                     )
                     .fetch_all(&self.readers)
                 })

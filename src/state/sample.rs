@@ -1,5 +1,5 @@
-//! The newest usage figures of each container, kept by the sampler. In memory: they are stale in
-//! seconds anyway.
+//! The newest usage figures of each container, kept by the sampler, and of unfinished downloads. In
+//! memory: they are stale in seconds anyway.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -45,6 +45,7 @@ pub struct LayerUsage {
 pub struct Samples {
     usage: Mutex<HashMap<ContainerId, Sample>>,
     layers: Mutex<HashMap<ContainerId, LayerUsage>>,
+    downloads: Mutex<(u64, u64)>,
 }
 
 impl Samples {
@@ -88,6 +89,23 @@ impl Samples {
             bytes: sum.bytes + one.bytes,
             inodes: sum.inodes + one.inodes,
         })
+    }
+
+    /// What unfinished downloads of images took when they were last measured: bytes and inodes.
+    #[must_use]
+    pub fn downloads(&self) -> (u64, u64) {
+        *self
+            .downloads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces that.
+    pub fn put_downloads(&self, bytes: u64, inodes: u64) {
+        *self
+            .downloads
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = (bytes, inodes);
     }
 
     /// Forgets what was measured of the writable layers that are none of these.

@@ -43,6 +43,7 @@ const ELSEWHERE: &[&str] = &[
     "attachment.leaving",
     "attachment.detached",
     "attachment.deleted",
+    "image.blob_kept",
     "image.layer_beside",
     "image.layer_exchanged",
     "image.layer_replaced",

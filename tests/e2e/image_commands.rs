@@ -27,14 +27,14 @@ fn image(node: &Node, arguments: &[&str]) -> Command {
     command
 }
 
-fn export(node: &Node, name: &str, to: &str) -> Output {
+pub(crate) fn export(node: &Node, name: &str, to: &str) -> Output {
     let config = node.path("config.toml").display().to_string();
     let mut command = image(node, &["export", name, "--output", to, "--config", &config]);
     command.output().expect("quiltd runs")
 }
 
 /// The members of a tar, by an independent reader.
-fn members(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn members(bytes: &[u8]) -> BTreeMap<String, Vec<u8>> {
     let mut archive = tar::Archive::new(bytes);
     let entries = archive.entries().expect("a tar");
     let members = entries.map(|entry| {

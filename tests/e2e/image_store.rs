@@ -19,11 +19,12 @@ use crate::support::layer::{Contents, Packing, digest, noise};
 use crate::support::log::contents;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::exited;
+use crate::support::prometheus::Page;
 use crate::support::{Node, cri::*, eventually, in_time, registry};
 
 /// A check of images: its exit status and what it told of each part.
-struct Told {
-    status: i32,
+pub(crate) struct Told {
+    pub(crate) status: i32,
     parts: Value,
 }
 
@@ -39,7 +40,7 @@ impl Told {
     }
 
     /// How many parts were found to be what, and what was told of those that are not whole.
-    fn verdicts(&self) -> (BTreeMap<String, usize>, String) {
+    pub(crate) fn verdicts(&self) -> (BTreeMap<String, usize>, String) {
         let mut counts = BTreeMap::new();
         for verdict in column(&self.parts, "verdict") {
             *counts.entry(verdict).or_default() += 1;
@@ -51,7 +52,7 @@ impl Told {
 }
 
 impl Node {
-    fn check_images(&self, options: &[&str]) -> Told {
+    pub(crate) fn check_images(&self, options: &[&str]) -> Told {
         let arguments = [&["image", "check", "-o", "json"], options].concat();
         Told::of(&self.operate(&arguments))
     }
@@ -61,7 +62,7 @@ impl Node {
     }
 
     /// The layer with a file in it.
-    fn layer_with(&self, file: &str) -> PathBuf {
+    pub(crate) fn layer_with(&self, file: &str) -> PathBuf {
         let layers = fs::read_dir(self.layers()).expect("layers");
         let mut layers = layers.flatten().map(|entry| entry.path());
         let found = layers.find(|layer| layer.join("fs").join(file).exists());
@@ -70,7 +71,7 @@ impl Node {
 }
 
 /// Changes a file and nothing else about it.
-fn rot(path: &Path, content: &[u8]) {
+pub(crate) fn rot(path: &Path, content: &[u8]) {
     let before = fs::metadata(path).expect("a file of a layer");
     assert_eq!(before.len(), content.len() as u64);
     fs::write(path, content).expect("root may write");
@@ -107,6 +108,11 @@ async fn damage_is_found_named_and_mended_in_its_layer_alone() {
     let found = node.check_images(&[&name]);
     let (verdicts, told) = found.verdicts();
     assert_eq!((found.status, verdicts["damaged"]), (1, 1), "{told}");
+    let damaged = |node: &Node| {
+        let page = Page::read(&said(&node.operate(&["metrics"])));
+        page.get("quilt_damaged", &[("kind", "layer")])
+    };
+    assert_eq!(damaged(&node), Some(1.0));
     assert!(told.contains("/etc/passwd: its content changed"), "{told}");
     let quick = node.check_images(&["--quick", &name]);
     assert_eq!(quick.status, 1, "what is known is not forgotten");
@@ -228,17 +234,27 @@ fn du(dir: &Path) -> (u64, u64) {
     (count(&["-s", "-B1"]) - own, count(&["-s", "--inodes"]) - 1)
 }
 
-async fn assert_counted_to_the_block(node: &Node) {
+pub(crate) async fn assert_counted_to_the_block(node: &Node) {
+    assert_eq!(told_of_images(node).await, held_of_images(node));
+}
+
+/// What the disk holds of images: layers, and blobs that are on their way.
+pub(crate) fn held_of_images(node: &Node) -> (u64, u64) {
+    let (layers, coming) = (du(&node.layers()), du(&node.names.root().join("downloads")));
+    (layers.0 + coming.0, layers.1 + coming.1)
+}
+
+/// What `ImageFsInfo` says of that.
+pub(crate) async fn told_of_images(node: &Node) -> (u64, u64) {
     let mut client = node.cri.image();
     let answer = client.image_fs_info(request(ImageFsInfoRequest {})).await;
     let answer = answer.expect("ImageFsInfo").into_inner();
     let usage = &answer.image_filesystems[0];
     let number = |value: &Option<UInt64Value>| value.as_ref().expect("a number").value;
-    let told = (number(&usage.used_bytes), number(&usage.inodes_used));
-    assert_eq!(told, du(&node.layers()));
     assert!(usage.timestamp > 0);
     let place = usage.fs_id.as_ref().expect("a file system");
     assert!(Path::new(&place.mountpoint).is_dir());
+    (number(&usage.used_bytes), number(&usage.inodes_used))
 }
 
 #[tokio::test]
@@ -432,7 +448,7 @@ async fn what_a_failed_pull_has_got_goes_when_nobody_comes_for_it() {
     nothing_is_left(&node).await;
 }
 
-async fn nothing_is_left(node: &Node) {
+pub(crate) async fn nothing_is_left(node: &Node) {
     eventually("no layer is left", || async {
         let layers = fs::read_dir(node.layers()).expect("layers");
         let rows = node.ask(&["db", "query", "SELECT count(*) AS n FROM layers"]);

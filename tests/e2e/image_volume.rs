@@ -86,16 +86,42 @@ fn push_data(name: &str) -> String {
 
 #[tokio::test]
 async fn images_are_mounted_merged_read_only_and_as_often_as_asked() {
-    let node = Node::start().await;
-    let name = push_data("volume-data");
+    mounts_them("").await;
+}
+
+#[tokio::test]
+async fn where_there_are_no_overlays_copies_are_mounted() {
+    let node = mounts_them("[snapshot]\ndriver = \"native\"\n").await;
+    let snapshots = node.names.root().join("snapshots");
+    let made = fs::read_dir(&snapshots).expect("snapshots").flatten();
+    let files = made.flat_map(|home| fs::read_dir(home.path()).into_iter().flatten().flatten());
+    let copies = files.filter(|file| file.file_name().to_string_lossy().starts_with("image-"));
+    assert_eq!(copies.count(), 2, "one of each image");
+    for container in node.cri.list(None).await.expect("ListContainers") {
+        node.cri
+            .remove(&container.id)
+            .await
+            .expect("RemoveContainer");
+    }
+    eventually("the copies have gone", || async {
+        let left = fs::read_dir(&snapshots).expect("snapshots").count();
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+async fn mounts_them(driver: &str) -> Node {
+    let mut node = Node::prepare(driver);
+    node.restart().await;
+    let name = push_data(&format!("volume-data{}", driver.len()));
     let data = node.cri.pull(&name).await.expect("PullImage");
     let pod = node.pod("volumes").await;
     let tools = registry().image("busybox:latest");
-    let script = "echo $(ls /part) $(cat /part/kept /linked/kept /climbing/kept)
+    let script = "echo $(ls /part) $(cat /part/kept /linked/kept /climbing/kept /one/file)
         /tools/bin/sh -c 'echo ran'
         echo x 2>/dev/null >/data/new || echo refused
         echo x >/data/data/new && cat /data/data/new
-        grep -c ' /[a-z]* overlay ro,nodev' /proc/mounts";
+        grep -c ' /[a-z]*\\(/file\\)\\? [a-z0-9]* ro,nodev' /proc/mounts";
     let shared = node.path("shared");
     fs::create_dir(&shared).expect("a directory of the test");
     let below = Mount {
@@ -111,16 +137,17 @@ async fn images_are_mounted_merged_read_only_and_as_often_as_asked() {
         mount(&data, "climbing", "/climbing"),
         mount(&tools, "", "/tools"),
         mount(&data, "absolute", "/part"),
+        mount(&data, "data/kept", "/one/file"),
     ];
     let config = with_mounts("main", script, mounts);
     let id = create(&node, &pod, config).await.expect("CreateContainer");
     node.cri.start(&id).await.expect("StartContainer");
     exited(&node.cri, &id).await;
     let lines = contents(&pod.log(&shell("main", "")), "stdout");
-    let thrice = "volume-data".repeat(3);
+    let often = format!("volume-data{}", driver.len()).repeat(4);
     assert_eq!(
         lines,
-        [&format!("kept {thrice}"), "ran", "refused", "x", "5"]
+        [&format!("kept {often}"), "ran", "refused", "x", "6"]
     );
 
     let status = status(&node, &id).await;
@@ -129,7 +156,7 @@ async fn images_are_mounted_merged_read_only_and_as_often_as_asked() {
         .iter()
         .filter(|mount| mount.image.is_some())
         .collect();
-    assert_eq!(shown.len(), 5);
+    assert_eq!(shown.len(), 6);
     let linked = shown.iter().find(|mount| mount.container_path == "/linked");
     let linked = linked.expect("the mount is shown");
     assert!(linked.readonly && linked.host_path.is_empty());
@@ -137,6 +164,7 @@ async fn images_are_mounted_merged_read_only_and_as_often_as_asked() {
     let image = linked.image.as_ref().expect("the image is shown");
     assert_eq!((&image.image, &image.image_ref), (&name, &data));
     assert_eq!(image.user_specified_image, "as-written:1");
+    node
 }
 
 #[tokio::test]
@@ -171,7 +199,7 @@ async fn what_cannot_be_mounted_is_refused_before_there_is_a_container() {
         (mount(&missing, "", "/v"), Code::NotFound, &missing),
         (mount(&name, "nowhere", "/v"), Code::Unknown, "nowhere"),
         (
-            mount(&name, "data/kept", "/v"),
+            mount(&name, "data/kept/x", "/v"),
             Code::Unknown,
             "not a directory",
         ),

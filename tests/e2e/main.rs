@@ -23,6 +23,7 @@ mod exits;
 mod fault_points;
 mod fields;
 mod image;
+mod image_blobs;
 mod image_commands;
 mod image_store;
 mod image_volume;

@@ -7,12 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
+use crate::image_store::{held_of_images, nothing_is_left, told_of_images};
 use crate::support::hostile::{Act, Asked, Hostile};
 use crate::support::image::{Dialect, Image};
 use crate::support::layer::{Contents, Packing, busybox, digest, noise};
 use crate::support::operator::{column, said};
 use crate::support::prometheus::Page;
-use crate::support::{Node, eventually, registry};
+use crate::support::{Node, eventually, is_soak, registry};
 
 /// Bytes of noise in the large layer: it comes in two pieces.
 const LARGE: usize = 9 << 20;
@@ -260,6 +261,11 @@ async fn watch(node: &Node, name: &str) {
     assert_eq!(seen["reference"], Value::from(name));
     assert_eq!(seen["state"], "fetching");
     assert_eq!(seen["layers"], 2);
+    eventually("what has come is counted", || async {
+        let (told, held) = (told_of_images(node).await, held_of_images(node));
+        (told == held && held.0 as usize > kept(node)).then_some(())
+    })
+    .await;
     let layers = node.ask(&["pulls", "--layers"]);
     assert_eq!(column(&layers, "digest")[1], digest(large()));
     assert_eq!(column(&layers, "state")[1], "fetching");
@@ -296,4 +302,59 @@ async fn a_mirror_that_lies_is_passed_over_and_named_once() {
     let log = fs::read_to_string(node.path("daemon.log")).expect("the daemon's log");
     let told = log.lines().filter(|line| line.contains("wrong content"));
     assert_eq!(told.count(), 1, "{log}");
+}
+
+/// Points of a pull of two layers, with the passage at which the daemon dies.
+const DEATHS: [(&str, u32); 19] = [
+    ("image.layer_fetched", 2),
+    ("image.layer_sealed", 1),
+    ("image.download_removed", 1),
+    ("image.layer_in_place", 1),
+    ("image.layer_recorded", 2),
+    ("image.asked", 1),
+    ("image.resolved", 1),
+    ("image.layers_recorded", 1),
+    ("image.pull_begun", 1),
+    ("image.layer_fetched", 1),
+    ("image.layer_settled", 1),
+    ("image.layer_settled", 2),
+    ("image.layer_sealed", 2),
+    ("image.fetched", 1),
+    ("image.layer_synced", 1),
+    ("image.layer_in_place", 2),
+    ("image.layer_committed", 1),
+    ("image.layer_recorded", 1),
+    ("image.recorded", 1),
+];
+/// How many of them the short form tries.
+const DEATHS_SHORT: usize = 5;
+
+#[tokio::test]
+async fn a_daemon_that_dies_anywhere_in_a_pull_gets_the_right_image_in_the_end() {
+    let mut node = Node::prepare("[image]\nkeep_from_bytes = 4194304\n");
+    let faults = node.path("faults");
+    node.env = vec![("QUILT_FAULTS_FILE".into(), faults.display().to_string())];
+    node.restart().await;
+    let server = Hostile::start(image(), |_, _| Act::Serve);
+    let deaths = match is_soak() {
+        true => &DEATHS[..],
+        false => &DEATHS[..DEATHS_SHORT],
+    };
+    for (point, passage) in deaths {
+        let name = server.image("dies:latest");
+        fs::write(&faults, format!("{point}=abort*1@{passage}")).expect("a file");
+        let pulled = node.cri.pull(&name).await;
+        pulled.expect_err(&format!("{point} is never reached"));
+        eventually("the daemon has ended", || {
+            let ended = node.ended();
+            async move { ended }
+        })
+        .await;
+        fs::write(&faults, "").expect("a file");
+        node.restart().await;
+        node.cri.pull(&name).await.expect("PullImage");
+        check_whole(&node, &name).await;
+        node.cri.remove_image(&name).await.expect("RemoveImage");
+        nothing_is_left(&node).await;
+    }
 }

@@ -1,9 +1,9 @@
 //! `quiltd image export`: an OCI layout as a tar, made of the same bytes as the registry has.
 //!
 //! Manifest and configuration are in the database, byte for byte. Layers are kept unpacked, and no
-//! unpacked tree tells what its archive was, so their blobs are fetched again, by digest, and
-//! checked; no daemon is needed for it. Nothing is written under the name that was asked for before
-//! all of it is there.
+//! unpacked tree tells what its archive was. Blobs that are kept beside them (`[image] keep_blobs`)
+//! are used, others are fetched again, by digest, and checked; no daemon is needed for it. Nothing
+//! is written under the name that was asked for before all of it is there.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -13,10 +13,12 @@ use anyhow::{Context, bail};
 
 use super::find;
 use super::layout::{Entry, Layout};
-use super::progress::Progress;
+use super::progress::{self, Progress};
 use crate::cli::place::Place;
 use crate::config::{Config, DEFAULT_PATH};
-use crate::image::{Credentials, Digest, ImageDriver, Lookup, Reference, StoredManifest};
+use crate::image::{
+    Credentials, Digest, ImageDriver, Lookup, Reference, ResolvedImage, StoredManifest,
+};
 use crate::state::inspect::Inspector;
 
 #[derive(clap::Args)]
@@ -41,6 +43,8 @@ struct Source {
     config_bytes: Vec<u8>,
     /// By which its registry knows it.
     from: Reference,
+    /// Where its blobs may be kept.
+    kept: Option<ResolvedImage>,
     entry: Entry,
 }
 
@@ -50,7 +54,7 @@ pub(super) async fn run(export: &Export) -> anyhow::Result<()> {
     let mut inspector = export.place.open().await?;
     let mut sources = Vec::new();
     for name in &export.images {
-        sources.push(look_up(&mut inspector, name).await?);
+        sources.push(look_up(&mut inspector, &driver, name).await?);
     }
     if export.output == Path::new("-") {
         let mut out = BufWriter::new(io::stdout().lock());
@@ -69,7 +73,11 @@ pub(super) async fn run(export: &Export) -> anyhow::Result<()> {
     part.finish()
 }
 
-async fn look_up(inspector: &mut Inspector, name: &str) -> anyhow::Result<Source> {
+async fn look_up(
+    inspector: &mut Inspector,
+    driver: &ImageDriver,
+    name: &str,
+) -> anyhow::Result<Source> {
     let image = find::find(inspector, name).await?;
     let documents = find::documents(inspector, image.text("id")).await?;
     let (manifest_bytes, config_bytes) = documents.with_context(|| {
@@ -81,14 +89,17 @@ async fn look_up(inspector: &mut Inspector, name: &str) -> anyhow::Result<Source
     let Some(from) = digests.first() else {
         bail!("{name}: no registry is known that has it");
     };
+    let from: Reference = from.parse()?;
+    let kept = driver.kept_image(&from, manifest_bytes.clone(), config_bytes.clone());
     Ok(Source {
+        kept: kept.ok(),
         entry: Entry {
             media_type: manifest.media_type.clone(),
             digest: Digest::sha256(&manifest_bytes),
             size: manifest_bytes.len() as u64,
             names: find::list(&image, "tags"),
         },
-        from: from.parse()?,
+        from,
         manifest,
         manifest_bytes,
         config_bytes,
@@ -110,10 +121,18 @@ async fn write(
                 layout.close()?;
             }
         }
-        let registry = driver.lookup(&source.from, &Credentials::Anonymous.into())?;
-        for (digest, size) in &source.manifest.layers {
-            if layout.blob(digest, *size)? {
-                layer(&mut layout, &registry, digest, *size, &progress)
+        for (index, (digest, size)) in source.manifest.layers.iter().enumerate() {
+            if !layout.blob(digest, *size)? {
+                continue;
+            }
+            let (shown, kept) = (progress.layer(&digest.to_string(), *size), &source.kept);
+            let was_kept = match kept {
+                Some(image) => kept_layer(&mut layout, driver, (image, index), &shown)?,
+                None => false,
+            };
+            if !was_kept {
+                let registry = driver.lookup(&source.from, &Credentials::Anonymous.into())?;
+                layer(&mut layout, &registry, (digest, *size), &shown)
                     .await
                     .with_context(|| {
                         format!(
@@ -131,11 +150,9 @@ async fn write(
 async fn layer(
     layout: &mut Layout<impl Write>,
     registry: &Lookup,
-    digest: &Digest,
-    size: u64,
-    progress: &Progress,
+    (digest, size): (&Digest, u64),
+    shown: &progress::Layer,
 ) -> anyhow::Result<()> {
-    let shown = progress.layer(&digest.to_string(), size);
     let (mut got, mut written) = (0, Ok(()));
     let mut take = |piece: &[u8]| {
         got += piece.len() as u64;
@@ -148,6 +165,30 @@ async fn layer(
     layout.close()?;
     shown.done();
     Ok(())
+}
+
+/// Whether the blob of a layer is kept, and now in the layout.
+fn kept_layer(
+    layout: &mut Layout<impl Write>,
+    driver: &ImageDriver,
+    (image, index): (&ResolvedImage, usize),
+    shown: &progress::Layer,
+) -> anyhow::Result<bool> {
+    let (mut got, mut written) = (0, Ok(()));
+    let mut take = |piece: &[u8]| {
+        got += piece.len() as u64;
+        shown.at(got);
+        written = layout.write(piece);
+        written.is_ok()
+    };
+    let copied = driver.copy_kept_blob(image, index, &mut take)?;
+    written?;
+    if copied.is_none() {
+        return Ok(false);
+    }
+    layout.close()?;
+    shown.done();
+    Ok(true)
 }
 
 /// A file that gets its name when it is whole, and goes when it never is.

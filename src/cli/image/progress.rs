@@ -52,8 +52,8 @@ impl Layer {
     }
 
     /// It is there.
-    pub(super) fn done(self) {
-        match self.bar {
+    pub(super) fn done(&self) {
+        match &self.bar {
             Some(bar) => {
                 bar.set_position(self.size);
                 bar.finish();

@@ -5,15 +5,18 @@ use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
 use crate::state::now_ns;
 
-/// Bytes and inodes of unpacked layers, and of what containers have written when that was last
-/// measured. Kubelet takes the first file system of each; one name for both says that they are one
-/// (KEP-4191).
+/// Bytes and inodes of layers and unfinished downloads, and of what containers have written when
+/// that was last measured. Kubelet takes the first file system of each; one name for both says that
+/// they are one (KEP-4191).
 pub(in crate::cri) async fn fs_info(
     front: Front,
     _request: v1::ImageFsInfoRequest,
     _deadline: Deadline,
 ) -> Result<v1::ImageFsInfoResponse, CallError> {
     let (bytes, inodes) = front.store.layer_usage().await?;
+    let (coming, files) = front.store.samples().downloads();
+    let bytes = bytes.saturating_add_unsigned(coming);
+    let inodes = inodes.saturating_add_unsigned(files);
     let number = |value: i64| {
         Some(v1::UInt64Value {
             value: u64::try_from(value).unwrap_or(0),

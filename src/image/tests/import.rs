@@ -11,7 +11,7 @@ async fn import(node: &Node, path: &Path) -> Result<Vec<ImportedImage>, ImageErr
 }
 
 /// The files of an OCI layout with one image under three names.
-fn layout_files(image: &TestImage) -> Vec<(String, Vec<u8>)> {
+pub(super) fn layout_files(image: &TestImage) -> Vec<(String, Vec<u8>)> {
     let manifest = Digest::sha256(&image.manifest);
     let entry = |name: &str| {
         serde_json::json!({

@@ -1,6 +1,7 @@
 //! Pulling and importing for real, from servers that behave and servers that do not.
 
 mod access;
+mod blobs;
 mod faults;
 mod import;
 mod kept;

@@ -32,6 +32,7 @@ fn mount_image(plan: &mut LaunchPlan, lower: &[PathBuf], sub_path: &str, destina
     let number = plan.image_volumes.len().to_string();
     plan.image_volumes.push(ImageVolume {
         lower: lower.to_vec(),
+        copy: None,
         sub_path: sub_path.into(),
     });
     let options = ["rprivate", "ro", "nodev"];
@@ -82,11 +83,51 @@ fn a_sub_path_is_resolved_in_the_image_alone() {
 }
 
 #[test]
-fn what_is_no_directory_of_the_image_is_refused_at_its_mount() {
+fn a_file_is_mounted_as_one_and_nothing_else_is() {
     alone(|| {
         let image = Image::new();
         let layers = layers(&image);
-        for missing in ["nowhere", "data/kept", "data/hidden", "magic", "busybox/x"] {
+        let mut plan = image.plan(&["sh", "-c", "cat /f /new/g; echo x >/f"]);
+        mount_image(&mut plan, &layers, "data/kept", "/f");
+        mount_image(&mut plan, &layers, "climbing/kept", "/new/g");
+        let outcome = run(&plan);
+        assert_eq!(outcome.stdout, "kept\nkept\n");
+        assert!(outcome.stderr.contains("Read-only"), "{outcome:?}");
+        let mut plan = image.plan(&["true"]);
+        mount_image(&mut plan, &layers, "null", "/v");
+        let error = refusal(&plan);
+        assert!(error.message.contains("neither"), "{error}");
+    });
+}
+
+#[test]
+fn a_copy_stands_for_the_layers_of_an_image() {
+    alone(|| {
+        let image = Image::new();
+        let copy = image.path("copy");
+        fs::create_dir_all(copy.join("data")).expect("mkdir");
+        fs::write(copy.join("data/kept"), "copied\n").expect("write");
+        symlink("../../../../data", copy.join("climbing")).expect("symlink");
+        let script = "cat /a/data/kept /b/kept /c; echo x >/a/new";
+        let mut plan = image.plan(&["sh", "-c", script]);
+        for (path, destination) in [("", "/a"), ("climbing", "/b"), ("data/kept", "/c")] {
+            mount_image(&mut plan, &[], path, destination);
+        }
+        for volume in &mut plan.image_volumes {
+            volume.copy = Some(copy.clone());
+        }
+        let outcome = run(&plan);
+        assert_eq!(outcome.stdout, "copied\ncopied\ncopied\n");
+        assert!(outcome.stderr.contains("Read-only"), "{outcome:?}");
+    });
+}
+
+#[test]
+fn what_is_not_in_the_image_is_refused_at_its_mount() {
+    alone(|| {
+        let image = Image::new();
+        let layers = layers(&image);
+        for missing in ["nowhere", "data/hidden", "magic", "busybox/x"] {
             let mut plan = image.plan(&["true"]);
             mount_image(&mut plan, &layers, missing, "/v");
             let error = refusal(&plan);
@@ -113,13 +154,15 @@ fn a_check_says_the_same_and_leaves_nothing() {
         let check = |lower: &[PathBuf], sub_path: &str| {
             let volume = ImageVolume {
                 lower: lower.to_vec(),
+                copy: None,
                 sub_path: sub_path.into(),
             };
             image_volume::check(&volume, &image.path("mount"))
         };
         check(&layers, "climbing").expect("is there");
         check(&[], "").expect("is there");
-        let error = check(&layers, "data/kept").expect_err("a file");
+        check(&layers, "data/kept").expect("is there");
+        let error = check(&layers, "data/kept/x").expect_err("below a file");
         assert_eq!(error.errno, Some(libc::ENOTDIR), "{error}");
         let error = check(&[image.path("gone")], "").expect_err("no layer");
         assert!(error.message.contains("gone"), "{error}");
@@ -133,6 +176,7 @@ fn the_older_overlay_interface_gives_the_same_image() {
         let image = Image::new();
         let volume = ImageVolume {
             lower: layers(&image),
+            copy: None,
             sub_path: "climbing".into(),
         };
         let namespaces = rustix::thread::ThreadNameSpaceType::MOUNT;
