@@ -9,12 +9,13 @@ seconds=$1
 shift
 targets=("$@")
 if ((${#targets[@]} == 0)); then
-    targets=(archive layer manifest image_config hosts_file reference config)
+    targets=(archive layer manifest image_config hosts_file reference config
+        spdy spdy_connection websocket)
 fi
 corpus=target/fuzz/corpus found=target/fuzz/found
 mkdir -p "$found" "$corpus"
 # A unit test has what to begin with, and leaves it where it is told.
-QUILT_FUZZ_SEEDS=$PWD/$corpus cargo test --locked --quiet --features fault-points --lib -- image::fuzz >/dev/null
+QUILT_FUZZ_SEEDS=$PWD/$corpus cargo test --locked --quiet --features fault-points --lib -- fuzz:: >/dev/null
 RUSTC_WORKSPACE_WRAPPER=$PWD/hack/fuzz-rustc.sh cargo build --locked --quiet -p quilt-fuzz
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

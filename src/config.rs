@@ -13,6 +13,7 @@ use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
+use crate::shim::log::LogsConfig;
 use crate::streaming::StreamingConfig;
 use crate::telemetry::LogConfig;
 
@@ -35,6 +36,8 @@ pub struct Config {
     pub jobs: JobsConfig,
     /// What is logged, and how.
     pub log: LogConfig,
+    /// The logs of containers.
+    pub logs: LogsConfig,
     /// What Prometheus may read.
     pub metrics: MetricsConfig,
     /// The pod network.
@@ -436,6 +439,9 @@ impl Config {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
         }
         if let Err((key, why)) = config.streaming.validate() {
+            return Err(value(key, why));
+        }
+        if let Err((key, why)) = config.logs.validate() {
             return Err(value(key, why));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;

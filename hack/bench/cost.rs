@@ -14,8 +14,8 @@ use crate::report::Report;
 
 /// Of all the runtime's processes together.
 #[derive(Debug, Default, Clone, Copy)]
-struct Spent {
-    cpu_ns: u64,
+pub(crate) struct Spent {
+    pub(crate) cpu_ns: u64,
     switches: u64,
 }
 
@@ -56,7 +56,7 @@ pub(crate) async fn cost(
 }
 
 /// Threads that have ended since they were counted are missed; a runtime keeps its threads.
-fn spent(plan: &Plan) -> Result<Spent> {
+pub(crate) fn spent(plan: &Plan) -> Result<Spent> {
     let mut spent = Spent::default();
     for pid in memory::processes(&plan.runtime)? {
         let tasks = format!("/proc/{pid}/task");

@@ -10,6 +10,7 @@ mod cost;
 mod memory;
 mod phase;
 mod pod;
+mod probes;
 mod pull;
 mod report;
 mod restart;
@@ -66,6 +67,10 @@ struct Args {
     /// Pods over which the CPU time of one is measured; 0 leaves it out.
     #[arg(long, default_value_t = 50)]
     cost_pods: usize,
+    /// Seconds for which the pods of the parallel part are probed, each every ten seconds; 0 leaves
+    /// it out.
+    #[arg(long, default_value_t = 20)]
+    probes_s: u64,
     /// Further processes of the runtime, by process id.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<i32>,
@@ -130,6 +135,7 @@ async fn main() -> Result<()> {
         churn_rate: args.churn_rate,
         stuck: args.stuck,
         cost_pods: args.cost_pods,
+        probes_s: args.probes_s,
         runtime: memory::Selection {
             socket,
             pids: args.pids,
@@ -167,6 +173,7 @@ async fn measure(
     cost::cost(cri, maker, plan, &mut report).await?;
     phase::memory(cri, maker, plan, &mut report).await?;
     phase::crowd(cri, maker, plan, &mut report).await?;
+    probes::probes(cri, maker, plan, &mut report).await?;
     churn::churn(cri, maker, plan, &mut report).await?;
     if !kept {
         cri.remove_image(maker.image()).await?;

@@ -34,6 +34,8 @@ pub(crate) struct Plan {
     pub(crate) stuck: usize,
     /// Pods over which the CPU time of one is measured.
     pub(crate) cost_pods: usize,
+    /// Seconds of probes.
+    pub(crate) probes_s: u64,
     pub(crate) runtime: Selection,
 }
 

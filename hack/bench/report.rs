@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cost::Cost;
 use crate::memory::Process;
+use crate::probes::Probes;
 
 /// What the project promises on its development machine, image present, one call after the other:
 /// the median in milliseconds.
@@ -39,6 +40,9 @@ const GOAL_PSS_BYTES: u64 = 60_000_000;
 /// The daemon's memory while it pulls a large image, in bytes.
 const GOAL_PULL_RSS_BYTES: u64 = 100_000_000;
 
+/// What probes of 100 pods, each every ten seconds, may take of one core.
+const GOAL_PROBES_PERCENT: f64 = 5.0;
+
 /// The whole result.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -51,6 +55,7 @@ pub(crate) struct Report {
     churn: Option<Churn>,
     cost: Option<Cost>,
     memory: Option<Memory>,
+    probes: Option<Probes>,
     pull: Option<Pull>,
     #[serde(skip)]
     samples: BTreeMap<&'static str, Vec<Duration>>,
@@ -124,6 +129,7 @@ impl Report {
             churn: None,
             cost: None,
             memory: None,
+            probes: None,
             pull: None,
             samples: BTreeMap::new(),
         }
@@ -151,6 +157,10 @@ impl Report {
 
     pub(crate) fn cost(&mut self, cost: Cost) {
         self.cost = Some(cost);
+    }
+
+    pub(crate) fn probes(&mut self, probes: Probes) {
+        self.probes = Some(probes);
     }
 
     pub(crate) fn memory(&mut self, pods: usize, processes: Vec<Process>) {
@@ -200,6 +210,12 @@ impl Report {
                 cost.cpu_ms, cost.switches, cost.pods
             );
         }
+        if let Some(probes) = &self.probes {
+            eprintln!(
+                "{} probes of {} pods in {:.1} s: {:.2} % of a core (goal {GOAL_PROBES_PERCENT} %)",
+                probes.probes, probes.pods, probes.seconds, probes.core_percent
+            );
+        }
         if let Some(memory) = &self.memory {
             eprintln!(
                 "{} processes of the runtime beside {} pods: {:.1} MB (goal {:.0} MB)",
@@ -244,6 +260,14 @@ impl Report {
             && memory.pss_bytes > memory.goal_pss_bytes
         {
             missed.push(format!("{:.1} MB in use", megabytes(memory.pss_bytes)));
+        }
+        if let Some(probes) = &self.probes
+            && probes.core_percent > GOAL_PROBES_PERCENT
+        {
+            missed.push(format!(
+                "probes take {:.2} % of a core",
+                probes.core_percent
+            ));
         }
         if let Some(pull) = &self.pull
             && pull.peak_rss_bytes > GOAL_PULL_RSS_BYTES

@@ -7,6 +7,7 @@ mod check;
 mod db;
 mod events;
 mod explain;
+mod find;
 mod image;
 mod images;
 mod info;
@@ -14,6 +15,7 @@ mod inspect;
 mod inventory;
 mod jobs;
 mod link;
+mod logs;
 mod metrics;
 mod output;
 mod place;
@@ -70,6 +72,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Tell the life of a pod, container or image: each stage, each failure, and how it ended.
     Explain(explain::Explain),
+    /// Show what a container has written, also before its log was rotated.
+    Logs(logs::Logs),
     /// Compare what is on this node with what the database says: 0 nothing differs or all is
     /// mended, 1 something is left, 2 it could not be checked.
     Check(check::Check),
@@ -126,6 +130,7 @@ pub fn run() -> ExitCode {
         Command::Db(db) => db::run(&db),
         Command::Inspect(inspect) => link::block_on(inspect::run(&inspect)),
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
+        Command::Logs(logs) => link::block_on(logs::run(&logs)),
         Command::Check(check) => return check::run(&check),
         Command::Image(image) => match image::run(&image) {
             Ok(code) => return code,

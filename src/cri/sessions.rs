@@ -158,7 +158,6 @@ impl Front {
     fn url(&self, ask: Ask) -> Result<String, CallError> {
         self.door.open(ask).map_err(|error| match error {
             error @ TokenError::TooMany => CallError::TooMany(error.to_string()),
-            error @ TokenError::Random(_) => CallError::Failed(error.to_string()),
         })
     }
 }

@@ -24,6 +24,7 @@ use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address::{self, Pool};
+use crate::metrics::Metrics;
 use crate::network;
 use crate::reconcile::plugin_network::PluginNetwork;
 use crate::reconcile::{
@@ -189,6 +190,7 @@ async fn start(
         boot_id: recovery::boot_id()?,
         image_records: tokio::sync::Notify::new(),
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
+        log_limits: config.logs.limits(),
         unused_layers: tokio::sync::Notify::new(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
@@ -221,7 +223,8 @@ async fn start(
         stopped: stopped.clone(),
         range_told: Arc::clone(&range_told),
     };
-    let door = open_door(config, paths, &signals, tasks).await?;
+    let metrics = Arc::clone(store.metrics());
+    let door = open_door(config, paths, &signals, tasks, metrics).await?;
     let front = Front::new(store, desired, signals, node_info(config, paths), door);
     attend(&front, tasks);
     Ok((front, back))
@@ -268,10 +271,12 @@ async fn open_door(
     paths: &Paths,
     signals: &Signals,
     tasks: &mut JoinSet<()>,
+    metrics: Arc<Metrics>,
 ) -> anyhow::Result<streaming::Door> {
     let (shim, stopped) = (signals.shim.clone(), signals.stopped.clone());
     let state = paths.state.clone();
-    let (server, door) = streaming::Server::bind(&config.streaming, state, shim, stopped).await?;
+    let (server, door) =
+        streaming::Server::bind(&config.streaming, state, shim, stopped, metrics).await?;
     tasks.spawn(server.run());
     Ok(door)
 }

@@ -34,6 +34,14 @@ pub struct Metrics {
     pub pulled_bytes: Counter,
     /// Requests to registries that were made again.
     pub registry_retries: Counter,
+    /// Sessions that are open, by kind.
+    pub sessions: Family<1, Gauge>,
+    /// How long those were open that have ended, by kind.
+    pub session_durations: Family<1, Histogram>,
+    /// Bytes of sessions by kind and direction: `received` from the client, or `sent`.
+    pub session_bytes: Family<2, Counter>,
+    /// Requests that did not become sessions, by why.
+    pub sessions_refused: Family<1, Counter>,
     /// From the end of a container's process until that is committed.
     pub exit_lag: Histogram,
     /// Whether a shim is connected.
@@ -93,6 +101,7 @@ impl Metrics {
             to.histogram("quilt_cni_call_duration_seconds", &labels, histogram);
         });
         self.write_pulls(to);
+        self.write_sessions(to);
         let help = "From the end of a container's process until its exit is in the database.";
         to.describe("quilt_exit_lag_seconds", help, Kind::Histogram);
         to.histogram("quilt_exit_lag_seconds", &[], &self.exit_lag);
@@ -111,6 +120,32 @@ impl Metrics {
 }
 
 impl Metrics {
+    fn write_sessions(&self, to: &mut Exposition) {
+        let help = "Sessions that are open.";
+        to.describe("quilt_sessions", help, Kind::Gauge);
+        self.sessions.each(|values, gauge| {
+            to.sample("quilt_sessions", &pairs(["kind"], values), gauge.get());
+        });
+        let help = "How long sessions were open that have ended.";
+        to.describe("quilt_session_duration_seconds", help, Kind::Histogram);
+        self.session_durations.each(|values, histogram| {
+            let labels = pairs(["kind"], values);
+            to.histogram("quilt_session_duration_seconds", &labels, histogram);
+        });
+        let help = "Bytes that sessions have received from their clients or sent to them.";
+        to.describe("quilt_session_bytes_total", help, Kind::Counter);
+        self.session_bytes.each(|values, counter| {
+            let labels = pairs(["kind", "direction"], values);
+            to.sample("quilt_session_bytes_total", &labels, counter.get());
+        });
+        let help = "Requests that did not become sessions.";
+        to.describe("quilt_sessions_refused_total", help, Kind::Counter);
+        self.sessions_refused.each(|values, counter| {
+            let labels = pairs(["reason"], values);
+            to.sample("quilt_sessions_refused_total", &labels, counter.get());
+        });
+    }
+
     fn write_pulls(&self, to: &mut Exposition) {
         let help = "Pulls by what came of them.";
         to.describe("quilt_pulls_total", help, Kind::Counter);

@@ -88,6 +88,7 @@ pub(super) fn build(
         stdio: Stdio {
             fifo_dir: back.paths.container(&container.id),
             log_path,
+            log_limits: back.log_limits,
             terminal: spec.tty,
             stdin: spec.stdin,
             stdin_once: spec.stdin_once,

@@ -20,6 +20,7 @@ mod image_layers;
 mod image_volume;
 mod inspect;
 pub mod layer_usage;
+mod log_loss;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
@@ -48,6 +49,7 @@ use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
+use crate::runtime::plan::LogLimits;
 use crate::shim::client::ShimClient;
 use crate::snapshot;
 use crate::state::{ObservedWriter, Store};
@@ -55,7 +57,7 @@ use plugin_network::PluginNetwork;
 
 pub use error::ReconcileError;
 pub use image::import;
-pub use processes::{Processes, Watched};
+pub use processes::{Processes, Watched, is_alive};
 pub use rebuild::{Loss, rebuild};
 
 /// What every reconciler works with. Cheap to clone.
@@ -92,6 +94,8 @@ pub struct Parts {
     pub image_records: tokio::sync::Notify,
     /// Which images and layers are kept.
     pub image_rules: ImageRules,
+    /// What the log of a container may take.
+    pub log_limits: LogLimits,
     /// Told when layers have begun to wait for a retry of their pull.
     pub unused_layers: tokio::sync::Notify,
 }

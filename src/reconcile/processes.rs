@@ -112,7 +112,7 @@ pub(super) fn open(pid: i32, start: u64) -> Option<OwnedFd> {
 
 /// Whether the process with this number and start time lives.
 #[must_use]
-pub(super) fn is_alive(pid: i32, start: u64) -> bool {
+pub fn is_alive(pid: i32, start: u64) -> bool {
     start_time(pid) == Some(start)
 }
 

@@ -110,8 +110,10 @@ impl Witness {
         }
         // Nothing is acknowledged: whoever connects next hears it all again.
         shim.ping().await?;
-        while let Ok(ShimEvent::Exited(record)) = events.try_recv() {
-            witness.exits.insert(record.id.to_string(), record);
+        while let Ok(event) = events.try_recv() {
+            if let ShimEvent::Exited(record) = event {
+                witness.exits.insert(record.id.to_string(), record);
+            }
         }
         Ok(witness)
     }

@@ -129,6 +129,7 @@ pub async fn hand_over(back: &Back, shim: &ShimClient) -> Result<Vec<ContainerId
                     start_time,
                     pidfd: None,
                     terminal: None,
+                    lost_log: (0, 0),
                 };
                 shim.adopt(orphan).await?;
             }
@@ -184,6 +185,7 @@ async fn take_over(
                 start_time: start,
                 pidfd,
                 terminal,
+                lost_log: container.lost_log,
             })
             .await?;
             fault::point("shim.adopted").await?;

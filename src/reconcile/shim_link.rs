@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
+use super::log_loss::{self, Losses};
 use super::{Back, ReconcileError, monitor, recovery};
 use crate::fault;
-use crate::shim::client::{ShimClient, ShimEvent};
+use crate::shim::client::{ShimClient, ShimClientError, ShimEvent};
 use crate::shim::protocol::ExitRecord;
 use crate::state::StateError;
 use crate::state::health::Report;
@@ -98,8 +99,12 @@ async fn hear_journal(
     loop {
         client.ping().await?;
         let mut heard = false;
-        while let Ok(ShimEvent::Exited(record)) = events.try_recv() {
-            monitor::exited(back, client, record).await?;
+        while let Ok(event) = events.try_recv() {
+            match event {
+                ShimEvent::Exited(record) => monitor::exited(back, client, record).await?,
+                ShimEvent::LogLoss => log_loss::record(back, client.take_log_losses()).await?,
+                ShimEvent::Disconnected => return Err(ShimClientError::Disconnected.into()),
+            }
             heard = true;
         }
         if !heard {
@@ -113,20 +118,24 @@ async fn hear_journal(
 /// shim sends no more than a few hundred unacknowledged ones, so there is an end to them.
 async fn listen(back: &Back, client: &ShimClient, mut events: mpsc::Receiver<ShimEvent>) {
     let mut unrecorded = Vec::new();
+    let mut losses = Losses::default();
     let mut pause = PAUSE;
     loop {
-        if unrecorded.is_empty() {
+        if unrecorded.is_empty() && losses.is_empty() {
             pause = PAUSE;
         }
         tokio::select! {
             event = events.recv() => match event {
                 Some(ShimEvent::Exited(record)) => unrecorded.push(record),
+                Some(ShimEvent::LogLoss) => losses.add(client.take_log_losses()),
                 Some(ShimEvent::Disconnected) | None => return,
             },
-            () = tokio::time::sleep(pause), if !unrecorded.is_empty() => {
+            () = tokio::time::sleep(pause), if !unrecorded.is_empty() || !losses.is_empty() => {
                 pause = (pause * 2).min(EXIT_PAUSE_MAX);
             }
         }
+        // Before the exits: a container's log is spoken of as long as it is there.
+        losses.record(back).await;
         record_all(back, client, &mut unrecorded).await;
     }
 }

@@ -117,12 +117,26 @@ pub struct Stdio {
     pub fifo_dir: PathBuf,
     /// The CRI log file; `None` discards output.
     pub log_path: Option<PathBuf>,
+    /// How long the log may become, and how fast.
+    #[serde(default)]
+    pub log_limits: LogLimits,
     /// Whether the process gets a terminal instead of FIFOs.
     pub terminal: bool,
     /// Whether standard input is a FIFO; otherwise it is `/dev/null`.
     pub stdin: bool,
     /// Whether standard input closes with its first session.
     pub stdin_once: bool,
+}
+
+/// What the log of a container may take. Each limit is off when it is 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLimits {
+    /// Bytes of one file; the log then goes on in a new one.
+    pub file_bytes: u64,
+    /// Files that stay, with the one that is written.
+    pub files: u32,
+    /// Bytes of output that are taken in a second; who writes more waits.
+    pub bytes_per_s: u64,
 }
 
 /// A further process in a running container.

@@ -17,7 +17,7 @@ use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// The longest exec plan that goes inside a message; a longer one goes in a sealed memory file.
@@ -222,6 +222,12 @@ pub struct Adopt {
     pub pidfd_attached: bool,
     /// The master side of its terminal is attached.
     pub terminal_attached: bool,
+    /// Log entries that former shims could not write.
+    #[serde(default)]
+    pub lost_log_lines: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub lost_log_bytes: u64,
 }
 
 /// Where an exec plan is.
@@ -257,6 +263,22 @@ pub enum FromShim {
     },
     /// A process has ended. Its output up to then is in its log.
     Exited(ExitRecord),
+    /// Something could not be written to a log. Not acknowledged: what is said later says it all,
+    /// and everything is said again on a new connection.
+    LogLoss(LogLoss),
+}
+
+/// What the log of a container lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLoss {
+    /// Whose.
+    pub id: ProcessId,
+    /// Log entries that could not be written, from the beginning.
+    pub lines: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Why the last of them could not; empty when this shim has not seen it.
+    pub why: String,
 }
 
 /// What came of a request.

@@ -176,11 +176,13 @@ fn call(doing: &'static str, path: PathBuf, source: Errno) -> StdioError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::plan::LogLimits;
 
     fn stdio(dir: &Path) -> Stdio {
         Stdio {
             fifo_dir: dir.to_owned(),
             log_path: None,
+            log_limits: LogLimits::default(),
             terminal: false,
             stdin: true,
             stdin_once: true,

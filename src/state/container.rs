@@ -54,6 +54,8 @@ pub struct Container {
     pub released: bool,
     /// Its log file; empty when its output is discarded.
     pub log_path: String,
+    /// Entries of its log, and their bytes, that could not be written.
+    pub lost_log: (u64, u64),
     /// What the client wants of its pod, and how that pod is.
     pub sandbox: (SandboxDesired, SandboxState),
 }
@@ -80,6 +82,8 @@ struct Row {
     log_directory: String,
     sandbox_desired: String,
     sandbox_state: String,
+    lost_log_lines: i64,
+    lost_log_bytes: i64,
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
@@ -87,7 +91,8 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      c.started_at, c.exited_at, c.exit_code, c.reason,
      c.error, c.signalled_at, c.released,
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
-     s.desired AS sandbox_desired, s.state AS sandbox_state
+     s.desired AS sandbox_desired, s.state AS sandbox_state,
+     c.lost_log_lines, c.lost_log_bytes
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
 /// The container that a retry of its creation means.
@@ -118,6 +123,8 @@ impl Row {
             log_directory: row.get(18)?,
             sandbox_desired: row.get(19)?,
             sandbox_state: row.get(20)?,
+            lost_log_lines: row.get(21)?,
+            lost_log_bytes: row.get(22)?,
         })
     }
 }
@@ -166,6 +173,10 @@ impl TryFrom<Row> for Container {
             error: row.error,
             signalled_at: row.signalled_at,
             released: row.released,
+            lost_log: (
+                u64::try_from(row.lost_log_lines).unwrap_or(0),
+                u64::try_from(row.lost_log_bytes).unwrap_or(0),
+            ),
             sandbox: (
                 row.sandbox_desired
                     .parse()

@@ -224,6 +224,24 @@ impl ObservedWriter {
             .await
     }
 
+    /// So many entries and bytes of its log could not be written so far, the last of them because
+    /// of `why`. `true` when it is the first that is heard of; then there is an event.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_log_lost(
+        &self,
+        id: ContainerId,
+        lost: (u64, u64),
+        why: String,
+    ) -> Result<bool, StateError> {
+        self.0
+            .write("record what a log lacks", move |tx| {
+                Box::pin(async move { tx.log_lost(&id, lost, &why).await })
+            })
+            .await
+    }
+
     /// The container's cgroup is gone.
     ///
     /// # Errors
@@ -267,6 +285,34 @@ impl ObservedWriter {
 }
 
 impl Tx {
+    async fn log_lost(
+        &mut self,
+        id: &ContainerId,
+        (lines, bytes): (u64, u64),
+        why: &str,
+    ) -> Result<bool, StateError> {
+        let sql = "SELECT lost_log_lines FROM containers WHERE id = ?";
+        let before: Option<i64> = self.first("find a container", sql, [id.as_str()], column)?;
+        let Some(before) = before else {
+            return Ok(false);
+        };
+        let bounded = |count| i64::try_from(count).unwrap_or(i64::MAX);
+        self.run(
+            "record what a log lacks",
+            // A shim that has lost count says less than was known.
+            "UPDATE containers SET lost_log_lines = max(lost_log_lines, ?2),
+             lost_log_bytes = max(lost_log_bytes, ?3) WHERE id = ?1",
+            params![id.as_str(), bounded(lines), bounded(bytes)],
+        )?;
+        let first = before == 0 && lines > 0;
+        if first {
+            let message = format!("its log cannot be written, and lacks lines from here on: {why}");
+            let subject = Subject::Container(id);
+            self.event(subject, "log_lost", &message).await?;
+        }
+        Ok(first)
+    }
+
     async fn container_state(&mut self, id: &ContainerId) -> Result<Option<String>, StateError> {
         let sql = "SELECT state FROM containers WHERE id = ?";
         self.first("find a container", sql, [id.as_str()], column)

@@ -241,7 +241,7 @@ impl Store {
 
     /// What is counted in memory.
     #[must_use]
-    pub fn metrics(&self) -> &Metrics {
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::spdy::StreamWriter;
 use super::websocket::ChannelWriter;
+use crate::metrics::Counter;
 
 /// What a channel holds for a session that does not read, per channel. A client that sends more
 /// waits; the windows of SPDY begin with the same size.
@@ -29,21 +30,42 @@ impl From<Gone> for io::Error {
 
 /// Counts what moves, so that a session that is idle can be told from one that is not.
 #[derive(Debug, Clone, Default)]
-pub struct Activity(Arc<AtomicU64>);
+pub struct Activity {
+    pieces: Arc<AtomicU64>,
+    received: Arc<Counter>,
+    sent: Arc<Counter>,
+}
 
 impl Activity {
-    /// Something has moved.
-    pub fn note(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+    /// Counts bytes there as well.
+    #[must_use]
+    pub fn counted_by(received: Arc<Counter>, sent: Arc<Counter>) -> Self {
+        Self {
+            pieces: Arc::default(),
+            received,
+            sent,
+        }
+    }
+
+    /// So many bytes have come from the client, or none: it has ended a channel.
+    pub fn note_received(&self, bytes: usize) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.received.add(bytes as u64);
+    }
+
+    /// So many bytes are on their way to the client.
+    pub fn note_sent(&self, bytes: usize) {
+        self.pieces.fetch_add(1, Ordering::Relaxed);
+        self.sent.add(bytes as u64);
     }
 
     /// Returns when nothing has moved for `bound`, give or take a quarter.
     pub async fn ends(&self, bound: Duration) {
-        let mut seen = self.0.load(Ordering::Relaxed);
+        let mut seen = self.pieces.load(Ordering::Relaxed);
         let mut quiet = 0;
         while quiet < 4 {
             tokio::time::sleep(bound / 4).await;
-            let now = self.0.load(Ordering::Relaxed);
+            let now = self.pieces.load(Ordering::Relaxed);
             quiet = if now == seen { quiet + 1 } else { 0 };
             seen = now;
         }
@@ -81,7 +103,7 @@ impl Inlet {
             credit.settle().await;
         }
         let length = self.pipe.read(buffer).await?;
-        self.activity.note();
+        self.activity.note_received(length);
         if let Some(credit) = &mut self.credit {
             credit.consumed(length);
         }

@@ -46,7 +46,7 @@ pub(super) async fn launch_plan(state_dir: &Path, id: &ContainerId) -> Result<La
 }
 
 /// A command that runs.
-pub(super) struct Running {
+pub(crate) struct Running {
     exit: ExecExit,
     pidfd: OwnedFd,
     leaf: Option<Leaf>,
@@ -54,9 +54,26 @@ pub(super) struct Running {
     pub(super) terminal: Option<OwnedFd>,
 }
 
+/// The leaf of a command that is being started. Given up before it runs (in a frozen container it
+/// may not even have begun), what is in the leaf ends as soon as it can; without a leaf the shim
+/// gives the launch up.
+struct Starting(Option<Leaf>);
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(leaf) = &self.0 {
+            leaf.kill();
+        }
+    }
+}
+
 impl Running {
-    /// Starts it; with `None` for its streams it gets a terminal.
-    pub(super) async fn start(
+    /// Starts it; with `None` for its streams it gets a terminal. Dropped before it is through, it
+    /// leaves nothing that runs.
+    ///
+    /// # Errors
+    /// Why it cannot be started, in words.
+    pub(crate) async fn start(
         shim: &ShimClient,
         id: &ContainerId,
         mut plan: ExecPlan,
@@ -64,8 +81,8 @@ impl Running {
     ) -> Result<Self, String> {
         // Exec ids are never seen by clients.
         let exec_id = ContainerId::random();
-        let leaf = Leaf::make(plan.cgroup.clone(), exec_id.clone()).await;
-        if let Some(leaf) = &leaf {
+        let mut leaf = Starting(Leaf::make(plan.cgroup.clone(), exec_id.clone()).await);
+        if let Some(leaf) = &leaf.0 {
             plan.cgroup.unified_dir = Some(leaf.dir().to_owned());
         }
         let started = shim
@@ -78,13 +95,16 @@ impl Running {
         Ok(Self {
             exit,
             pidfd: launched.pidfd,
-            leaf,
+            leaf: leaf.0.take(),
             terminal: launched.terminal,
         })
     }
 
     /// Waits until it has ended.
-    pub(super) async fn wait(&mut self) -> Result<ExitRecord, String> {
+    ///
+    /// # Errors
+    /// When the shim goes away first, in words.
+    pub(crate) async fn wait(&mut self) -> Result<ExitRecord, String> {
         self.exit.wait().await.map_err(|error| error.to_string())
     }
 
@@ -96,10 +116,15 @@ impl Running {
         if tokio::time::timeout(grace, self.exit.wait()).await.is_ok() {
             return;
         }
+        self.end(grace).await;
+    }
+
+    /// Kills it with its children, and waits for that as long as `patience` allows: its leaf is to
+    /// be empty when it is removed.
+    pub(crate) async fn end(mut self, patience: Duration) {
         if !self.leaf.as_ref().is_some_and(Leaf::kill) {
             let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
         }
-        // So that its leaf is empty when it is removed.
-        let _ = tokio::time::timeout(grace, self.exit.wait()).await;
+        let _ = tokio::time::timeout(patience, self.exit.wait()).await;
     }
 }

@@ -9,7 +9,7 @@ use crate::id::ContainerId;
 use crate::runtime::plan::CgroupEntry;
 
 /// The leaf; dropping it removes it.
-pub(crate) struct Leaf {
+pub(super) struct Leaf {
     dir: PathBuf,
     container: PathBuf,
 }
@@ -17,7 +17,7 @@ pub(crate) struct Leaf {
 impl Leaf {
     /// Makes a leaf below the container's cgroup `entry`. On a thread that may block: the kernel
     /// makes one cgroup at a time.
-    pub(crate) async fn make(entry: CgroupEntry, id: ContainerId) -> Option<Self> {
+    pub(super) async fn make(entry: CgroupEntry, id: ContainerId) -> Option<Self> {
         let container = entry.unified_dir?;
         // Not 64 digits long: cAdvisor would take it for a container.
         let dir = container.join(format!("exec-{}", id.short()));
@@ -30,12 +30,12 @@ impl Leaf {
     }
 
     /// Where it is.
-    pub(crate) fn dir(&self) -> &Path {
+    pub(super) fn dir(&self) -> &Path {
         &self.dir
     }
 
     /// Kills everything in it; `false` when that cannot be.
-    pub(crate) fn kill(&self) -> bool {
+    pub(super) fn kill(&self) -> bool {
         std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok()
     }
 }

@@ -15,6 +15,8 @@ pub mod channel;
 mod command;
 mod config;
 mod descriptor;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod handshake;
 mod hangup;
 mod leaf;
@@ -26,9 +28,8 @@ mod tls;
 mod tokens;
 pub mod websocket;
 
-pub(crate) use command::plan as exec_plan;
+pub(crate) use command::{Running, plan as exec_plan};
 pub use config::StreamingConfig;
-pub(crate) use leaf::Leaf;
 pub use server::{Door, Server};
 pub use session::{Ask, AttachAsk, ExecAsk, PodNetwork, PortForwardAsk};
 pub use tokens::TokenError;

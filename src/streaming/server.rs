@@ -27,6 +27,7 @@ use super::hangup::Hangup;
 use super::session::{Ask, Node, Session};
 use super::tls::{self, TlsError};
 use super::tokens::{LIFETIME, TokenError, Tokens};
+use crate::metrics::Metrics;
 use crate::shim::client::ShimClient;
 
 /// Connections beyond those of sessions that may be at their handshake.
@@ -108,6 +109,7 @@ impl Server {
         state_dir: PathBuf,
         shim: watch::Receiver<Option<ShimClient>>,
         stopped: watch::Receiver<bool>,
+        metrics: Arc<Metrics>,
     ) -> Result<(Self, Door), ServerError> {
         let failed = |source| ServerError::Listen {
             listen: config.listen.clone(),
@@ -133,6 +135,7 @@ impl Server {
                 state_dir,
                 stopped,
                 idle_timeout: config.idle_timeout(),
+                metrics,
             },
             places: Arc::new(Semaphore::new(config.max_sessions)),
             connections: Arc::new(Semaphore::new(config.max_sessions + HANDSHAKES)),
@@ -164,6 +167,7 @@ impl Server {
             };
             let Ok(place) = Arc::clone(&self.shared.connections).try_acquire_owned() else {
                 // Closed at once; whoever has a URL may try it again.
+                self.shared.count_refused("full");
                 continue;
             };
             let (shared, tls) = (Arc::clone(&self.shared), self.tls.clone());
@@ -221,8 +225,13 @@ impl Shared {
         served.await.map_err(|error| error.to_string())
     }
 
+    fn count_refused(&self, reason: &'static str) {
+        self.node.metrics.sessions_refused.get([reason]).increment();
+    }
+
     fn answer(&self, mut request: Request<Incoming>, hangup: Hangup) -> Response<Full<Bytes>> {
         if ![Method::GET, Method::POST].contains(request.method()) {
+            self.count_refused("request");
             let mut answer = refuse(StatusCode::METHOD_NOT_ALLOWED, "GET or POST");
             put(&mut answer, ALLOW, "GET, POST");
             return answer;
@@ -230,25 +239,42 @@ impl Shared {
         let mut parts = request.uri().path().split('/').skip(1);
         let (kind, token, more) = (parts.next(), parts.next(), parts.next());
         let (Some(kind), Some(token), None) = (kind, token, more) else {
+            self.count_refused("request");
             return refuse(StatusCode::NOT_FOUND, "no such session");
         };
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.count_refused("full");
             let mut answer = refuse(StatusCode::TOO_MANY_REQUESTS, "too many sessions");
             put(&mut answer, RETRY_AFTER, &LIFETIME.as_secs().to_string());
             return answer;
         };
         let ask = self.door.0.tokens.take(token, Instant::now());
         let Some(ask) = ask.filter(|ask| ask.path() == kind) else {
+            self.count_refused("token");
             let why = "no such session: its URL is good once, for a minute";
             return refuse(StatusCode::NOT_FOUND, why);
         };
         let (transport, headers) = match negotiate(request.headers(), ask.kind()) {
             Ok(agreed) => agreed,
-            Err(refused) => return refusal(&refused),
+            Err(refused) => {
+                self.count_refused("protocol");
+                return refusal(&refused);
+            }
         };
         let upgrade = hyper::upgrade::on(&mut request);
+        let kind = ask.path();
         let session = Session::new(self.node.clone(), ask, transport);
-        tokio::spawn(serve(session, upgrade, hangup, place));
+        let metrics = Arc::clone(&self.node.metrics);
+        tokio::spawn(async move {
+            let (gauge, begun) = (metrics.sessions.get([kind]), Instant::now());
+            let open = gauge.enter();
+            serve(session, upgrade, hangup, place).await;
+            drop(open);
+            metrics
+                .session_durations
+                .get([kind])
+                .observe(begun.elapsed());
+        });
         let mut answer = Response::new(Full::default());
         *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         answer.headers_mut().extend(headers);

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::id::random_name;
+
 /// How long a token is good.
 pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 /// Tokens that may wait at once.
@@ -21,9 +23,6 @@ pub enum TokenError {
         LIFETIME.as_secs()
     )]
     TooMany,
-    /// The kernel gave no random bytes.
-    #[error("no random bytes for a token")]
-    Random(#[source] std::io::Error),
 }
 
 /// What waits to be fetched by its token.
@@ -46,7 +45,7 @@ impl<T> Tokens<T> {
     /// # Errors
     /// [`TokenError`].
     pub(super) fn give(&self, ask: T, now: Instant) -> Result<String, TokenError> {
-        let token = random_token().map_err(TokenError::Random)?;
+        let token = random_token();
         let mut waiting = self.waiting();
         if waiting.len() >= WAITING_MAX {
             waiting.retain(|_, (given, _)| is_good(*given, now));
@@ -73,14 +72,10 @@ fn is_good(given: Instant, now: Instant) -> bool {
     now.saturating_duration_since(given) < LIFETIME
 }
 
-fn random_token() -> std::io::Result<String> {
-    let mut bytes = [0; TOKEN_BYTES];
-    let mut filled = 0;
-    while filled < TOKEN_BYTES {
-        let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(&mut bytes[filled..], flags)?;
-    }
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+fn random_token() -> String {
+    let mut token = random_name();
+    token.truncate(2 * TOKEN_BYTES);
+    token
 }
 
 #[cfg(test)]

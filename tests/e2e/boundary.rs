@@ -1,8 +1,8 @@
 //! Attempts to get out of a container, each named after the weakness that it repeats. All fail.
 //!
 //! Who attacks is root in its container, with the capabilities that a container has by default.
-//! What needs no daemon (linked mount targets, forged devices, working directories outside) is tried in
-//! `src/runtime/launch_tests/`.
+//! What needs no daemon (linked mount targets, forged devices, working directories outside) is
+//! tried in `src/runtime/launch_tests/`.
 
 use std::fs;
 

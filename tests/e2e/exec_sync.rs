@@ -107,11 +107,15 @@ async fn a_command_over_its_time_is_killed_with_its_children() {
         "{waited:?}"
     );
     eventually("the command and its child are gone", || async {
-        let left = process::with_argument("98765").into_iter().filter(|pid| {
-            let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-            cgroup.unwrap_or_default().contains(&node.names.cgroup_root)
-        });
-        (left.count() == 0).then_some(())
+        let left = process::of_containers(&node.names, "98765");
+        left.is_empty().then_some(())
+    })
+    .await;
+    let [shim] = node.shims()[..] else {
+        panic!("one shim");
+    };
+    eventually("nothing is left to be reaped", || async {
+        process::zombies_of(shim).is_empty().then_some(())
     })
     .await;
     assert_eq!(node.cri.output(&id, "echo still here").await, "still here");

@@ -394,7 +394,8 @@ async fn a_volume_can_be_without_programs_devices_and_set_user_ids() {
     };
     let script = "cp /bin/busybox /v/true; chmod 4755 /v/true; rm -f /v/null; mknod /v/null c 1 3
         /v/true 2>/dev/null && echo ran; (: > /v/null) 2>/dev/null && echo opened
-        awk '$5==\"/v\" {print $6}' /proc/self/mountinfo | tr , '\\n' | grep -E '^no(exec|dev|suid)$'
+        awk '$5==\"/v\" {print $6}' /proc/self/mountinfo | tr , '\\n' |
+            grep -E '^no(exec|dev|suid)$'
         true";
     assert_eq!(ran("free", script, &[]).await, ["ran", "opened"]);
     let mut lines = ran("bound", script, &["noexec", "nodev", "nosuid"]).await;

@@ -1,10 +1,16 @@
 //! Container logs, to the byte what kubelet reads.
 
 use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 
 use crate::support::log::contents;
+use crate::support::operator::said;
 use crate::support::pod::{exited, shell};
-use crate::support::{Node, eventually};
+use crate::support::{Node, eventually, in_time, process};
 
 #[tokio::test]
 async fn every_line_has_its_time_its_stream_and_its_tag() {
@@ -149,4 +155,184 @@ async fn a_log_directory_that_others_made_is_used_and_parents_are_made() {
     config.log_path = "a/b/c/1.log".into();
     pod.run_to_end(&config).await;
     assert_eq!(contents(&pod.log(&config), "stdout"), ["again"]);
+}
+
+#[tokio::test]
+async fn what_a_terminal_shows_is_logged_as_it_is() {
+    let node = Node::start().await;
+    let pod = node.pod("terminal").await;
+    let mut config = shell(
+        "main",
+        "echo shown; echo error >&2; printf '\\033[1mbold\\0'",
+    );
+    config.tty = true;
+    pod.run_to_end(&config).await;
+    let lines = pod.log(&config);
+    assert!(lines.iter().all(|line| line.stream == "stdout"));
+    let shown: Vec<_> = lines.iter().map(|line| line.content.as_slice()).collect();
+    assert_eq!(shown, [&b"shown\r"[..], b"error\r", b"\x1b[1mbold\0"]);
+}
+
+#[tokio::test]
+async fn a_log_is_reopened_while_its_container_stops() {
+    let node = Node::start().await;
+    let pod = node.pod("stopping").await;
+    // It goes on writing as fast as it can until it is killed.
+    let script = "trap '' TERM; n=0; while :; do n=$((n+1)); echo $n; done";
+    let config = shell("main", script);
+    let id = pod.run(&config).await;
+    let path = pod.log_path(&config);
+    let (cri, stopped) = (node.cri.clone(), id.clone());
+    let stop = tokio::spawn(async move { cri.stop(&stopped, 1).await });
+    let mut rotated = Vec::new();
+    while !stop.is_finished() {
+        let old = path.with_extension(format!("log.{:04}", rotated.len()));
+        fs::rename(&path, &old).expect("a log to rename");
+        rotated.push(old);
+        let reopened = in_time("ReopenContainerLog answers", node.cri.reopen_log(&id)).await;
+        if let Err(error) = reopened {
+            assert!(error.message().contains(&id), "{error}");
+            break;
+        }
+    }
+    stop.await.expect("no panic").expect("StopContainer");
+    rotated.push(path);
+    assert!(rotated.len() > 2, "{} files", rotated.len());
+    let mut all = Vec::new();
+    for file in rotated {
+        all.extend(contents(&crate::support::log::read(&file), "stdout"));
+    }
+    let expected: Vec<_> = (1..all.len()).map(|n| n.to_string()).collect();
+    // The last line may have been cut by the kill.
+    assert_eq!(
+        all[..expected.len()],
+        expected,
+        "neither a gap nor a line twice"
+    );
+}
+
+#[tokio::test]
+async fn a_full_disk_costs_lines_that_are_counted_and_said_once() {
+    let mut node = Node::prepare("");
+    let disk = Disk::at(node.path("logs"), "size=262144");
+    node.spawn();
+    node.answers().await;
+    let pod = node.pod("full").await;
+    let script = "n=0; while [ ! -e /tmp/stop ]; do n=$((n+1)); echo $n; usleep 300; done; exit 7";
+    let config = shell("main", script);
+    let id = pod.run(&config).await;
+    let filler = disk.0.join("filler");
+    let mut file = fs::File::create(&filler).expect("a file");
+    while file.write_all(&[b'x'; 4096]).is_ok() {}
+    drop(file);
+    let lost = |node: &Node| {
+        let row = node.ask(&["explain", &id])["row"].clone();
+        let column = |name: &str| row[name].as_i64().expect("a number");
+        (column("lost_log_lines"), column("lost_log_bytes"))
+    };
+    eventually("a loss is known", || async {
+        (lost(&node).0 > 0).then_some(())
+    })
+    .await;
+    let told = said(&node.operate(&["explain", &id]));
+    assert!(told.contains("lines of its log"), "{told}");
+    // There is room again: what comes is logged, whole lines all of it.
+    fs::remove_file(&filler).expect("a file to remove");
+    let before = pod.log(&config).len();
+    eventually("the log goes on", || async {
+        (pod.log_len(&config) > 50 * (before as u64 + 50)).then_some(())
+    })
+    .await;
+    let numbers = |node: &Node| -> Vec<i64> {
+        let shown = said(&node.operate(&["logs", &id]));
+        let number = |line: &str| line.parse().expect("a number");
+        shown.lines().map(number).collect()
+    };
+    // Exactly what is missing is counted.
+    let known = eventually("the loss is known", || async {
+        let numbers = numbers(&node);
+        assert!(numbers.is_sorted(), "{numbers:?}");
+        let written = *numbers.last().expect("a line");
+        let missing = written - i64::try_from(numbers.len()).expect("few");
+        let known = lost(&node);
+        (known.0 == missing).then_some(known)
+    })
+    .await;
+    assert!(known.1 > 40 * known.0, "{known:?}");
+    // Neither a new daemon nor a new shim forgets it.
+    node.kill();
+    let [shim] = node.shims()[..] else {
+        panic!("one shim");
+    };
+    process::signal(shim, Signal::SIGKILL);
+    node.restart().await;
+    assert_eq!(lost(&node), known);
+    node.cri.end_by_file(&id, "/tmp/stop").await;
+    let status = exited(&node.cri, &id).await;
+    assert_eq!(status.exit_code, 7, "it went on");
+    assert_eq!(lost(&node), known);
+    assert!(numbers(&node).is_sorted());
+    assert!(pod.log(&config).len() > 50, "whole entries all of it");
+    let said_so = node.ask(&["events", "--object", &id, "--limit", "1000"]);
+    let events = said_so.as_array().expect("a list").iter();
+    let events: Vec<_> = events.filter(|event| event["kind"] == "log_lost").collect();
+    assert_eq!(events.len(), 1, "{events:?}");
+    let message = events[0]["message"].as_str().expect("a text");
+    assert!(message.contains("No space left on device"), "{message}");
+    drop(disk);
+}
+
+/// A disk of the test's own, until it is dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn at(path: PathBuf, options: &str) -> Self {
+        let (kind, flags) = (Some("tmpfs"), MsFlags::empty());
+        mount(kind, &path, kind, flags, Some(options)).expect("root may mount");
+        Self(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _gone = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+#[tokio::test]
+async fn limits_of_logs_are_those_of_the_configuration() {
+    let mut node = Node::prepare("[logs]\nmax_bytes = 65536\nfiles = 3\nbytes_per_s = 4000000\n");
+    node.spawn();
+    node.answers().await;
+    let pod = node.pod("limits").await;
+    let config = shell("main", "seq 1 20000");
+    let id = pod.run(&config).await;
+    exited(&node.cri, &id).await;
+    let path = pod.log_path(&config);
+    let files = fs::read_dir(path.parent().expect("a directory")).expect("a directory");
+    let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+    files.sort();
+    files.rotate_left(1);
+    assert_eq!(files.len(), 3, "{files:?}");
+    assert_eq!(files.last(), Some(&path));
+    let mut all = Vec::new();
+    for file in files {
+        assert!(fs::metadata(&file).expect("a file").len() <= 65_536);
+        all.extend(contents(&crate::support::log::read(&file), "stdout"));
+    }
+    let expected: Vec<_> = (20_001 - all.len()..=20_000)
+        .map(|n| n.to_string())
+        .collect();
+    assert_eq!(all, expected, "the newest lines, without a gap");
+    let tail = said(&node.operate(&["logs", "--tail", "2000", &id]));
+    let expected: String = (18_001..=20_000).map(|n| format!("{n}\n")).collect();
+    assert_eq!(tail, expected);
+    let plan = node
+        .names
+        .state()
+        .join("containers")
+        .join(&id)
+        .join("plan.json");
+    let plan = fs::read_to_string(plan).expect("a launch plan");
+    assert!(plan.contains("\"bytes_per_s\":4000000"), "{plan}");
 }

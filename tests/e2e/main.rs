@@ -34,6 +34,7 @@ mod kubelet_traffic;
 mod limits;
 mod load;
 mod log;
+mod logs_command;
 mod metrics;
 mod network;
 mod node_network;

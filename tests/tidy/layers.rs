@@ -47,6 +47,7 @@ const LAYERS: &[Layer] = &[
     layer(
         "streaming",
         &[
+            "metrics",
             "state",
             "lifecycle",
             "id",

@@ -1,12 +1,12 @@
 //! `quiltd explain`: the life of a pod, a container or an image, from the database alone.
 
-mod find;
 mod story;
 
 use std::io::Write;
 
 use anyhow::bail;
 
+use super::find;
 use super::output::{Format, Reading, stdout};
 use story::Story;
 

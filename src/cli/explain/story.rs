@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use super::find::Object;
+use crate::cli::find::Object;
 use crate::cli::output::{LISTING, Record, array, object};
 use crate::cli::table::{Table, age, harmless, utc};
 use crate::state::inspect::{Inspector, Value};
@@ -204,7 +204,14 @@ impl Story {
             }
         }
         line("ended", &self.ended().unwrap_or_default())?;
-        line("error", row.text("error"))
+        line("error", row.text("error"))?;
+        line("log", row.text("log_path"))?;
+        if let Some(lines @ 1..) = row.integer("lost_log_lines") {
+            let bytes = row.integer("lost_log_bytes").unwrap_or(0);
+            let text = format!("{lines} lines of its log ({bytes} bytes) could not be written");
+            line("lost", &text)?;
+        }
+        Ok(())
     }
 
     fn tell_operations(&self, to: &mut impl Write) -> io::Result<()> {

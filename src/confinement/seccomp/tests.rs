@@ -451,6 +451,28 @@ fn rule() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    /// Whatever is in the file: a program that the kernel would take, or an error.
+    #[test]
+    fn a_spoilt_profile_is_a_program_or_an_error(
+        at in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cut in any::<prop::sample::Index>(),
+        whole in any::<bool>(),
+    ) {
+        let mut text = DEFAULT.as_bytes().to_vec();
+        for (index, byte) in at {
+            let index = index.index(text.len());
+            text[index] = byte;
+        }
+        if !whole {
+            text.truncate(cut.index(text.len()));
+        }
+        if let Ok(text) = String::from_utf8(text)
+            && let Ok(compiled) = try_compile(&text, &["SYS_ADMIN"])
+        {
+            run(&compiled.program, native("read", &[]));
+        }
+    }
+
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn programs_say_what_the_rules_say(

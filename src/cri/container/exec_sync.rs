@@ -4,7 +4,6 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::process::{Signal, pidfd_send_signal};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::Instant;
@@ -14,8 +13,7 @@ use crate::cri::{CallError, Front, validate};
 use crate::id::ContainerId;
 use crate::proto::cri as v1;
 use crate::runtime::plan::ExecPlan;
-use crate::shim::client::ShimClientError;
-use crate::streaming::{Leaf, exec_plan};
+use crate::streaming::{Running, exec_plan};
 
 /// What is kept of each stream; the rest is read and thrown away, without an error (CRI, and
 /// CVE-2022-1708).
@@ -51,29 +49,21 @@ pub(in crate::cri) async fn exec_sync(
         Ok(0) | Err(_) => deadline.left(),
         Ok(seconds) => Duration::from_secs(seconds).min(deadline.left()),
     };
-    let timed_out = || CallError::ExecTimeout {
+    let timed_out = CallError::ExecTimeout {
         command,
         seconds: patience.as_secs_f64(),
     };
     let until = Instant::now() + patience;
-    // Exec ids are never seen by clients.
-    let exec_id = ContainerId::random();
-    let leaf = Leaf::make(plan.cgroup.clone(), exec_id.clone()).await;
-    let starting = Session::start(&front, &id, &exec_id, plan, leaf.as_ref());
+    let starting = Session::start(&front, &id, plan);
     let Ok(started) = tokio::time::timeout_at(until, starting).await else {
-        // In a frozen container it has not even begun. What is in the leaf ends as soon as it can;
-        // without a leaf the shim gives the launch up.
-        if let Some(leaf) = leaf {
-            leaf.kill();
-        }
-        return Err(timed_out());
+        return Err(timed_out);
     };
     let mut session = started?;
     match tokio::time::timeout_at(until, session.run()).await {
         Ok(result) => result,
         Err(_) => {
-            session.end(leaf.as_ref(), deadline).await;
-            Err(timed_out())
+            session.running.end(END_PATIENCE.min(deadline.left())).await;
+            Err(timed_out)
         }
     }
 }
@@ -81,39 +71,21 @@ pub(in crate::cri) async fn exec_sync(
 struct Session {
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
-    exit: crate::shim::client::ExecExit,
-    pidfd: OwnedFd,
+    running: Running,
 }
 
 impl Session {
-    async fn start(
-        front: &Front,
-        id: &ContainerId,
-        exec_id: &ContainerId,
-        mut plan: ExecPlan,
-        leaf: Option<&Leaf>,
-    ) -> Result<Self, CallError> {
+    async fn start(front: &Front, id: &ContainerId, plan: ExecPlan) -> Result<Self, CallError> {
         let broken = |error: std::io::Error| CallError::Failed(format!("cannot exec: {error}"));
         let nothing = std::fs::File::open("/dev/null").map_err(broken)?;
         let (stdout_end, stdout) = output_pipe().map_err(broken)?;
         let (stderr_end, stderr) = output_pipe().map_err(broken)?;
         let streams = [OwnedFd::from(nothing), stdout_end, stderr_end];
-        if let Some(leaf) = leaf {
-            plan.cgroup.unified_dir = Some(leaf.dir().to_owned());
-        }
-        let started = front
-            .shim()?
-            .exec(exec_id.as_str(), id.as_str(), &plan, Some(streams))
-            .await;
-        let (launched, exit) = started.map_err(|error| match error {
-            ShimClientError::Launch(error) => CallError::Failed(error.message),
-            error => CallError::Failed(error.to_string()),
-        })?;
+        let started = Running::start(&front.shim()?, id, plan, Some(streams)).await;
         Ok(Self {
             stdout,
             stderr,
-            exit,
-            pidfd: launched.pidfd,
+            running: started.map_err(CallError::Failed)?,
         })
     }
 
@@ -131,7 +103,7 @@ impl Session {
             let mut read = false;
             loop {
                 tokio::select! {
-                    exit = self.exit.wait() => break exit,
+                    exit = self.running.wait() => break exit,
                     () = &mut reading, if !read => read = true,
                 }
             }
@@ -139,23 +111,12 @@ impl Session {
         // What it wrote is in the pipes by now; what its children still write is not its answer.
         read_ready(&self.stdout, &mut stdout);
         read_ready(&self.stderr, &mut stderr);
-        let record = exit.map_err(|error| CallError::Failed(error.to_string()))?;
+        let record = exit.map_err(CallError::Failed)?;
         Ok(v1::ExecSyncResponse {
             stdout,
             stderr,
             exit_code: record.code,
         })
-    }
-
-    /// Kills the command with its children, and waits a moment for it to be gone.
-    async fn end(&mut self, leaf: Option<&Leaf>, deadline: Deadline) {
-        if !leaf.is_some_and(Leaf::kill)
-            && let Err(error) = pidfd_send_signal(&self.pidfd, Signal::KILL)
-        {
-            tracing::debug!(%error, "cannot kill a command whose time was over");
-        }
-        let patience = END_PATIENCE.min(deadline.left());
-        let _ = tokio::time::timeout(patience, self.exit.wait()).await;
     }
 }
 

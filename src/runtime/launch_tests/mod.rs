@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::launch::{LaunchError, ProcessStreams, Started, Target, exec, launch};
-use super::plan::{CgroupEntry, ExecPlan, LaunchPlan, PlanUser, Rootfs, Stdio};
+use super::plan::{CgroupEntry, ExecPlan, LaunchPlan, LogLimits, PlanUser, Rootfs, Stdio};
 
 const ALONE: &str = "QUILT_LAUNCH_TEST_ALONE";
 /// No test takes a tenth of it.
@@ -132,6 +132,7 @@ impl Image {
             stdio: Stdio {
                 fifo_dir: self.path("fifos"),
                 log_path: None,
+                log_limits: LogLimits::default(),
                 terminal: false,
                 stdin: false,
                 stdin_once: false,

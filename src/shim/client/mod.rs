@@ -21,8 +21,8 @@ use tokio::task::AbortHandle;
 use self::socket::Socket;
 use super::protocol::{
     Adopt, BadProcessId, EVENT_WINDOW, ExecSource, ExitRecord, FromShim, HeldProcess,
-    INLINE_PLAN_MAX_BYTES, MESSAGE_MAX_BYTES, MessageError, ProcessId, Refusal, Reply, Request,
-    ToShim, VERSION, decode, encode,
+    INLINE_PLAN_MAX_BYTES, LogLoss, MESSAGE_MAX_BYTES, MessageError, ProcessId, Refusal, Reply,
+    Request, ToShim, VERSION, decode, encode,
 };
 use crate::runtime::launch::{Identity, LAUNCH_TIMEOUT, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
@@ -103,6 +103,8 @@ impl ShimClientError {
 pub enum ShimEvent {
     /// A process has ended; sent again on every connection until it is acknowledged.
     Exited(ExitRecord),
+    /// Logs lack something: see [`ShimClient::take_log_losses`].
+    LogLoss,
     /// The connection is gone: the last event.
     Disconnected,
 }
@@ -182,6 +184,8 @@ pub struct Orphan<'a> {
     pub pidfd: Option<OwnedFd>,
     /// Kept since it was launched.
     pub terminal: Option<OwnedFd>,
+    /// Log entries, and their bytes, that could not be written so far.
+    pub lost_log: (u64, u64),
 }
 
 type Answered = (Result<Reply, Refusal>, Vec<OwnedFd>);
@@ -219,6 +223,8 @@ struct Waiting {
     gone: bool,
     answers: HashMap<u64, oneshot::Sender<Answered>>,
     execs: HashMap<ProcessId, oneshot::Sender<ExitRecord>>,
+    /// The newest of each container that nobody has taken: no more than there are containers.
+    losses: HashMap<ProcessId, LogLoss>,
 }
 
 impl Shared {
@@ -491,6 +497,7 @@ impl ShimClient {
             start_time,
             pidfd,
             terminal,
+            lost_log,
         } = orphan;
         let request = Request::Adopt(Adopt {
             id: ProcessId::try_from(id)?,
@@ -500,6 +507,8 @@ impl ShimClient {
             start_time,
             pidfd_attached: pidfd.is_some(),
             terminal_attached: terminal.is_some(),
+            lost_log_lines: lost_log.0,
+            lost_log_bytes: lost_log.1,
         });
         match self
             .request(request, pidfd.into_iter().chain(terminal).collect())
@@ -508,6 +517,13 @@ impl ShimClient {
             (Reply::Adopted { running }, _) => Ok(running),
             _ => Err(ShimClientError::Unexpected),
         }
+    }
+
+    /// What logs lack, of those of which the shim has told since the last time.
+    #[must_use]
+    pub fn take_log_losses(&self) -> Vec<LogLoss> {
+        let losses = std::mem::take(&mut self.inner.shared.waiting().losses);
+        losses.into_values().collect()
     }
 
     /// Whether it answers.
@@ -624,6 +640,17 @@ async fn read(shared: Arc<Shared>, events: mpsc::Sender<ShimEvent>) {
                     Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
                     // More than the shim's window: it does not keep to the protocol.
                     Err(mpsc::error::TrySendError::Full(_)) => break,
+                }
+            }
+            Ok(FromShim::LogLoss(loss)) => {
+                let untold = {
+                    let losses = &mut shared.waiting().losses;
+                    losses.insert(loss.id.clone(), loss);
+                    losses.len() == 1
+                };
+                // One event for all that wait: exits must have room.
+                if untold {
+                    let _ = events.try_send(ShimEvent::LogLoss);
                 }
             }
             Ok(FromShim::Welcome { .. } | FromShim::Incompatible { .. }) | Err(_) => break,

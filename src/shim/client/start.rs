@@ -116,7 +116,9 @@ async fn greet(path: &Path) -> Result<Option<(Socket, i32)>, ShimClientError> {
     match decode(&buffer[..length])? {
         FromShim::Welcome { pid } => Ok(Some((socket, pid))),
         FromShim::Incompatible { version } => Err(ShimClientError::Incompatible { version }),
-        FromShim::Answer { .. } | FromShim::Exited(_) => Err(ShimClientError::Unexpected),
+        FromShim::Answer { .. } | FromShim::Exited(_) | FromShim::LogLoss(_) => {
+            Err(ShimClientError::Unexpected)
+        }
     }
 }
 

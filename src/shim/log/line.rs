@@ -13,9 +13,13 @@ pub const PIECE_MAX_BYTES: usize = 16 * 1024;
 /// [`LineCutter::cut`] stops once it has written this much.
 pub const BATCH_BYTES: usize = 128 * 1024;
 /// The most that one call of [`LineCutter::cut`] or [`LineCutter::finish`] can write.
-pub const BATCH_MAX_BYTES: usize = BATCH_BYTES + 3 * (PREFIX_LEN + PIECE_MAX_BYTES + 1);
+pub const BATCH_MAX_BYTES: usize = BATCH_BYTES + 3 * ENTRY_MAX_BYTES;
 
-const PREFIX_LEN: usize = TIMESTAMP_LEN + " stdout F ".len();
+/// The longest entry: prefix, content and newline.
+pub const ENTRY_MAX_BYTES: usize = PREFIX_LEN + PIECE_MAX_BYTES + 1;
+
+/// What stands before the content of an entry.
+pub const PREFIX_LEN: usize = TIMESTAMP_LEN + " stdout F ".len();
 const TAG_AT: usize = PREFIX_LEN - 2;
 /// A tail of no more than this keeps its memory for the next one.
 const KEEP_TAIL_BYTES: usize = 1024;

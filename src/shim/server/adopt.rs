@@ -14,6 +14,7 @@ use super::process::{Process, start_time};
 use super::requests::{Answer, read_plan_file};
 use super::{Shim, Watched};
 use crate::runtime::plan::LaunchPlan;
+use crate::shim::log::file::Loss;
 use crate::shim::protocol::{Adopt, ProcessId, Refusal, Reply};
 use crate::sys::pidfd_info::pid_of;
 
@@ -64,6 +65,7 @@ impl Shim {
             identity: None,
             exit: None,
             output,
+            leaf: None,
         };
         let watched = self.watch_end(&id, &process);
         self.processes.insert(id.clone(), process);
@@ -78,8 +80,17 @@ impl Shim {
         let Some(path) = &adopt.plan_path else {
             return Output::default();
         };
-        let output = read_plan_file(path)
+        let loss = Loss {
+            lines: adopt.lost_log_lines,
+            bytes: adopt.lost_log_bytes,
+        };
+        let mut output = read_plan_file(path)
             .and_then(|plan: LaunchPlan| self.reopen_output(&adopt.id, &plan.stdio, terminal));
+        if let Ok(output) = &mut output
+            && let Some(log) = output.log_mut()
+        {
+            log.add_loss(loss);
+        }
         output.unwrap_or_else(|refusal| {
             self.note(&format!("adopt {} without its output: {refusal}", adopt.id));
             Output::default()

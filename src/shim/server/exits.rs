@@ -85,7 +85,7 @@ impl Shim {
             return;
         };
         process.output.drain(&mut self.scratch);
-        self.look_after_attachers(id);
+        self.look_after(id);
         let Some(process) = self.processes.get_mut(id) else {
             return;
         };

@@ -12,6 +12,7 @@
 //! waits for it.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -46,6 +47,8 @@ pub(super) struct Launch {
     /// When the phase is over, whatever happens.
     until: Instant,
     output: Output,
+    /// The cgroup that a command has for itself.
+    leaf: Option<PathBuf>,
     requesters: Vec<Requester>,
 }
 
@@ -90,9 +93,26 @@ impl Shim {
             phase: Phase::UnderWay(launching),
             until: Instant::now() + self.launch_bound,
             output,
+            leaf: None,
             requesters: vec![requester],
         };
         self.launches.insert(id, launch);
+        Ok(())
+    }
+
+    /// [`Shim::begin`] for a command in a container, which has `leaf` for itself.
+    pub(super) fn begin_command(
+        &mut self,
+        id: ProcessId,
+        launching: Launching,
+        leaf: Option<PathBuf>,
+        requester: Requester,
+    ) -> Result<(), Refusal> {
+        let (kind, nothing) = (ProcessKind::Exec, Output::default());
+        self.begin(id.clone(), kind, launching, nothing, requester)?;
+        if let Some(launch) = self.launches.get_mut(&id) {
+            launch.leaf = leaf;
+        }
         Ok(())
     }
 
@@ -164,7 +184,7 @@ impl Shim {
         // The terminal of an exec is the daemon's alone: nothing of an exec is logged.
         let exec = launch.kind == ProcessKind::Exec;
         let mut terminal = if exec { started.terminal.take() } else { None };
-        self.hold(id.clone(), launch.kind, started, launch.output);
+        self.hold(id.clone(), launch.kind, started, launch.output, launch.leaf);
         for requester in launch.requesters {
             let Some(process) = self.processes.get(id) else {
                 continue;

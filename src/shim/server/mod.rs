@@ -24,6 +24,8 @@ mod attachers;
 mod connection;
 mod exits;
 mod launches;
+mod losses;
+mod orphans;
 mod output;
 mod polled;
 mod process;
@@ -31,7 +33,7 @@ mod requests;
 mod setup;
 mod streams;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -163,8 +165,15 @@ struct Shim {
     first_daemon_by: Option<Instant>,
     asked_to_end: bool,
     pace: Pace,
-    /// Processes with a session that has yet to take something, and when it is let go.
+    /// Processes that are held back, by a session that has yet to take something or by their rate,
+    /// and until when.
     held: HashMap<ProcessId, Instant>,
+    /// Processes that have lost log lines of which the daemon is to be told, and until when it is
+    /// told of none that run.
+    losses: BTreeSet<ProcessId>,
+    losses_rest_until: Instant,
+    /// Commands whose daemon is gone, and when they are killed.
+    orphans: HashMap<ProcessId, Instant>,
     scratch: Scratch,
     message: Box<[u8]>,
     notes: u32,
@@ -211,6 +220,9 @@ impl Shim {
             asked_to_end: false,
             pace: Pace::default(),
             held: HashMap::new(),
+            losses: BTreeSet::new(),
+            losses_rest_until: Instant::now(),
+            orphans: HashMap::new(),
             scratch: Scratch::default(),
             message: vec![0; MESSAGE_MAX_BYTES].into_boxed_slice(),
             notes: 0,
@@ -235,7 +247,8 @@ impl Shim {
             }
             self.check_awaited_ends();
             self.check_launches();
-            self.check_attachers();
+            self.check_held();
+            self.check_orphans();
             if outputs {
                 self.pump_outputs()?;
             }
@@ -256,6 +269,8 @@ impl Shim {
             self.launches.values().map(Launch::until).min(),
             self.held.values().min().copied(),
             self.first_daemon_by,
+            self.untold_losses_until(),
+            self.orphans_until(),
             self.reap_again.then_some(now),
         ];
         let timeout = at
@@ -351,6 +366,7 @@ impl Shim {
 
     fn change_daemon(&mut self, daemon: Option<Connection>) {
         self.daemon = daemon;
+        self.hang_up_commands();
         self.end_unwanted_execs();
     }
 
@@ -370,6 +386,7 @@ impl Shim {
                 let pid = rustix::process::getpid().as_raw_nonzero().get();
                 newcomer.post(&FromShim::Welcome { pid }, Vec::new());
                 self.change_daemon(Some(newcomer));
+                self.tell_losses_again();
                 self.first_daemon_by = None;
             }
             Ok(ToShim::Hello { .. }) => {
@@ -416,8 +433,10 @@ impl Shim {
         Ok(())
     }
 
-    /// Sends answers that waited, then exits that wait, as far as socket and window allow.
+    /// Sends answers that waited, then losses, then exits that wait, as far as socket and window
+    /// allow.
     fn tell_daemon(&mut self) {
+        self.tell_losses();
         let Some(daemon) = &mut self.daemon else {
             return;
         };

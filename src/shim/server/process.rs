@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use super::output::Output;
 use crate::runtime::launch::Identity;
@@ -22,6 +23,8 @@ pub(super) struct Process {
     /// `None` while it runs.
     pub(super) exit: Option<ExitRecord>,
     pub(super) output: Output,
+    /// The cgroup that a command has for itself.
+    pub(super) leaf: Option<PathBuf>,
 }
 
 impl Process {

@@ -5,12 +5,13 @@ use std::io::{self, Read};
 use std::ops::Bound;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
 use super::Shim;
 use super::launches::Requester;
+use super::orphans::leaf_of;
 use super::output::Output;
 use super::process::{Process, start_time};
 use crate::runtime::launch::{
@@ -82,8 +83,7 @@ impl Shim {
             } => exec_input(plan, terminal, fds)
                 .and_then(|(plan, streams)| {
                     let launching = self.begin_exec(&exec_id, &container_id, &plan, streams)?;
-                    let kind = ProcessKind::Exec;
-                    self.begin(exec_id, kind, launching, Output::default(), requester)
+                    self.begin_command(exec_id, launching, leaf_of(&plan), requester)
                 })
                 .into(),
             Request::ReopenLog { container_id } => self.reopen_log(&container_id).into(),
@@ -232,6 +232,7 @@ impl Shim {
         kind: ProcessKind,
         started: Started,
         mut output: Output,
+        leaf: Option<PathBuf>,
     ) {
         let Started {
             pid,
@@ -255,6 +256,7 @@ impl Shim {
             identity,
             exit: None,
             output,
+            leaf,
         };
         self.processes.insert(id, process);
     }

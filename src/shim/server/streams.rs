@@ -6,6 +6,7 @@
 //! silence is read at once.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
@@ -16,16 +17,17 @@ use super::requests::with_source;
 use super::{OUTPUTS, Shim, ShimError, Watched, attachers, poll_error, wait_on};
 use crate::runtime::launch::ProcessStreams;
 use crate::runtime::plan::Stdio;
-use crate::shim::log::file::LogFile;
+use crate::shim::log::file::{LogError, LogFile, Rotation};
 use crate::shim::log::line::StreamName;
+use crate::shim::log::rate::Rate;
 use crate::shim::protocol::{ProcessId, ProcessKind, Refusal};
 use crate::shim::stdio::{self, ShimEnds};
 
 const OUTPUTS_PER_ROUND: usize = 16;
 /// How long outputs rest, and how closely rounds must follow each other for it.
-const REST: Duration = Duration::from_micros(500);
+pub(super) const REST: Duration = Duration::from_micros(500);
 /// What a stream must yield in a round for it to be worth its while.
-const WORTHWHILE_BYTES: usize = 16 * 1024;
+pub(super) const WORTHWHILE_BYTES: usize = 16 * 1024;
 
 /// When outputs are read.
 #[derive(Debug, Default)]
@@ -47,7 +49,7 @@ impl Shim {
                 if let Some(process) = self.processes.get_mut(&id) {
                     process.output.attacher_is_ready(token);
                 }
-                self.look_after_attachers(&id);
+                self.look_after(&id);
                 continue;
             }
             let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
@@ -62,7 +64,7 @@ impl Shim {
             if turn.is_none_or(|turn| turn.ended) {
                 self.watched.remove(&token);
             }
-            self.look_after_attachers(&id);
+            self.look_after(&id);
         }
         let now = Instant::now();
         let close = self
@@ -124,24 +126,28 @@ impl Shim {
         Ok(())
     }
 
-    /// Lets sessions go that take nothing.
-    pub(super) fn check_attachers(&mut self) {
+    /// Lets sessions go that take nothing, and ends the rests of processes that wrote too fast.
+    pub(super) fn check_held(&mut self) {
         let now = Instant::now();
         let late = self.held.iter().filter(|(_, until)| **until <= now);
         let late: Vec<ProcessId> = late.map(|(id, _)| id.clone()).collect();
         for id in late {
-            self.look_after_attachers(&id);
+            self.look_after(&id);
         }
     }
 
-    /// Forgets the pipes that are gone, and remembers whether a session has yet to take something.
-    pub(super) fn look_after_attachers(&mut self, id: &ProcessId) {
+    /// Forgets the pipes that are gone; remembers whether the process is held back, by a session
+    /// or by its rate, and whether the daemon is to be told of a loss.
+    pub(super) fn look_after(&mut self, id: &ProcessId) {
         let process = self.processes.get_mut(id);
         let Some(output) = process.map(|process| &mut process.output) else {
             self.held.remove(id);
             return;
         };
-        let until = output.expire_attachers(Instant::now());
+        let until = output.look_again(Instant::now());
+        if output.has_untold_loss() {
+            self.losses.insert(id.clone());
+        }
         for token in output.attachers_mut().take_gone() {
             self.watched.remove(&token);
         }
@@ -157,7 +163,7 @@ impl Shim {
         id: &ProcessId,
         plan: &Stdio,
     ) -> Result<(Output, Option<ProcessStreams>), Refusal> {
-        let mut output = open_log(plan)?;
+        let mut output = output_of(plan, LogFile::open)?;
         if plan.terminal {
             return Ok((output, None));
         }
@@ -173,7 +179,7 @@ impl Shim {
         plan: &Stdio,
         terminal: Option<OwnedFd>,
     ) -> Result<Output, Refusal> {
-        let mut output = open_log(plan)?;
+        let mut output = output_of(plan, LogFile::take_over)?;
         match (plan.terminal, terminal) {
             (true, Some(master)) => self.attach_terminal(id, &mut output, master),
             // Both its keepers are dead: what it shows now, nobody sees.
@@ -242,11 +248,21 @@ impl Shim {
     }
 }
 
-fn open_log(plan: &Stdio) -> Result<Output, Refusal> {
-    let log = plan.log_path.as_deref().map(LogFile::open).transpose();
-    Ok(Output::new(
-        log.map_err(|error| Refusal::Log(with_source(&error)))?,
-    ))
+fn output_of(
+    plan: &Stdio,
+    open: fn(&Path, Option<Rotation>) -> Result<LogFile, LogError>,
+) -> Result<Output, Refusal> {
+    let limits = plan.log_limits;
+    let rotation = (limits.file_bytes > 0).then(|| Rotation {
+        max_bytes: limits.file_bytes,
+        files: usize::try_from(limits.files).unwrap_or(usize::MAX),
+    });
+    let log = plan.log_path.as_deref().map(|path| open(path, rotation));
+    let log = log.transpose();
+    let log = log.map_err(|error| Refusal::Log(with_source(&error)))?;
+    let rate = limits.bytes_per_s;
+    let rate = (rate > 0).then(|| Rate::new(rate, Instant::now()));
+    Ok(Output::new(log, rate))
 }
 
 fn prepare(error: stdio::StdioError) -> Refusal {

@@ -8,6 +8,7 @@ mod port_forward;
 mod pump;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -19,6 +20,7 @@ use super::handshake::{Kind, Transport};
 use super::hangup::Hangup;
 use super::status::Ending;
 use crate::id::ContainerId;
+use crate::metrics::Metrics;
 use crate::shim::client::ShimClient;
 
 /// How long a command has to end by itself once nobody listens any more.
@@ -124,6 +126,8 @@ pub(super) struct Node {
     pub(super) stopped: watch::Receiver<bool>,
     /// How long nothing may move.
     pub(super) idle_timeout: Duration,
+    /// Where sessions are counted.
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Node {
@@ -187,7 +191,9 @@ impl Session {
             ask,
             transport,
         } = self;
-        let activity = Activity::default();
+        let kind = ask.path();
+        let count = |direction| node.metrics.session_bytes.get([kind, direction]);
+        let activity = Activity::counted_by(count("received"), count("sent"));
         match ask {
             Ask::Exec(ask) => {
                 let wanted = channels::Wanted::of_exec(&ask);

@@ -221,6 +221,7 @@ async fn forward(
         }
     };
     let _ = stream.set_nodelay(true);
+    let half_closes = matches!(data, Outlet::Spdy(_));
     let (mut from, mut to) = stream.into_split();
     let mut inlet = inlet;
     let inwards = async {
@@ -240,7 +241,19 @@ async fn forward(
         }
         data.finish().await
     };
-    let ((), sent) = tokio::join!(inwards, outwards);
+    let sent = if half_closes {
+        tokio::join!(inwards, outwards).1
+    } else {
+        // Only its client can end one direction alone: the pod's end is that of the connection.
+        let inwards = async {
+            inwards.await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            sent = outwards => sent,
+            () = inwards => Ok(()),
+        }
+    };
     sent?;
     error.finish().await
 }
@@ -256,6 +269,13 @@ async fn named_ports<I, H>(
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Future<Output = ()> + Send + 'static,
 {
+    if 2 * ask.ports.len() > protocol.channels() {
+        tracing::debug!(
+            ports = ask.ports.len(),
+            "more ports than the subprotocol has channels"
+        );
+        return;
+    }
     let numbers = || (0_u8..=u8::MAX).step_by(2);
     let read: Vec<u8> = numbers().take(ask.ports.len()).collect();
     let serving = websocket::serve(io, protocol, &read, activity.clone(), hangup);

@@ -160,7 +160,7 @@ impl StreamWriter {
                 fin: false,
             };
             self.send(frame).await?;
-            self.shared.activity.note();
+            self.shared.activity.note_sent(length);
         }
         Ok(())
     }
@@ -512,12 +512,15 @@ impl Reader {
 
     async fn data(&mut self, number: u32, bytes: &[u8], fin: bool) -> Result<(), Gone> {
         let Some(stream) = self.streams.get_mut(&number) else {
-            // One that has been reset may still have had data under way.
             if number > self.last_stream {
                 let (stream, status) = (number, Reset::Invalid as u32);
-                return self.shared.send(Frame::RstStream { stream, status }).await;
+                self.shared
+                    .send(Frame::RstStream { stream, status })
+                    .await?;
             }
-            return Ok(());
+            // One that has been reset may still have had data under way, for which the window of
+            // the connection has room again.
+            return self.give_back(0, bytes.len()).await;
         };
         let mut unread = bytes.len();
         if let Some(pipe) = &mut stream.pipe {
@@ -530,17 +533,26 @@ impl Reader {
         }
         if unread > 0 {
             // Taken all the same: the window is there for what else is on the connection.
-            let delta = u32::try_from(unread).unwrap_or_default();
             for stream in [number, 0] {
-                self.shared
-                    .send(Frame::WindowUpdate { stream, delta })
-                    .await?;
+                self.give_back(stream, unread).await?;
             }
         }
         if fin {
             self.end(number);
         }
         Ok(())
+    }
+
+    /// Lets the client send so much more on a stream, or with 0 on the connection.
+    async fn give_back(&self, stream: u32, bytes: usize) -> Result<(), Gone> {
+        match u32::try_from(bytes) {
+            Ok(delta @ 1..) => {
+                self.shared
+                    .send(Frame::WindowUpdate { stream, delta })
+                    .await
+            }
+            _ => Ok(()),
+        }
     }
 
     fn end(&mut self, number: u32) {

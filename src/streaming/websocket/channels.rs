@@ -8,6 +8,9 @@
 //! | `channel.k8s.io`, none at all | number, bytes | text |
 //! | `v4.base64.channel.k8s.io` | digit, base64 | JSON |
 //! | `base64.channel.k8s.io` | digit, base64 | text |
+//!
+//! After the digits the characters that follow in ASCII stand for channels, as in Kubernetes' own
+//! servers.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,6 +19,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 /// The number that ends a channel (v5).
 const CLOSE: u8 = 255;
+/// The character for channel 0 in front of base64, and the last one that stands for any.
+const FIRST: u8 = b'0';
+const LAST: u8 = b'~';
 
 /// How channels are put into messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,12 +100,18 @@ impl Subprotocol {
         self.json_status
     }
 
-    /// Puts bytes of a channel into a message.
+    /// How many channels there may be.
+    #[must_use]
+    pub fn channels(self) -> usize {
+        usize::from(if self.base64 { LAST - FIRST + 1 } else { CLOSE })
+    }
+
+    /// Puts bytes of a channel into a message. It must be one of [`Self::channels`].
     #[must_use]
     pub fn encode(self, channel: u8, bytes: &[u8]) -> Message {
         if self.base64 {
             let mut text = String::with_capacity(1 + bytes.len() * 4 / 3 + 4);
-            text.push(char::from(b'0' + channel % 10));
+            text.push(char::from(FIRST.saturating_add(channel)));
             STANDARD.encode_string(bytes, &mut text);
             return Message::text(text);
         }
@@ -119,12 +131,13 @@ impl Subprotocol {
         };
         let rest = payload.split_off(1);
         if self.base64 {
-            if !first.is_ascii_digit() {
-                return Err(Unfit("its channel is no digit"));
-            }
+            let channel = first
+                .checked_sub(FIRST)
+                .filter(|_| first.is_ascii_graphic());
+            let channel = channel.ok_or(Unfit("its channel is none"))?;
             let bytes = STANDARD.decode(rest.trim_ascii());
             let bytes = bytes.map_err(|_| Unfit("it is not base64"))?;
-            return Ok(Some(Said::Bytes(first - b'0', bytes.into())));
+            return Ok(Some(Said::Bytes(channel, bytes.into())));
         }
         if self.closes && first == CLOSE {
             let channel = rest.first().ok_or(Unfit("it ends no channel"))?;
@@ -178,7 +191,7 @@ mod tests {
             assert_eq!(spoken.decode(Bytes::new()), Ok(None), "{spoken:?}");
         }
         let base64 = SPOKEN[2];
-        assert!(base64.decode(Bytes::from_static(b"x")).is_err());
+        assert!(base64.decode(Bytes::from_static(b"/")).is_err());
         assert!(base64.decode(Bytes::from_static(b"0?")).is_err());
         let empty = Said::Bytes(0, Bytes::new());
         assert_eq!(base64.decode(Bytes::from_static(b"0")), Ok(Some(empty)));
@@ -188,10 +201,11 @@ mod tests {
         #[test]
         fn what_is_encoded_is_decoded(
             which in 0..SPOKEN.len(),
-            channel in 0_u8..10,
+            channel in any::<prop::sample::Index>(),
             bytes in prop::collection::vec(any::<u8>(), 0..300),
         ) {
             let spoken = SPOKEN[which];
+            let channel = u8::try_from(channel.index(spoken.channels())).unwrap();
             let message = spoken.encode(channel, &bytes);
             prop_assert_eq!(message.is_text(), spoken.base64);
             let said = spoken.decode(message.into_data());

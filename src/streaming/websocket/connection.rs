@@ -105,7 +105,7 @@ impl ChannelWriter {
         }
         for piece in bytes.chunks(PIECE_MAX_BYTES) {
             self.send(piece).await?;
-            self.activity.note();
+            self.activity.note_sent(piece.len());
         }
         Ok(())
     }

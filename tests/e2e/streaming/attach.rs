@@ -12,7 +12,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use super::TRANSPORTS;
 use crate::support::client::request;
 use crate::support::pod::{exited, shell};
-use crate::support::streaming::{Spdy, read_until};
+use crate::support::streaming::{Spdy, ends, read_until};
 use crate::support::{Node, cri::*, eventually, in_time, log};
 
 /// A container that answers each line it reads.
@@ -159,7 +159,7 @@ async fn a_terminal_is_attached_to_with_its_size() {
             read_until(&mut terminal, "ready");
             terminal.write_all(b"echo go''ne; exit\n").expect("written");
             let shown = read_until(&mut terminal, "gone");
-            child.wait().expect("crictl ends");
+            ends(&mut child);
             shown
         });
         shown.await.expect("the terminal was read");

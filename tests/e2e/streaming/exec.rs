@@ -8,7 +8,7 @@ use quilt::streaming::spdy::frame::Frame;
 
 use super::{TRANSPORTS, noise};
 use crate::support::pod::{security, shell};
-use crate::support::streaming::{Spdy, read_until, run};
+use crate::support::streaming::{Spdy, ends, read_until, run};
 use crate::support::{Node, cri::*, eventually, is_soak, process};
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn a_terminal_has_the_clients_size_and_follows_it() {
             let shown = read_until(&mut terminal, "follows");
             terminal.write_all(b"tty; exit 5\n").expect("written");
             let shown = shown + &read_until(&mut terminal, "exit code 5");
-            child.wait().expect("crictl ends");
+            ends(&mut child);
             shown
         });
         let shown = shown.await.expect("the terminal was read");
@@ -125,14 +125,7 @@ async fn a_command_ends_with_its_client() {
         let last = if tty { "resize" } else { "stderr" };
         let streams = client.open_all(&["error", "stdin", "stdout", last]).await;
         let argument = script.split(' ').next_back().expect("an argument");
-        let ours = || {
-            let all = process::with_argument(argument).into_iter();
-            all.filter(|pid| {
-                let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-                cgroup.unwrap_or_default().contains(&node.names.cgroup_root)
-            })
-            .count()
-        };
+        let ours = || process::of_containers(&node.names, argument).len();
         eventually("the command runs", || async { (ours() > 0).then_some(()) }).await;
         client.data(streams[1], &vec![0; 1 << 18], false).await;
         drop(client);
@@ -142,6 +135,32 @@ async fn a_command_ends_with_its_client() {
         .await;
     }))
     .await;
+    assert_eq!(node.cri.output(&id, "echo still here").await, "still here");
+}
+
+#[tokio::test]
+async fn a_command_ends_with_its_children_when_its_daemon_was_killed() {
+    let mut node = Node::start().await;
+    let pod = node.pod("killed").await;
+    let id = pod.idle("main").await;
+    let scripts = ["sleep 86404", "trap '' HUP; sleep 86405 & sleep 86405"];
+    for script in scripts {
+        let url = node.exec_url(&id, &["sh", "-c", script], false).await;
+        let mut client = Spdy::connect(&url, "v4.channel.k8s.io").await;
+        client
+            .open_all(&["error", "stdin", "stdout", "stderr"])
+            .await;
+        let argument = script.split(' ').next_back().expect("an argument");
+        let ours = || process::of_containers(&node.names, argument).len();
+        eventually("the command runs", || async { (ours() > 0).then_some(()) }).await;
+        node.kill();
+        // Nobody has started another daemon: the shim alone sees to it.
+        eventually("the command is gone", || async {
+            (process::of_containers(&node.names, argument).is_empty()).then_some(())
+        })
+        .await;
+        node.restart().await;
+    }
     assert_eq!(node.cri.output(&id, "echo still here").await, "still here");
 }
 

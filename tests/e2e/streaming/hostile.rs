@@ -1,17 +1,14 @@
 //! Requests and frames that are not as they should be.
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::SinkExt;
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::Frame;
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tonic::Code;
 
 use crate::support::Node;
 use crate::support::client::request;
-use crate::support::streaming::{Spdy, http, place, run};
+use crate::support::streaming::{Spdy, http, message, place, run, websocket};
 
 #[tokio::test]
 async fn a_url_is_good_once_and_for_its_own_kind() {
@@ -225,19 +222,7 @@ async fn every_subprotocol_of_websockets_carries_a_command() {
     ] {
         let script = "read line; echo \"$line\"; exit 4";
         let url = node.exec_url(&id, &["sh", "-c", script], false).await;
-        let (address, _) = place(&url);
-        let socket = TcpStream::connect(address).await.expect("it listens");
-        let mut ask = url
-            .replace("http:", "ws:")
-            .into_client_request()
-            .expect("a URL");
-        if !offer.is_empty() {
-            let value = HeaderValue::from_static(offer);
-            ask.headers_mut().insert("Sec-WebSocket-Protocol", value);
-        }
-        let (mut socket, _) = tokio_tungstenite::client_async(ask, socket)
-            .await
-            .unwrap_or_else(|e| panic!("{offer}: {e}"));
+        let mut socket = websocket(&url, offer).await;
         let line = if base64 {
             Message::text("0aGVsbG8K")
         } else {
@@ -245,10 +230,7 @@ async fn every_subprotocol_of_websockets_carries_a_command() {
         };
         socket.send(line).await.expect("sent");
         let (mut stdout, mut error) = (Vec::new(), Vec::new());
-        while let Some(Ok(message)) = socket.next().await {
-            if message.is_close() {
-                continue;
-            }
+        while let Some(message) = message(&mut socket).await {
             assert_eq!(message.is_text(), base64, "{offer}");
             let payload = message.into_data();
             let channel = payload[0] & 0x0f;

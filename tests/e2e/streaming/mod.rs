@@ -5,6 +5,7 @@ mod attach;
 mod exec;
 mod hostile;
 mod port_forward;
+mod server;
 
 /// crictl's transports.
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];

@@ -1,18 +1,23 @@
 //! Port-forward.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener as StdListener};
-use std::os::fd::AsFd;
 use std::process::Stdio;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::SinkExt;
 use futures_util::future::join_all;
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::Frame;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{TRANSPORTS, noise};
 use crate::support::client::request;
-use crate::support::streaming::{Spdy, TRANSFER_BOUND};
+use crate::support::host::Host;
+use crate::support::streaming::{Spdy, TRANSFER_BOUND, message, websocket};
 use crate::support::wait::in_time_within;
 use crate::support::{Node, Pod, cri::*, in_time, is_soak};
 
@@ -22,14 +27,8 @@ fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
         .names
         .state()
         .join(format!("sandboxes/{}/ns/net", pod.id));
-    // A thread that goes there, and ends.
-    let listener = std::thread::spawn(move || {
-        let namespace = std::fs::File::open(pin).expect("the pod's network");
-        let kind = rustix::thread::LinkNameSpaceType::Network;
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind)).expect("setns");
-        StdListener::bind(SocketAddr::new(ip, 0)).expect("a listener")
-    });
-    let listener = listener.join().expect("the thread ends");
+    let listener = Host::at(&pin).run(|| StdListener::bind(SocketAddr::new(ip, 0)));
+    let listener = listener.expect("a listener");
     listener.set_nonblocking(true).expect("non-blocking");
     TcpListener::from_std(listener).expect("registered")
 }
@@ -91,9 +90,13 @@ async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
 }
 
 async fn forward_url(node: &Node, pod: &Pod) -> String {
+    forward_ports_url(node, pod, &[]).await
+}
+
+async fn forward_ports_url(node: &Node, pod: &Pod, ports: &[u16]) -> String {
     let message = v1::PortForwardRequest {
         pod_sandbox_id: pod.id.clone(),
-        port: vec![],
+        port: ports.iter().map(|port| i32::from(*port)).collect(),
     };
     let mut client = v1::runtime_service_client::RuntimeServiceClient::new(node.cri.channel());
     let answer = client.port_forward(request(message)).await;
@@ -153,6 +156,67 @@ async fn a_port_that_listens_on_ipv6_alone_is_found() {
         assert_eq!(text, "from the pod");
     }
     forward.end().await;
+}
+
+#[tokio::test]
+async fn ports_named_over_a_websocket_end_with_the_pods_side() {
+    let node = Node::start().await;
+    let pod = node.pod("named").await;
+    let listener = listen(&node, &pod, Ipv4Addr::LOCALHOST.into());
+    let port = listener.local_addr().expect("an address").port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut bytes = [0; 5];
+            stream.read_exact(&mut bytes).await.expect("received");
+            bytes.reverse();
+            stream.write_all(&bytes).await.expect("sent");
+        }
+    });
+    // Six connections to one port: more channels than there are digits.
+    let ports = [port; 6];
+    for (offer, base64) in [
+        ("v4.channel.k8s.io", false),
+        ("v4.base64.channel.k8s.io", true),
+    ] {
+        let url = forward_ports_url(&node, &pod, &ports).await;
+        let mut socket = websocket(&url, offer).await;
+        for number in [0, 2, 4, 6, 8, 10] {
+            let sent = match base64 {
+                false => Message::binary([&[number][..], b"hello"].concat()),
+                true => Message::text(format!("{}aGVsbG8=", char::from(b'0' + number))),
+            };
+            in_time("it is sent", socket.send(sent))
+                .await
+                .expect("sent");
+        }
+        let mut channels: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
+        while let Some(message) = message(&mut socket).await {
+            let payload = message.into_data();
+            let (number, bytes) = match base64 {
+                false => (payload[0], payload[1..].to_vec()),
+                true => (
+                    payload[0] - b'0',
+                    STANDARD.decode(&payload[1..]).expect("base64"),
+                ),
+            };
+            channels.entry(number).or_default().extend(bytes);
+        }
+        // Each begins with its port; then what the pod said, and the end of all is the session's.
+        let begin = port.to_le_bytes();
+        for number in 0..12 {
+            let said: &[u8] = if number % 2 == 0 { b"olleh" } else { b"" };
+            let wanted = [&begin[..], said].concat();
+            assert_eq!(
+                channels.remove(&number),
+                Some(wanted),
+                "{offer}: channel {number}"
+            );
+        }
+    }
+    // More than there are characters for.
+    let url = forward_ports_url(&node, &pod, &[port; 64]).await;
+    let mut socket = websocket(&url, "base64.channel.k8s.io").await;
+    assert_eq!(message(&mut socket).await, None);
 }
 
 #[tokio::test]

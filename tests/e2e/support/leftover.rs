@@ -181,7 +181,7 @@ fn is_role(names: &Names, pid: i32) -> bool {
 }
 
 /// The path of each line of cgroups(7), `/proc/PID/cgroup`: `N:CONTROLLERS:PATH`.
-fn is_in_cgroup(names: &Names, pid: i32) -> bool {
+pub(super) fn is_in_cgroup(names: &Names, pid: i32) -> bool {
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let mut paths = text.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.any(|path| Path::new(path).starts_with(&names.cgroup_root))

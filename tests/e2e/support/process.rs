@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::leftover::is_in_cgroup;
 use super::names::Names;
 use super::wait::poll;
 
@@ -35,12 +36,29 @@ pub(crate) fn with_argument(argument: &str) -> Vec<i32> {
         .collect()
 }
 
+/// Processes of a daemon's containers with `argument` among their arguments, exactly.
+pub(crate) fn of_containers(names: &Names, argument: &str) -> Vec<i32> {
+    let mut found = with_argument(argument);
+    found.retain(|pid| is_in_cgroup(names, *pid));
+    found
+}
+
 /// Whether a process runs: neither gone nor a zombie.
 pub(crate) fn is_running(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The state follows the name, which is in parentheses and may hold any character.
     stat.rsplit_once(')')
         .is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+/// Children of a process that have ended and are not reaped.
+pub(crate) fn zombies_of(parent: i32) -> Vec<i32> {
+    let is_zombie = |pid: &i32| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        rest.starts_with(&format!("Z {parent} "))
+    };
+    all().into_iter().filter(is_zombie).collect()
 }
 
 /// Sends a signal; a process that is gone is no error.

@@ -8,15 +8,20 @@ use std::process::{Child, Output, Stdio};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::{Decoder, Encoder, Frame};
 use quilt::streaming::spdy::headers::Headers;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 use super::client::request;
-use super::wait::{BOUND, in_time_within};
+use super::wait::{BOUND, in_time_within, poll};
 use super::{Node, in_time};
 
 /// Longest life of a crictl that moves files: in the long form, some of 100 MB.
@@ -76,6 +81,54 @@ impl Node {
             .expect("Exec")
             .into_inner()
             .url
+    }
+}
+
+/// Waits from a thread that may block until a child has ended.
+pub(crate) fn ends(child: &mut Child) {
+    let ended = poll(BOUND, || child.try_wait().expect("a child of this process"));
+    if ended.is_none() {
+        let _ended = child.kill();
+        panic!("not within {BOUND:?}: the end of {}", child.id());
+    }
+}
+
+/// A WebSocket on the URL of a session, with the subprotocol that is offered, if any is.
+pub(crate) async fn websocket(url: &str, offer: &'static str) -> WebSocketStream<TcpStream> {
+    let (address, _) = place(url);
+    let socket = in_time("a connection", TcpStream::connect(address)).await;
+    websocket_on(socket.expect("it listens"), url, offer).await
+}
+
+/// The same on a connection that is there.
+pub(crate) async fn websocket_on<S>(socket: S, url: &str, offer: &'static str) -> WebSocketStream<S>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut ask = url
+        .replace("http:", "ws:")
+        .into_client_request()
+        .expect("a URL");
+    if !offer.is_empty() {
+        let value = HeaderValue::from_static(offer);
+        ask.headers_mut().insert("Sec-WebSocket-Protocol", value);
+    }
+    let handshake = client_async(ask, socket);
+    let answered = in_time("an answer", handshake).await;
+    answered.unwrap_or_else(|e| panic!("{offer}: {e}")).0
+}
+
+/// The next message that is not the end; `None` when there is none any more.
+pub(crate) async fn message<S>(socket: &mut WebSocketStream<S>) -> Option<Message>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match in_time("a message", socket.next()).await {
+            Some(Ok(Message::Close(_))) => {}
+            Some(Ok(message)) => return Some(message),
+            Some(Err(_)) | None => return None,
+        }
     }
 }
 

@@ -75,6 +75,7 @@ async fn outlive(lines: usize) {
         start_time: launched.start_time,
         pidfd: Some(launched.pidfd.try_clone().unwrap()),
         terminal: None,
+        lost_log: (0, 0),
     };
     assert!(shim.adopt(orphan()).await.unwrap());
     assert!(
@@ -130,6 +131,7 @@ async fn a_container_that_ended_while_no_shim_lived_is_told_by_its_pidfd_or_lost
         start_time,
         pidfd: pidfd.then(|| launched.pidfd.try_clone().unwrap()),
         terminal: None,
+        lost_log: (0, 0),
     };
     shim.adopt(orphan("known", &known, true, known.start_time))
         .await
@@ -203,4 +205,47 @@ async fn asked_to_end_it_does_so_only_when_nothing_runs() {
     let exit = next_exit(&mut events).await;
     assert_eq!(exit.signal, Some(9));
     shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_command_ends_when_its_daemon_is_gone_and_its_container_does_not() {
+    let node = Node::new();
+    let (shim, events) = node.connect().await;
+    let container = node.run(&shim, "c", "exec /bin/busybox sleep 1000").await;
+    let start = async |id: &str, script: &str| {
+        let (its_stdin, _no_input) = pipe();
+        let (stdout, its_stdout) = pipe();
+        let streams = [its_stdin, its_stdout.try_clone().unwrap(), its_stdout];
+        let started = shim.exec(id, "c", &exec_plan(script), Some(streams)).await;
+        // It runs, and has its trap.
+        let mut said = [0; 1];
+        assert_eq!(rustix::io::read(&stdout, &mut said).unwrap(), 1);
+        started.unwrap().0
+    };
+    let obeys = start("obeys", "echo; exec /bin/busybox sleep 1000").await;
+    let ignores = start(
+        "ignores",
+        "trap '' HUP; echo; while :; do /bin/busybox sleep 1; done",
+    );
+    let ignores = ignores.await;
+    drop((shim, events));
+    for command in [&obeys, &ignores] {
+        until("the command is gone", || !is_alive(command.pid)).await;
+    }
+    let (shim, mut events) = node.connect().await;
+    let mut ends: Vec<ExitRecord> = Vec::new();
+    for _ in 0..2 {
+        let exit = next_exit(&mut events).await;
+        shim.acknowledge(exit.sequence).await.unwrap();
+        ends.push(exit);
+    }
+    ends.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!(ends[0].signal, Some(9), "{ends:?}");
+    assert!(is_alive(container.pid));
+    signal(&container, Signal::KILL);
+    assert_eq!(next_exit(&mut events).await.id.as_str(), "c");
+}
+
+fn is_alive(number: i32) -> bool {
+    Path::new(&format!("/proc/{number}")).exists()
 }

@@ -7,6 +7,10 @@ use serde_json::json;
 use super::*;
 
 const ROUNDS: usize = 300;
+/// Containers that write as fast as they can.
+const CHATTY: usize = 100;
+/// Containers that end beside them.
+const ENDS: usize = 100;
 
 /// A cgroup of the test's own in every hierarchy.
 struct Cgroups(Vec<PathBuf>);
@@ -144,5 +148,55 @@ async fn how_long_a_launch_takes() {
             at(90),
             at(99)
         );
+    }
+}
+
+/// `cargo test --release --lib how_long_an_exit -- --ignored --nocapture`
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn how_long_an_exit_takes_beside_containers_that_write() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let mut quiet = Vec::new();
+    for number in 0..ENDS {
+        let id = format!("quiet-{number}");
+        quiet.push(node.run(&shim, &id, "exec /bin/busybox sleep 1000").await);
+    }
+    let mut chatty = Vec::new();
+    for load in [0, CHATTY] {
+        for number in 0..load {
+            let id = format!("chatty-{number}");
+            let plan = node.plan_with(&id, &["/bin/busybox", "yes"], |plan| {
+                plan.stdio.log_limits.file_bytes = 1 << 20;
+                plan.stdio.log_limits.files = 2;
+            });
+            chatty.push(shim.launch(&id, &plan).await.unwrap());
+        }
+        let (mut reaped, mut heard) = (Vec::new(), Vec::new());
+        for launched in quiet.split_off(quiet.len() - ENDS / 2) {
+            let (begin, at) = (Instant::now(), crate::shim::log::timestamp::now_ns());
+            signal(&launched, Signal::KILL);
+            let exit = next_exit(&mut events).await;
+            heard.push(begin.elapsed());
+            reaped.push(Duration::from_nanos(
+                u64::try_from(exit.at_ns - at).unwrap_or(0),
+            ));
+            shim.acknowledge(exit.sequence).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for (what, mut times) in [("reaped", reaped), ("heard of", heard)] {
+            times.sort();
+            let (middle, last) = (times[times.len() / 2], times[times.len() - 1]);
+            println!(
+                "{load} chatty containers: an exit is {what} after {middle:?}, at most {last:?}"
+            );
+        }
+    }
+    for launched in &chatty {
+        signal(launched, Signal::KILL);
+    }
+    for _ in &chatty {
+        let exit = next_exit(&mut events).await;
+        shim.acknowledge(exit.sequence).await.unwrap();
     }
 }

@@ -6,6 +6,7 @@
 mod connections;
 mod deaths;
 mod launches;
+mod logs;
 mod measure;
 mod processes;
 mod streams;
@@ -22,7 +23,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
 use crate::runtime::launch::LAUNCH_TIMEOUT;
-use crate::runtime::plan::{CgroupEntry, ExecPlan, LaunchPlan, PlanUser, Rootfs, Stdio};
+use crate::runtime::plan::{CgroupEntry, ExecPlan, LaunchPlan, LogLimits, PlanUser, Rootfs, Stdio};
 use crate::shim::client::{Launched, Orphan, ShimClient, ShimClientError, ShimEvent};
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind, Refusal, SOCKET_NAME};
 
@@ -139,6 +140,7 @@ impl Node {
             cgroup: CgroupEntry::default(),
             stdio: Stdio {
                 fifo_dir: containers.clone(),
+                log_limits: LogLimits::default(),
                 log_path: Some(self.log(id)),
                 terminal: false,
                 stdin: false,
@@ -192,9 +194,12 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 async fn next_exit(events: &mut Receiver<ShimEvent>) -> ExitRecord {
-    match timeout(BOUND, events.recv()).await.unwrap().unwrap() {
-        ShimEvent::Exited(record) => record,
-        ShimEvent::Disconnected => panic!("disconnected"),
+    loop {
+        match timeout(BOUND, events.recv()).await.unwrap().unwrap() {
+            ShimEvent::Exited(record) => return record,
+            ShimEvent::LogLoss => {}
+            ShimEvent::Disconnected => panic!("disconnected"),
+        }
     }
 }
 

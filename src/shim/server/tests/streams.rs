@@ -35,6 +35,7 @@ async fn rotation_under_load_loses_and_repeats_no_line() {
         if let Ok(event) = events.try_recv() {
             match event {
                 ShimEvent::Exited(exit) => break exit,
+                ShimEvent::LogLoss => panic!("a line was lost"),
                 ShimEvent::Disconnected => panic!("disconnected"),
             }
         }

@@ -1,0 +1,173 @@
+//! Logs that cannot be written, and logs that outlive their writer.
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::*;
+use crate::shim::protocol::LogLoss;
+
+/// A file system with as good as no room, where the log of a container is to be.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: &Path) -> SmallDisk {
+        fs::create_dir_all(path).unwrap();
+        let tmpfs = Some("tmpfs");
+        mount(tmpfs, path, tmpfs, MsFlags::empty(), Some("size=4096")).unwrap();
+        SmallDisk(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _gone = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+async fn next_loss(shim: &ShimClient, events: &mut Receiver<ShimEvent>) -> LogLoss {
+    loop {
+        match timeout(BOUND, events.recv()).await.unwrap().unwrap() {
+            ShimEvent::LogLoss => {}
+            other => panic!("{other:?} before a loss"),
+        }
+        if let [loss] = &shim.take_log_losses()[..] {
+            return loss.clone();
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_full_disk_costs_is_told_to_every_daemon_and_handed_to_the_next_shim() {
+    let node = Node::new();
+    let _disk = SmallDisk::at(node.log("full").parent().unwrap());
+    let (shim, mut events) = node.connect().await;
+    // 4000 bytes in 100 lines are more than fit, with what stands before each.
+    let script = "for n in $(/bin/busybox seq 100); do printf '%040d\\n' $n; done; \
+                  read gate; printf '%080d\\n' 0";
+    let args = ["/bin/busybox", "sh", "-c", script];
+    let plan = node.plan_with("full", &args, |plan| plan.stdio.stdin = true);
+    let launched = shim.launch("full", &plan).await.unwrap();
+    let mut loss = next_loss(&shim, &mut events).await;
+    // What is written in one piece is lost in one piece; what comes later is told later.
+    while loss.lines < 50 {
+        loss = next_loss(&shim, &mut events).await;
+    }
+    assert_eq!((loss.lines, loss.bytes), (50, 50 * 81));
+    assert!(loss.why.contains("No space left"), "{loss:?}");
+    assert_eq!(node.content("full").lines().count(), 50);
+    drop((shim, events));
+    let (shim, mut events) = node.connect().await;
+    assert_eq!(next_loss(&shim, &mut events).await, loss);
+
+    kill_process(pid(shim.shim_pid()), Signal::KILL).unwrap();
+    drop((shim, events));
+    let (shim, mut events) = node.connect().await;
+    let orphan = Orphan {
+        id: "full",
+        kind: ProcessKind::Container,
+        plan_path: Some(&plan),
+        pid: launched.pid,
+        start_time: launched.start_time,
+        pidfd: Some(launched.pidfd.try_clone().unwrap()),
+        terminal: None,
+        lost_log: (loss.lines, loss.bytes),
+    };
+    assert!(shim.adopt(orphan).await.unwrap());
+    let stdin = plan.with_file_name("stdin");
+    fs::write(stdin, "go\n").unwrap();
+    // One more line does not fit either; it is told before the exit.
+    loop {
+        let next = next_loss(&shim, &mut events).await;
+        if next.lines == loss.lines + 1 {
+            break;
+        }
+        assert_eq!(next.lines, loss.lines, "{next:?}");
+    }
+    let exit = next_exit(&mut events).await;
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn times_do_not_go_back_behind_those_of_a_shim_with_a_faster_clock() {
+    let node = Node::new();
+    let (shim, events) = node.connect().await;
+    let script = "echo one; read gate; echo two";
+    let args = ["/bin/busybox", "sh", "-c", script];
+    let plan = node.plan_with("c", &args, |plan| plan.stdio.stdin = true);
+    let launched = shim.launch("c", &plan).await.unwrap();
+    until("the first line is logged", || node.content("c") == "one\n").await;
+    kill_process(pid(shim.shim_pid()), Signal::KILL).unwrap();
+    drop((shim, events));
+    let log = node.log("c");
+    let ahead = "2200-01-01T00:00:00.000000000Z stdout F ahead\n2200-01-01T00:00:00.0000";
+    let text = fs::read_to_string(&log).unwrap() + ahead;
+    fs::write(&log, text).unwrap();
+    let (shim, mut events) = node.connect().await;
+    let orphan = Orphan {
+        id: "c",
+        kind: ProcessKind::Container,
+        plan_path: Some(&plan),
+        pid: launched.pid,
+        start_time: launched.start_time,
+        pidfd: Some(launched.pidfd.try_clone().unwrap()),
+        terminal: None,
+        lost_log: (0, 0),
+    };
+    assert!(shim.adopt(orphan).await.unwrap());
+    fs::write(plan.with_file_name("stdin"), "go\n").unwrap();
+    let exit = next_exit(&mut events).await;
+    let text = fs::read_to_string(&log).unwrap();
+    let last = text.lines().next_back().unwrap();
+    assert_eq!(last, "2200-01-01T00:00:00.000000000Z stdout F two");
+    assert_eq!(node.content("c"), "one\nahead\ntwo\n");
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_log_is_rotated_at_its_size_without_a_gap() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let args = ["/bin/busybox", "seq", "1", "20000"];
+    let plan = node.plan_with("c", &args, |plan| {
+        plan.stdio.log_limits.file_bytes = 70_000;
+        plan.stdio.log_limits.files = 1000;
+    });
+    shim.launch("c", &plan).await.unwrap();
+    let exit = next_exit(&mut events).await;
+    let log = node.log("c");
+    let mut files: Vec<PathBuf> = fs::read_dir(log.parent().unwrap())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    // The rotated ones have longer names: the newest comes first.
+    files.sort();
+    files.rotate_left(1);
+    assert!(files.len() > 10, "{}", files.len());
+    for file in &files {
+        assert!(fs::metadata(file).unwrap().len() <= 70_000);
+    }
+    let all: String = files.iter().map(|file| content(file)).collect();
+    let expected: String = (1..=20_000).map(|number| format!("{number}\n")).collect();
+    assert!(all == expected, "{} of {} bytes", all.len(), expected.len());
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_container_that_writes_too_fast_waits_and_loses_nothing() {
+    let node = Node::new();
+    let (shim, mut events) = node.connect().await;
+    let args = ["/bin/busybox", "seq", "100000", "159999"];
+    let plan = node.plan_with("c", &args, |plan| {
+        plan.stdio.log_limits.bytes_per_s = 50_000;
+    });
+    shim.launch("c", &plan).await.unwrap();
+    // 420 000 bytes, of which 50 000 go at once and 256 KiB wait in the pipe: the rest takes time,
+    // in which the shim answers.
+    until("something is logged", || !node.content("c").is_empty()).await;
+    assert!(events.try_recv().is_err(), "it has ended already");
+    shim.ping().await.unwrap();
+    let exit = next_exit(&mut events).await;
+    assert_eq!(exit.code, 0);
+    let expected: String = (100_000..160_000).map(|n| format!("{n}\n")).collect();
+    assert!(node.content("c") == expected);
+    shim.acknowledge(exit.sequence).await.unwrap();
+}
