@@ -75,8 +75,11 @@ impl PreparedLayer {
         match (&self.blob, &self.made) {
             (Blob::Download(download), Made::New { staging, .. }) if keeps => {
                 let place = staging.path.join(directory_name(download.digest()));
-                let moved = download.move_to(&place);
-                moved.map_err(|errno| failed("keeping", &place)(errno.into()))?;
+                match download.move_to(&place) {
+                    // Of an empty blob there is nothing.
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(errno) => return Err(failed("keeping", &place)(errno.into())),
+                }
                 Ok(fault::blocking_point("image.blob_kept")?)
             }
             // It is not known yet whether the layer that is there has one.

@@ -137,7 +137,9 @@ impl ImageDriver {
                 }
                 Err(Failed::Source(error)) => (true, error),
                 Err(Failed::Content(error)) => (sources.wrong(kept > 0, &error), error),
-                Err(Failed::Other(error)) => (false, error),
+                Err(Failed::Image(error)) => (false, error),
+                // It says nothing about what is here.
+                Err(Failed::Node(error)) => return Err(error),
             };
             if let Some(download) = download {
                 let again = Arc::clone(download);
@@ -295,7 +297,7 @@ impl ImageDriver {
         if unpacked.diff_id == layer.diff_id {
             return Ok((staging, unpacked));
         }
-        Err(Failed::Other(ImageError::DigestMismatch {
+        Err(Failed::Image(ImageError::DigestMismatch {
             reference: image.reference.to_string(),
             host: image.reference.host().to_owned(),
             what: format!("content of layer {}", layer.digest),
@@ -348,7 +350,9 @@ enum Failed {
     /// It is not what it should be, or could not be unpacked and may not be.
     Content(ImageError),
     /// Whoever served it, it would be the same.
-    Other(ImageError),
+    Image(ImageError),
+    /// This node could not take it.
+    Node(ImageError),
 }
 
 impl Failed {
@@ -368,13 +372,16 @@ impl Failed {
             {
                 Self::Content(error)
             }
-            _ => Self::Other(error),
+            ImageError::Store { .. } | ImageError::ShuttingDown(_) => Self::Node(error),
+            _ => Self::Image(error),
         }
     }
 
     fn into_error(self) -> ImageError {
         match self {
-            Self::Source(error) | Self::Content(error) | Self::Other(error) => error,
+            Self::Source(error) | Self::Content(error) | Self::Image(error) | Self::Node(error) => {
+                error
+            }
         }
     }
 }

@@ -83,7 +83,10 @@ impl<'s> Sources<'s> {
         let gave = std::mem::take(gave);
         let (order, guilty) = self.order.after_wrong(&gave, kept);
         self.order = order;
-        if let Some(endpoint) = guilty.and_then(|at| self.hosts.get(at)) {
+        // With nobody else to ask the pull itself fails of it, and says so.
+        if let Some(endpoint) = guilty.and_then(|at| self.hosts.get(at))
+            && self.hosts.len() > 1
+        {
             self.session.served_wrong(endpoint, error);
         }
         !self.turns().is_empty()

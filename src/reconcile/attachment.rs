@@ -59,6 +59,12 @@ pub(super) async fn reconcile(back: &Back, id: &SandboxId) -> Result<Outcome, Re
                 if netns(back, id).is_none() {
                     break;
                 }
+                // The network went before any plugin was called: another pod gets what there is.
+                if back.plugins.is_native() {
+                    let key = ObjectKey::Sandbox(id.clone());
+                    back.observed.enqueue(vec![key]).await?;
+                    break;
+                }
                 add(back, &sandbox).await?;
             }
             (Step::Undo, _) => undo(back, &attachment).await?,

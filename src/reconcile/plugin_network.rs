@@ -29,6 +29,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Before plugins that were ready, or were not, are asked again.
 const STATUS_AGAIN: Duration = Duration::from_secs(10);
 const STATUS_SOON: Duration = Duration::from_secs(2);
+/// Longest time of a call that is about the network as a whole: while plugins collect what is stale
+/// no pod is connected, and while they say how they are, nothing else is heard of them.
+const WHOLE: Duration = Duration::from_secs(10);
+/// Longest wait of the daemon's start for the first look.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// Checks that are asked for at once.
 const CHECKS: u32 = 4;
 /// Longest wait of an operator's check for those of all pods, and between two looks.
@@ -89,8 +94,11 @@ impl PluginNetwork {
     #[must_use]
     pub fn new(config: &NetworkConfig, mark: String) -> Self {
         let current = match config.mode {
-            NetworkMode::Native | NetworkMode::Auto => Current::Native,
-            NetworkMode::Cni => Current::Unusable("it has not been looked at yet".into()),
+            NetworkMode::Native => Current::Native,
+            NetworkMode::Auto | NetworkMode::Cni => {
+                let dir = config.cni_conf_dir.display();
+                Current::Unusable(format!("the network in {dir} has not been looked at yet"))
+            }
         };
         Self {
             mode: config.mode,
@@ -110,6 +118,11 @@ impl PluginNetwork {
 
     pub(super) fn plugins(&self) -> &Plugins {
         &self.plugins
+    }
+
+    /// Plugins that are asked about the network as a whole.
+    fn soon(&self) -> Plugins {
+        self.plugins.within(WHOLE)
     }
 
     fn current(&self) -> Current {
@@ -145,6 +158,33 @@ impl PluginNetwork {
         }
         gate.calls += 1;
         Some(Inside(&self.gate))
+    }
+
+    /// Tells of what new pods get, and why plugins that could connect them are not ready.
+    fn report(&self, health: &watch::Sender<Report>, not_ready: Option<String>) {
+        let report = match self.current() {
+            Current::Native => None,
+            Current::Unusable(why) => Some(PluginReport {
+                usable: false,
+                problem: Some(why),
+            }),
+            Current::Network(_) => Some(PluginReport {
+                usable: true,
+                problem: not_ready,
+            }),
+        };
+        health.send_if_modified(|health| {
+            let changed = health.plugins != report;
+            if changed {
+                let problem = report.as_ref().and_then(|report| report.problem.as_deref());
+                match problem {
+                    Some(problem) => tracing::warn!(problem, "plugins cannot connect pods"),
+                    None => tracing::info!("the network of new pods has changed"),
+                }
+                health.plugins = report;
+            }
+            changed
+        });
     }
 
     fn begin_collection(&self) -> Option<Collecting<'_>> {
@@ -199,7 +239,14 @@ pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<(), Re
             tracing::warn!(error, "plugins of a former daemon may still be running");
         }
     }
-    Watch::default().look(back, health).await;
+    let first = Watch::default();
+    if tokio::time::timeout(FIRST_LOOK, first.looked(back, health))
+        .await
+        .is_err()
+    {
+        tracing::warn!("plugins do not say yet how they are; pods wait for that");
+        back.plugins.report(health, None);
+    }
     if !pod_network::is_native(back).await? {
         withdraw(back).await;
     }
@@ -267,29 +314,11 @@ impl Watch {
             self.asked_at = None;
         }
         self.ask_status(back).await;
-        let report = match own.current() {
-            Current::Native => None,
-            Current::Unusable(why) => Some(PluginReport {
-                usable: false,
-                problem: Some(why),
-            }),
-            Current::Network(_) => Some(PluginReport {
-                usable: true,
-                problem: self.not_ready.clone(),
-            }),
-        };
-        health.send_if_modified(|health| {
-            let changed = health.plugins != report;
-            if changed {
-                let problem = report.as_ref().and_then(|report| report.problem.as_deref());
-                match problem {
-                    Some(problem) => tracing::warn!(problem, "plugins cannot connect pods"),
-                    None => tracing::info!("the network of new pods has changed"),
-                }
-                health.plugins = report;
-            }
-            changed
-        });
+        own.report(health, self.not_ready.clone());
+    }
+
+    async fn looked(mut self, back: &Back, health: &watch::Sender<Report>) {
+        self.look(back, health).await;
     }
 
     /// Reads the network and makes it the one that new pods get. `false` says that something is
@@ -313,10 +342,6 @@ impl Watch {
                 Err(why) => Current::Unusable(why),
             },
         };
-        if matches!(next, Current::Native) && !own.is_native() {
-            // Before the first pod that needs it.
-            node_network::mend(back, health).await;
-        }
         if let Current::Network(list) = &next {
             own.collect.store(true, Ordering::Relaxed);
             let plugins: Vec<_> = list.plugin_names().collect();
@@ -324,7 +349,12 @@ impl Watch {
             tracing::info!(network, %version, plugins, "new pods are connected by plugins");
         }
         let right = !matches!(next, Current::Unusable(_));
+        let anew = matches!(next, Current::Native) && !own.is_native();
         *own.current.lock().unwrap_or_else(PoisonError::into_inner) = next;
+        if anew {
+            // Before the first pod that needs it: the front hears of this afterwards.
+            node_network::mend(back, health).await;
+        }
         right
     }
 
@@ -341,7 +371,7 @@ impl Watch {
             return;
         }
         let mut calls = Vec::new();
-        let status = back.plugins.plugins().status(&list, &mut calls).await;
+        let status = back.plugins.soon().status(&list, &mut calls).await;
         count(back, &calls);
         self.asked_at = Some(Instant::now());
         self.not_ready = status
@@ -404,7 +434,7 @@ async fn load(back: &Back, seen: Directory) -> Result<Option<NetworkList>, Strin
         return Ok(None);
     };
     let mut calls = Vec::new();
-    let agreed = back.plugins.plugins().agree(&mut list, &mut calls).await;
+    let agreed = back.plugins.soon().agree(&mut list, &mut calls).await;
     count(back, &calls);
     agreed.map_err(|error| ReconcileError::Plugin(error).full_text())?;
     Ok(Some(list))
@@ -437,11 +467,7 @@ async fn collect(back: &Back) -> bool {
         }
     };
     let mut calls = Vec::new();
-    let errors = back
-        .plugins
-        .plugins()
-        .collect(&list, &valid, &mut calls)
-        .await;
+    let errors = back.plugins.soon().collect(&list, &valid, &mut calls).await;
     count(back, &calls);
     let errors: Vec<_> = errors
         .into_iter()

@@ -46,6 +46,9 @@ pub(super) async fn connect(
         State::Failed => Err(ReconcileError::NotAttached(
             attachment.error.unwrap_or_default(),
         )),
+        State::Wanted if back.plugins.is_native() => Err(ReconcileError::NotAttached(
+            "the network of plugins that the pod was to be connected to is gone".into(),
+        )),
         State::Wanted | State::Adding | State::Leaving => {
             let key = ObjectKey::Attachment(attachment.sandbox_id);
             back.observed.enqueue(vec![key]).await?;

@@ -31,7 +31,7 @@ fn compress(path: &Path) {
 async fn it_shows_what_was_written_with_a_daemon_and_without() {
     let mut node = Node::start().await;
     let pod = node.pod("shown").await;
-    let script = "echo one; echo warning >&2; seq 1 9000 | tr -d '\\n'; echo; printf 'no end'";
+    let script = "echo one; seq 1 9000 | tr -d '\\n'; echo; printf 'no end'";
     let config = shell("main", script);
     let id = pod.run(&config).await;
     exited(&node.cri, &id).await;
@@ -40,7 +40,7 @@ async fn it_shows_what_was_written_with_a_daemon_and_without() {
     for alive in [true, false] {
         let output = node.operate(&["logs", &id]);
         assert_eq!(said(&output), whole, "alive: {alive}");
-        assert_eq!(errors(&output), "warning\n");
+        assert_eq!(errors(&output), "");
         let named = node.operate(&["logs", "--tail", "1", "e2e/shown/main"]);
         assert_eq!(said(&named), "no end");
         let two = said(&node.operate(&["logs", "--tail=2", &id[..12]]));
@@ -63,6 +63,13 @@ async fn it_knows_times() {
     let id = pod.run(&config).await;
     exited(&node.cri, &id).await;
     let lines = pod.log(&config);
+    let both = pod.run(&shell("both", "echo out; echo warning >&2")).await;
+    exited(&node.cri, &both).await;
+    let output = node.operate(&["logs", "e2e/times/both"]);
+    assert_eq!(
+        (said(&output), errors(&output)),
+        ("out\n".into(), "warning\n".into())
+    );
     let late = &lines[1].time;
     let shown = said(&node.operate(&["logs", "-t", "--since", late, &id]));
     assert_eq!(shown, format!("{late} late\n"));

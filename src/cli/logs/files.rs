@@ -53,6 +53,11 @@ impl LogFile {
         }
     }
 
+    /// Whether nothing can come any more.
+    pub(super) fn is_whole(&self) -> bool {
+        self.compressed
+    }
+
     /// Whether this is the file of that name.
     pub(super) fn is_at(&self, path: &Path) -> anyhow::Result<bool> {
         let own = identity(&self.file.metadata()?);

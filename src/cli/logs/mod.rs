@@ -57,7 +57,6 @@ pub(super) async fn run(logs: &Logs) -> anyhow::Result<()> {
     // Asked before the files are read: what was there then is all there is.
     let ended = container.has_ended().await?;
     let (mut files, current) = files::all(&container.log)?;
-    let is_written = current.is_some();
     files.extend(current);
     if files.is_empty() && (ended || !logs.follow) {
         let (id, log) = (container.id(), container.log.display());
@@ -74,11 +73,15 @@ pub(super) async fn run(logs: &Logs) -> anyhow::Result<()> {
     lines.skip(0);
     if logs.follow && !ended {
         lines.flush()?;
-        let current = is_written.then(|| files.pop()).flatten();
-        let current = current
-            .zip(last)
-            .map(|(file, lines)| Following::new(file, lines));
-        let newest = files.pop().and_then(|file| file.suffix);
+        // In the middle of a rotation the newest file has its new name already, and goes on all the
+        // same until there is another.
+        let (current, newest) = match files.pop().zip(last) {
+            Some((file, lines)) if !file.is_whole() => {
+                (Some(Following::new(file, lines)), files.pop())
+            }
+            shown => (None, shown.map(|(file, _)| file)),
+        };
+        let newest = newest.and_then(|file| file.suffix);
         drop(files);
         follow(&mut container, current, newest, &mut lines).await?;
     }

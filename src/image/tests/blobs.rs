@@ -235,3 +235,16 @@ fn documents_that_do_not_belong_together_make_no_image() {
         .kept_image(&name, b"{}".to_vec(), image.config.clone());
     assert!(matches!(bad, Err(ImageError::Unsupported { .. })));
 }
+
+#[tokio::test]
+async fn of_an_empty_blob_nothing_has_to_be_kept() {
+    let node = keeping();
+    let image = TestImage::of(&[Vec::new()]);
+    let image = TestImage::with(image.config, vec![Vec::new()]);
+    let server = served(&image);
+    let name = format!("{}/a", server.address);
+    let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
+    assert!(node.driver.has_layer(&pulled.layers[0].chain_id));
+    let kept = kept_image(&node, &image);
+    assert!(copied(&node, &kept, 0).is_none_or(|bytes| bytes.is_empty()));
+}

@@ -202,3 +202,21 @@ async fn two_images_with_one_layer_may_be_pulled_at_once() {
     }
     node.nothing_is_kept();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_stays_when_this_node_cannot_take_it() {
+    let (node, image) = (Node::new(), image());
+    let size = image.layers[0].len() as u64;
+    let server = ranged(image);
+    let pulled = resolved(&node, &server).await;
+    let staging = node.root.path().join("lib/staging");
+    fs::remove_dir(&staging).unwrap();
+    let error = node.fetch(&pulled, 0).await.unwrap_err();
+    assert!(matches!(error, ImageError::Store { .. }), "{error:?}");
+    assert_eq!(node.driver.kept_bytes(&pulled.layers[0]), size);
+    fs::create_dir(&staging).unwrap();
+    let before = ranges(&server).len();
+    node.layers(&pulled).await.unwrap();
+    assert_eq!(ranges(&server).len(), before, "it was here");
+    node.nothing_is_kept();
+}

@@ -92,6 +92,15 @@ impl Drop for Group {
 }
 
 impl Plugins {
+    /// The same with a shorter time, for what pods do not wait for, or all of them.
+    #[must_use]
+    pub fn within(&self, timeout: Duration) -> Self {
+        Self {
+            timeout: self.timeout.min(timeout),
+            ..self.clone()
+        }
+    }
+
     /// The directories as `CNI_PATH` has them, and as a message shows them.
     pub(super) fn path(&self) -> OsString {
         let mut path = OsString::new();

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 
+use super::result::harmless;
 use super::version::{SpecVersion, UnknownVersion};
 
 /// Longest file.
@@ -118,10 +119,6 @@ impl Directory {
     pub fn load(&self) -> Result<Option<NetworkList>, ListError> {
         let Some(file) = &self.file else {
             return Ok(None);
-        };
-        let wrong = |path: &Path, why: String| ListError::Wrong {
-            path: path.to_owned(),
-            why,
         };
         let value = parse(file)?;
         let single = file.extension().is_none_or(|end| end != "conflist");
@@ -340,6 +337,12 @@ fn flag(value: &Map<String, Value>, key: &str) -> Result<bool, String> {
     }
 }
 
+fn wrong(path: &Path, why: String) -> ListError {
+    let path = path.to_owned();
+    let why = harmless(why.as_bytes());
+    ListError::Wrong { path, why }
+}
+
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> ListError {
     let path = path.to_owned();
     move |source| ListError::Read { path, source }
@@ -350,14 +353,10 @@ fn parse(path: &Path) -> Result<Map<String, Value>, ListError> {
     let mut text = Vec::new();
     let mut bounded = file.take(FILE_MAX + 1);
     bounded.read_to_end(&mut text).map_err(failed(path))?;
-    let wrong = |why: String| ListError::Wrong {
-        path: path.to_owned(),
-        why,
-    };
     if text.len() as u64 > FILE_MAX {
-        return Err(wrong(format!("it has more than {FILE_MAX} bytes")));
+        return Err(wrong(path, format!("it has more than {FILE_MAX} bytes")));
     }
-    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
+    serde_json::from_slice(&text).map_err(|error| wrong(path, error.to_string()))
 }
 
 /// Plugins' own files in the directory of a network.

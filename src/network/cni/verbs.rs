@@ -11,8 +11,11 @@ use super::child::{Plugins, Question};
 use super::error::CniError;
 use super::list::{NetworkList, Plugin};
 use super::request::{self, Attachment, INTERFACE};
-use super::result::supported_versions;
+use super::result::{harmless, supported_versions};
 use super::version::SpecVersion;
+
+/// Versions of a plugin that are named when none fits.
+const SHOWN: usize = 10;
 
 /// What a plugin may be asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,7 +126,8 @@ impl Plugins {
             let bad = |why: String| CniError::BadAnswer {
                 plugin: plugin.kind.clone(),
                 verb: Verb::Add,
-                why,
+                // It repeats what the plugin has said.
+                why: harmless(why.as_bytes()),
             };
             let result: Value =
                 serde_json::from_slice(&answer).map_err(|error| bad(error.to_string()))?;
@@ -250,9 +254,10 @@ impl Plugins {
                 .copied()
                 .collect();
             if both.is_empty() {
+                let speaks: Vec<_> = spoken.into_iter().take(SHOWN).collect();
                 return Err(CniError::NoVersion {
                     plugin: plugin.kind.clone(),
-                    speaks: spoken.into_iter().take(10).collect::<Vec<_>>().join(", "),
+                    speaks: harmless(speaks.join(", ").as_bytes()),
                     network: list.name.clone(),
                     written: joined(&possible),
                 });
