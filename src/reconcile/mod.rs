@@ -27,6 +27,7 @@ pub mod node_network;
 pub mod plugin_network;
 mod pod_network;
 mod pod_request;
+pub mod prepared;
 mod processes;
 pub mod pruner;
 mod pull_progress;

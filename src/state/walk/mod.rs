@@ -204,6 +204,8 @@ impl World {
             bridge: "b".into(),
             subnet6: None,
             quarantine_ns: 0,
+            mtu: 1500,
+            prepared: 0,
         };
         let new = SandboxId::random();
         let answer = self
