@@ -116,6 +116,8 @@ pub enum ObjectKey {
     Pull(String),
     /// A row of `cleanup_tasks`.
     Cleanup(i64),
+    /// The networks that wait for a pod, all of them.
+    Prepared,
     /// A pod's attachment to a network that plugins make.
     Attachment(SandboxId),
 }
@@ -128,6 +130,7 @@ impl fmt::Display for ObjectKey {
             Self::Image(id) => write!(f, "image/{id}"),
             Self::Pull(reference) => write!(f, "pull/{reference}"),
             Self::Cleanup(id) => write!(f, "cleanup/{id}"),
+            Self::Prepared => f.write_str("prepared/networks"),
             Self::Attachment(id) => write!(f, "attachment/{id}"),
         }
     }
@@ -144,6 +147,7 @@ impl std::str::FromStr for ObjectKey {
             "image" => Ok(Self::Image(rest.to_owned())),
             "pull" => Ok(Self::Pull(rest.to_owned())),
             "cleanup" => rest.parse().map(Self::Cleanup).map_err(|_| invalid()),
+            "prepared" if rest == "networks" => Ok(Self::Prepared),
             "attachment" => Ok(Self::Attachment(rest.to_owned().try_into()?)),
             _ => Err(invalid()),
         }
@@ -176,6 +180,7 @@ mod tests {
             ObjectKey::Image("sha256:00".into()),
             ObjectKey::Pull("host/repo:tag".into()),
             ObjectKey::Cleanup(7),
+            ObjectKey::Prepared,
             ObjectKey::Attachment(SandboxId::random()),
         ];
         for key in keys {

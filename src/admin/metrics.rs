@@ -101,6 +101,9 @@ impl MetricsPage {
         }
         let help = "Addresses of the pod network that are given out.";
         single(page, "quilt_addresses_used", help, figures.addresses_used);
+        let help = "Networks that wait for a pod, by whether they are complete.";
+        gauge(page, "quilt_prepared_networks", help);
+        by_state(page, "quilt_prepared_networks", &figures.prepared);
         let help = "Addresses of the pod network in all.";
         single(
             page,

@@ -146,7 +146,9 @@ impl Front {
                     ObjectKey::Container(id) => id.to_string(),
                     ObjectKey::Image(id) => id.clone(),
                     ObjectKey::Pull(pull) => pull::reference_of(pull).to_owned(),
-                    ObjectKey::Cleanup(_) | ObjectKey::Attachment(_) => key.to_string(),
+                    ObjectKey::Cleanup(_) | ObjectKey::Attachment(_) | ObjectKey::Prepared => {
+                        key.to_string()
+                    }
                 };
                 return Err(CallError::Deadline { noun, id, stage });
             }

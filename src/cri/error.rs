@@ -156,13 +156,17 @@ impl CallError {
     /// What clients are told.
     pub(super) fn code(&self) -> Code {
         match self {
-            Self::Invalid { .. } | Self::Ambiguous { .. } => Code::InvalidArgument,
+            Self::Invalid { .. }
+            | Self::Ambiguous { .. }
+            | Self::State(StateError::AddressUnfit { .. }) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
             Self::Missing { .. }
             | Self::Impossible(_)
-            | Self::State(StateError::Transition { .. } | StateError::PortTaken { .. }) => {
-                Code::FailedPrecondition
-            }
+            | Self::State(
+                StateError::Transition { .. }
+                | StateError::PortTaken { .. }
+                | StateError::AddressTaken { .. },
+            ) => Code::FailedPrecondition,
             Self::Deadline { .. } | Self::Late { .. } | Self::ExecTimeout { .. } => {
                 Code::DeadlineExceeded
             }
@@ -177,6 +181,7 @@ impl CallError {
             Self::State(
                 StateError::Begin { .. }
                 | StateError::Busy { .. }
+                | StateError::AddressLeaving { .. }
                 | StateError::NetworkNotReady(_)
                 | StateError::Closed,
             )

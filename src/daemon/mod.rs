@@ -23,13 +23,14 @@ use crate::config::{Config, MetricsConfig};
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
-use crate::lifecycle::address::{self, Pool};
+use crate::lifecycle::address;
 use crate::metrics::Metrics;
 use crate::network;
 use crate::reconcile::plugin_network::PluginNetwork;
 use crate::reconcile::{
     self, Back, Parts, Paths, Processes, collector, image_check, layer_usage, monitor,
-    node_network, plugin_network, pruner, records, recovery, sampler, shim_link, sweep, worker,
+    node_network, plugin_network, prepared, pruner, records, recovery, sampler, shim_link, sweep,
+    worker,
 };
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -349,13 +350,7 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
 
 fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
     NodeInfo {
-        pool: Pool {
-            subnet: config.network.subnet,
-            gateway: config.network.gateway().addr(),
-            bridge: config.network.bridge.clone(),
-            subnet6: config.network.subnet6,
-            quarantine_ns: config.network.address_rest_ns(),
-        },
+        pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),
         state_dir: paths.state.clone(),
@@ -488,6 +483,9 @@ async fn leave_nothing_unused(back: &Back) {
     };
     if used {
         return;
+    }
+    if let Err(error) = prepared::end(back).await {
+        tracing::warn!(error = error.full_text(), "prepared networks stay behind");
     }
     let back = back.clone();
     let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {

@@ -27,6 +27,12 @@ pub const POINTS: &[&str] = &[
     "job.claimed",
     "job.looked",
     "job.finished",
+    // Networks that wait for a pod.
+    "prepared.dropped",
+    "prepared.reserved",
+    "prepared.namespaces",
+    "prepared.link",
+    "prepared.ready",
     // An image.
     "image.asked",
     "image.resolved",
@@ -53,6 +59,7 @@ pub const POINTS: &[&str] = &[
     "sandbox.directory",
     "sandbox.namespaces",
     "sandbox.link",
+    "sandbox.policy",
     "sandbox.network",
     "sandbox.files",
     "sandbox.init_cgroup",

@@ -1,9 +1,11 @@
 //! Which addresses the next pod gets: IPv4 round robin through the subnet, never one twice, and the
 //! IPv6 one that belongs to it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use super::spec::Map;
 
 /// The pod network a sandbox is put into.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +20,19 @@ pub struct Pool {
     pub subnet6: Option<Ipv6Net>,
     /// How long an address that has come back is not given out again, ns.
     pub quarantine_ns: i64,
+    /// Largest packet in bytes on the pods' interfaces.
+    pub mtu: u32,
+    /// How many networks wait for a pod; 0 is none, and no pod gets one.
+    pub prepared: u32,
 }
 
 impl Pool {
+    /// The bridge's IPv6 address, if pods get one.
+    #[must_use]
+    pub fn gateway6(&self) -> Option<Ipv6Addr> {
+        self.subnet6.map(first6)
+    }
+
     /// The pool with what a range of kubelet's replaces of it.
     #[must_use]
     pub fn within(mut self, range: &[IpNet]) -> Self {
@@ -34,6 +46,86 @@ impl Pool {
             }
         }
         self
+    }
+}
+
+/// The annotation by which a pod asks for its addresses: one of each family at most, with a comma.
+pub const REQUESTED: &str = "network.quilt/addresses";
+
+/// Addresses that a pod asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Requested {
+    /// The IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl Requested {
+    /// What the annotations of a pod ask for.
+    ///
+    /// # Errors
+    /// Why the text cannot be that, in words.
+    pub fn of(annotations: &Map) -> Result<Self, String> {
+        let mut requested = Self::default();
+        let Some(text) = annotations.get(REQUESTED) else {
+            return Ok(requested);
+        };
+        for part in text.split(',').map(str::trim) {
+            let address: IpAddr = part
+                .parse()
+                .map_err(|_| format!("{part:?} is not an IP address"))?;
+            let former = match address {
+                IpAddr::V4(address) => requested.ipv4.replace(address).is_some(),
+                IpAddr::V6(address) => requested.ipv6.replace(address).is_some(),
+            };
+            if former {
+                return Err(format!("{text:?} has two addresses of one family"));
+            }
+        }
+        Ok(requested)
+    }
+
+    /// Whether anything is asked for.
+    #[must_use]
+    pub fn is_any(&self) -> bool {
+        self.ipv4.is_some() || self.ipv6.is_some()
+    }
+
+    /// Whether these addresses are what is asked for.
+    #[must_use]
+    pub fn is_met_by(&self, ipv4: Ipv4Addr, ipv6: Option<Ipv6Addr>) -> bool {
+        self.ipv4.is_none_or(|wanted| wanted == ipv4)
+            && self.ipv6.is_none_or(|wanted| Some(wanted) == ipv6)
+    }
+
+    /// Whether pods can have these addresses at all.
+    ///
+    /// # Errors
+    /// Why they cannot, in words.
+    pub fn check(&self, pool: &Pool) -> Result<(), String> {
+        if let Some(address) = self.ipv4 {
+            let subnet = pool.subnet;
+            if !subnet.contains(&address) {
+                return Err(format!("{address} is not in the pod range {subnet}"));
+            }
+            if [subnet.network(), subnet.broadcast(), pool.gateway].contains(&address) {
+                return Err(format!("{address} is reserved in the pod range {subnet}"));
+            }
+        }
+        let Some(address) = self.ipv6 else {
+            return Ok(());
+        };
+        let Some(subnet) = pool.subnet6 else {
+            return Err(format!("{address}: pods of this node get no IPv6 address"));
+        };
+        if !subnet.contains(&address) {
+            return Err(format!("{address} is not in the pod range {subnet}"));
+        }
+        if [subnet.network(), first6(subnet)].contains(&address) {
+            return Err(format!("{address} is reserved in the pod range {subnet}"));
+        }
+        Ok(())
     }
 }
 
@@ -89,8 +181,8 @@ pub fn unfit(net: IpNet) -> Option<&'static str> {
         _ => None,
     };
     let reserved = match address {
-        std::net::IpAddr::V4(address) => address.octets()[0] == 0,
-        std::net::IpAddr::V6(address) => {
+        IpAddr::V4(address) => address.octets()[0] == 0,
+        IpAddr::V6(address) => {
             address.is_unspecified() || address.is_unicast_link_local() || address.octets()[0] == 0
         }
     };
@@ -128,6 +220,14 @@ pub fn capacity(pool: &Pool) -> usize {
     usize::try_from(hosts.saturating_sub(3)).unwrap_or(usize::MAX)
 }
 
+/// How many networks may wait for a pod: as many as are wanted, and never more than an eighth of
+/// the addresses that are free or wait already, so that pods are not refused for them.
+#[must_use]
+pub fn prepared_at_most(wanted: u32, capacity: usize, taken_by_others: usize) -> usize {
+    let left = capacity.saturating_sub(taken_by_others);
+    usize::try_from(wanted).unwrap_or(usize::MAX).min(left / 8)
+}
+
 /// The first free address after `last`, wrapping round once. `used` is sorted.
 #[must_use]
 pub fn next_free(pool: &Pool, used: &[u32], last: Option<u32>) -> Option<Ipv4Addr> {
@@ -159,6 +259,8 @@ mod tests {
             bridge: "b".into(),
             subnet6: None,
             quarantine_ns: 0,
+            mtu: 1500,
+            prepared: 0,
         }
     }
 
@@ -225,6 +327,45 @@ mod tests {
             "ff02::/64",
         ] {
             assert!(parse_range(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    fn asked(text: &str) -> Result<Requested, String> {
+        Requested::of(&Map::from([(REQUESTED.to_owned(), text.to_owned())]))
+    }
+
+    #[test]
+    fn addresses_are_asked_for_one_of_each_family_and_within_the_range() {
+        assert_eq!(Requested::of(&Map::new()), Ok(Requested::default()));
+        let both = asked(" 10.9.8.5 , fd00::7").expect("two addresses");
+        assert!(both.is_met_by("10.9.8.5".parse().expect("one"), "fd00::7".parse().ok()));
+        assert!(!both.is_met_by("10.9.8.5".parse().expect("one"), None));
+        for bad in [
+            "",
+            "x",
+            "10.9.8.5/24",
+            "10.9.8.5,10.9.8.6",
+            "10.9.8.5,",
+            "fd00::1 fd00::2",
+        ] {
+            assert!(asked(bad).is_err(), "{bad:?}");
+        }
+        let mut pool = pool(28);
+        assert!(asked("10.9.8.5").expect("one").check(&pool).is_ok());
+        assert!(both.check(&pool).is_err(), "no IPv6 range");
+        pool.subnet6 = "fd00::/64".parse().ok();
+        assert!(both.check(&pool).is_ok());
+        let unfit = [
+            "10.9.8.0",
+            "10.9.8.1",
+            "10.9.8.15",
+            "10.9.9.1",
+            "fd00::",
+            "fd00::1",
+            "::1",
+        ];
+        for bad in unfit {
+            assert!(asked(bad).expect(bad).check(&pool).is_err(), "{bad}");
         }
     }
 

@@ -138,18 +138,21 @@ pub fn is_lost_start(desired: Desired, state: State, answered: bool) -> bool {
 }
 
 /// Whether a container may be given other limits. One that has ended may: there is nothing left to
-/// limit, and its status shows them.
+/// limit, and its status shows them. One that is being made may not: nobody has its id yet.
 #[must_use]
 pub fn admit_update(desired: Desired, state: State) -> Verdict {
-    if desired < Desired::Removed && state != State::Error {
-        return Verdict::Admitted;
-    }
+    let because = match state {
+        State::Preparing => "it is being made",
+        State::Error => "it could not be created",
+        _ if desired == Desired::Removed => "it is being removed",
+        _ => return Verdict::Admitted,
+    };
     Verdict::Refused(Impossible {
         noun: "container",
         id: String::new(),
         from: state.as_str(),
         to: "updated",
-        because: "it is being removed",
+        because,
     })
 }
 
@@ -174,8 +177,8 @@ pub fn wish_may_follow(from: Desired, to: Desired) -> bool {
 /// The next step for a container whose effective wish is `desired`.
 #[must_use]
 pub fn next_step(desired: Desired, state: State, facts: Facts) -> Step {
-    let goes = desired == Desired::Removed || state == State::Error;
-    if facts.limits_wanted && !goes && !matches!(state, State::Preparing | State::Starting) {
+    let stays = matches!(state, State::Created | State::Running | State::Exited);
+    if facts.limits_wanted && stays && desired != Desired::Removed {
         return Step::Limit;
     }
     match (desired, state) {

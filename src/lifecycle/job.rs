@@ -48,6 +48,8 @@ stored_as_text! {
         Pull = "pull",
         /// Something to be removed off everybody's path.
         Cleanup = "cleanup",
+        /// Networks that are made before a pod asks for one.
+        Prepared = "prepared",
         /// A pod's attachment to a network that plugins make.
         Attachment = "attachment",
     }
@@ -60,7 +62,7 @@ pub enum Lane {
     Pods,
     /// Pulls, which take as long as a registry takes.
     Pulls,
-    /// Removal of images, and cleanup.
+    /// Removal of images, cleanup, and what is made before anybody asks for it.
     Cleanup,
     /// Attachments, which take as long as plugins take.
     Plugins,
@@ -91,6 +93,7 @@ impl Kind {
             ObjectKey::Image(_) => Self::Image,
             ObjectKey::Pull(_) => Self::Pull,
             ObjectKey::Cleanup(_) => Self::Cleanup,
+            ObjectKey::Prepared => Self::Prepared,
             ObjectKey::Attachment(_) => Self::Attachment,
         }
     }
@@ -101,7 +104,7 @@ impl Kind {
         match self {
             Self::Sandbox | Self::Container => Lane::Pods,
             Self::Pull => Lane::Pulls,
-            Self::Image | Self::Cleanup => Lane::Cleanup,
+            Self::Image | Self::Cleanup | Self::Prepared => Lane::Cleanup,
             Self::Attachment => Lane::Plugins,
         }
     }
@@ -112,7 +115,7 @@ impl Kind {
         match self {
             Self::Sandbox | Self::Container | Self::Attachment => 100,
             Self::Pull | Self::Image => 50,
-            Self::Cleanup => 0,
+            Self::Cleanup | Self::Prepared => 0,
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod container;
 pub mod difference;
 pub mod digest;
 pub mod docker_auth;
+pub mod egress;
 pub mod event;
 pub mod image;
 pub mod image_check;

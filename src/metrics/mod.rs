@@ -34,6 +34,8 @@ pub struct Metrics {
     pub pulled_bytes: Counter,
     /// Requests to registries that were made again.
     pub registry_retries: Counter,
+    /// Networks that pods were given, by where they came from: `prepared` or `made`.
+    pub pod_networks: Family<1, Counter>,
     /// Sessions that are open, by kind.
     pub sessions: Family<1, Gauge>,
     /// How long those were open that have ended, by kind.
@@ -101,6 +103,7 @@ impl Metrics {
             to.histogram("quilt_cni_call_duration_seconds", &labels, histogram);
         });
         self.write_pulls(to);
+        self.write_networks(to);
         self.write_sessions(to);
         let help = "From the end of a container's process until its exit is in the database.";
         to.describe("quilt_exit_lag_seconds", help, Kind::Histogram);
@@ -143,6 +146,15 @@ impl Metrics {
         self.sessions_refused.each(|values, counter| {
             let labels = pairs(["reason"], values);
             to.sample("quilt_sessions_refused_total", &labels, counter.get());
+        });
+    }
+
+    fn write_networks(&self, to: &mut Exposition) {
+        let help = "Networks that pods were given, by where they came from.";
+        to.describe("quilt_pod_networks_total", help, Kind::Counter);
+        self.pod_networks.each(|values, counter| {
+            let labels = pairs(["source"], values);
+            to.sample("quilt_pod_networks_total", &labels, counter.get());
         });
     }
 

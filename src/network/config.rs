@@ -29,6 +29,8 @@ pub struct NetworkConfig {
     pub host_ports: bool,
     /// How long an address that has come back is not given out again, in seconds.
     pub address_rest_s: u64,
+    /// How many networks are made before a pod asks for one; 0 is none.
+    pub prepared: u32,
     /// Who connects pods.
     pub mode: NetworkMode,
     /// Directory of the plugins' network configurations; the first file by name counts.
@@ -55,6 +57,9 @@ pub enum NetworkMode {
     Auto,
 }
 
+/// Each costs the kernel some 200 kB and two interfaces.
+const PREPARED_MAX: u32 = 1000;
+
 /// An hour.
 const REST_MAX_S: u64 = 3600;
 /// Most directories of programs.
@@ -71,6 +76,7 @@ impl Default for NetworkConfig {
             masquerade_except: Vec::new(),
             host_ports: true,
             address_rest_s: 10,
+            prepared: 8,
             mode: NetworkMode::Native,
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
@@ -97,6 +103,13 @@ impl NetworkConfig {
                 field: "network.address_rest_s",
                 value: self.address_rest_s.to_string(),
                 reason: "must be at most 3600",
+            });
+        }
+        if self.prepared > PREPARED_MAX {
+            return Err(NetworkError::Invalid {
+                field: "network.prepared",
+                value: self.prepared.to_string(),
+                reason: "must be at most 1000",
             });
         }
         self.validate_cni()?;

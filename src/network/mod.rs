@@ -25,6 +25,7 @@ mod namespace;
 mod netlink;
 mod nft;
 mod pod;
+mod shaping;
 mod sysctl;
 
 pub use bridge::{BridgeSpec, ensure_bridge, remove_bridge};
@@ -39,14 +40,16 @@ pub use interface_sysctl::set_interface_sysctls;
 pub use link::{MAX_ALIAS_BYTES, MAX_NAME_BYTES};
 pub use namespace::{
     MAX_HOSTNAME_BYTES, NamespaceSpec, ensure_namespaces, ensure_pin_directory, is_pinned,
-    pin_again, remove_namespaces, remove_pin_directory,
+    pin_again, remove_namespaces, remove_pin_directory, settle_namespaces,
 };
 pub use netlink::NetlinkError;
 pub use nft::{
-    PortForward, RuleSpec, RuleWatch, RulesSeen, close_ports, ensure_rules, forget_before,
-    forget_closed, look_at_rules, open_ports, remove_rules,
+    EgressPolicy, EgressRule, PortForward, RuleSpec, RuleWatch, RulesSeen, close_policy,
+    close_ports, ensure_rules, forget_before, forget_closed, look_at_rules, open_policy,
+    open_ports, remove_rules,
 };
-pub use pod::{PodLinkSpec, ensure_pod_link, mac_address, remove_pod_link};
+pub use pod::{PodLinkSpec, ensure_pod_link, has_link, is_connected, mac_address, remove_pod_link};
+pub use shaping::{ShapingSpec, check_shaping, ensure_shaping};
 pub use sysctl::{Sysctl, SysctlScope};
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use rustix::fs::{AtFlags, CWD, FsWord, StatxAttributes, StatxFlags, statfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
@@ -150,20 +150,20 @@ impl MountPlace {
 }
 
 /// Creates and pins the namespaces of `spec` that are not pinned yet. What is pinned is kept as it
-/// is, and its host name and sysctls are not set again.
+/// is, and its host name and sysctls are not set again ([`settle_namespaces`] does). Returns
+/// whether anything was pinned before.
 ///
 /// # Errors
 ///
 /// [`NetworkError::Invalid`] for a bad host name or sysctl, before anything is touched; otherwise
 /// the step that failed. A namespace that could not be pinned is gone.
-pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
+pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<bool, NetworkError> {
     let sysctls = validate(spec)?;
-    let missing: Vec<Pin> = Pin::ALL
-        .into_iter()
-        .filter(|pin| pin.is_wanted(spec) && !is_pinned(&spec.dir.join(pin.file_name())))
-        .collect();
+    let wanted = Pin::ALL.into_iter().filter(|pin| pin.is_wanted(spec));
+    let (there, missing): (Vec<Pin>, Vec<Pin>) =
+        wanted.partition(|pin| is_pinned(&spec.dir.join(pin.file_name())));
     if missing.is_empty() {
-        return Ok(());
+        return Ok(!there.is_empty());
     }
     std::fs::create_dir_all(spec.dir).map_err(NetworkError::file("create", spec.dir))?;
     for pin in &missing {
@@ -176,6 +176,62 @@ pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
             .spawn(|| make_and_pin(spec, &missing, &sysctls))
             .join()
             .map_err(|_| NetworkError::ThreadPanicked("makes the pod's namespaces"))?
+    })?;
+    Ok(!there.is_empty())
+}
+
+/// Sets host name and sysctls in namespaces that were made before they were known; all of `spec`
+/// must be pinned. Only for a pod in which nothing has run yet: what it sets itself would be lost.
+///
+/// # Errors
+///
+/// [`NetworkError::Invalid`] before anything is touched; otherwise the step that failed.
+pub fn settle_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
+    let sysctls = validate(spec)?;
+    let needs = |pin| match pin {
+        Pin::Uts => spec.hostname.is_some(),
+        Pin::Net => sysctls
+            .iter()
+            .any(|sysctl| matches!(sysctl.scope(), SysctlScope::Network)),
+        Pin::Ipc => sysctls
+            .iter()
+            .any(|sysctl| matches!(sysctl.scope(), SysctlScope::Ipc)),
+    };
+    let mut namespaces = Vec::new();
+    for pin in Pin::ALL.into_iter().filter(|pin| needs(*pin)) {
+        let path = spec.dir.join(pin.file_name());
+        if !is_pinned(&path) {
+            return Err(NetworkError::NotANamespace(path));
+        }
+        let file = File::open(&path).map_err(NetworkError::file("open", &path))?;
+        namespaces.push((file, pin.clone_flag()));
+    }
+    let set = || {
+        for (file, kind) in &namespaces {
+            setns(file, *kind).map_err(|errno| NetworkError::System {
+                action: "enter a namespace of the pod",
+                source: errno.into(),
+            })?;
+        }
+        if let Some(name) = spec.hostname {
+            set_hostname(name)?;
+        }
+        let of_interfaces = |sysctl: &&Sysctl| matches!(sysctl.scope(), SysctlScope::Interface(_));
+        let mut sysctls = sysctls.iter().filter(|sysctl| !of_interfaces(sysctl));
+        sysctls.try_for_each(Sysctl::apply)
+    };
+    std::thread::scope(|scope| {
+        let set = scope.spawn(set);
+        set.join()
+            .map_err(|_| NetworkError::ThreadPanicked("sets up the pod's namespaces"))?
+    })
+}
+
+fn set_hostname(name: &str) -> Result<(), NetworkError> {
+    let set = rustix::system::sethostname(name.as_bytes());
+    set.map_err(|errno| NetworkError::System {
+        action: "set the pod's host name",
+        source: errno.into(),
     })
 }
 
@@ -323,10 +379,7 @@ fn make_and_pin(
     // 2. What is in them. Only the new ones are touched: this thread is in the node's own
     //    namespace of every kind that was pinned before.
     if let (true, Some(name)) = (missing.contains(&Pin::Uts), spec.hostname) {
-        rustix::system::sethostname(name.as_bytes()).map_err(|errno| NetworkError::System {
-            action: "set the pod's host name",
-            source: errno.into(),
-        })?;
+        set_hostname(name)?;
     }
     if missing.contains(&Pin::Net) {
         set_loopback_up()?;

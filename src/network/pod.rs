@@ -29,6 +29,7 @@ use super::error::NetworkError;
 use super::link::{self, Link};
 use super::namespace::is_pinned;
 use super::netlink::{Request, Socket};
+use super::shaping::shaper_name;
 use super::sysctl::{Sysctl, SysctlScope, prepare_for_ipv6, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
@@ -92,9 +93,38 @@ pub fn ensure_pod_link(spec: &PodLinkSpec<'_>) -> Result<(), NetworkError> {
     })
 }
 
-/// Removes a pod's link by the name of its node's end; the other end goes with it. Absence is
-/// success. The kernel makes the caller wait 16 to 35 ms (`rcu_barrier` after the interface is
-/// gone, without a lock that others need), so this belongs off the path of any request.
+/// Whether a pod's link is complete as far as the node's end shows: ours, up with a carrier (so
+/// that the pod's end, which comes first, is up as well), on its bridge, with the right MTU, and
+/// no sysctl is asked for on it. One round trip to the kernel.
+///
+/// # Errors
+///
+/// [`NetworkError::Invalid`], or when the kernel cannot be asked.
+pub fn is_connected(spec: &PodLinkSpec<'_>) -> Result<bool, NetworkError> {
+    if !validate(spec)?.is_empty() {
+        return Ok(false);
+    }
+    let mut host = open_socket(spec.host_name)?;
+    let outcomes = host
+        .batch(vec![link::get(spec.bridge), link::get(spec.host_name)])
+        .map_err(NetworkError::netlink("read", spec.host_name))?;
+    let [bridge, found] = <[_; 2]>::try_from(outcomes).map_err(|_| vanished(spec.bridge))?;
+    let bridge = link::read(bridge, spec.bridge)?;
+    let found = link::read(found, spec.host_name)?;
+    Ok(bridge.zip(found).is_some_and(|(bridge, found)| {
+        found.is_kind("veth")
+            && found.alias.as_deref() == Some(spec.alias)
+            && found.peer_elsewhere
+            && found.controller == Some(bridge.index)
+            && found.mtu == spec.mtu
+            && found.operational
+    }))
+}
+
+/// Removes a pod's link by the name of its node's end; the other end goes with it, and what limits
+/// the pod. Absence is success. The kernel makes the caller wait 16 to 35 ms (`rcu_barrier` after
+/// the interface is gone, without a lock that others need), so this belongs off the path of any
+/// request.
 ///
 /// A namespace that ends takes its links with it, many at once: forty in the 40 ms that two take
 /// one by one. So after the pod's processes have ended, call
@@ -107,11 +137,21 @@ pub fn remove_pod_link(host_name: &str, alias: &str) -> Result<(), NetworkError>
     link::validate_name("host_name", host_name)?;
     link::validate_alias(alias)?;
     let mut host = open_socket(host_name)?;
-    let Some(found) = link::find(&mut host, host_name)? else {
-        return Ok(());
-    };
-    require_ours(&found, alias)?;
-    delete(&mut host, &found)
+    if let Some(found) = link::find(&mut host, host_name)? {
+        if found.is_kind("ifb") && found.alias.as_deref() == Some(alias) {
+            return delete(&mut host, &found);
+        }
+        require_ours(&found, alias)?;
+        delete(&mut host, &found)?;
+    }
+    // What the pod sent was led through another interface, if it was limited.
+    let shaper = shaper_name(host_name);
+    match link::find(&mut host, &shaper)? {
+        Some(found) if found.is_kind("ifb") && found.alias.as_deref() == Some(alias) => {
+            delete(&mut host, &found)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Runs `work` on a thread in the network namespace, because a thread of a pool must stay in its
@@ -232,6 +272,16 @@ fn prepare(
         outcome.map_err(NetworkError::netlink(action, spec.host_name))?;
     }
     remove_other_addresses(pod, spec)
+}
+
+/// Whether the node has an interface of this name.
+///
+/// # Errors
+///
+/// [`NetworkError::Invalid`], or when the kernel cannot be asked.
+pub fn has_link(name: &str) -> Result<bool, NetworkError> {
+    link::validate_name("link", name)?;
+    Ok(link::find(&mut open_socket(name)?, name)?.is_some())
 }
 
 fn vanished(name: &str) -> NetworkError {

@@ -7,7 +7,7 @@ use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::difference::cgroup_name;
-use crate::network;
+use crate::network::{self, EgressPolicy};
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
 use crate::state::job::Outcome;
@@ -15,6 +15,8 @@ use crate::state::job::Outcome;
 /// Pause before a cgroup whose processes still end is looked at again, at first and at last.
 const ENDING_NS: i64 = 20_000_000;
 const ENDING_MAX_NS: i64 = 60_000_000_000;
+/// The longest such pause for a link that should go by itself; then it is removed.
+const LINK_GOES_NS: i64 = 400_000_000;
 
 /// Removes what a cleanup task names.
 pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, ReconcileError> {
@@ -31,6 +33,11 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
     fault::point("cleanup.begun").await?;
     let (back_too, task_too) = (back.clone(), task.clone());
     let key = ObjectKey::Cleanup(id);
+    if task.resource == Resource::Network
+        && let Some(pause) = link_goes(back, &key, &task.path).await?
+    {
+        return Ok(Outcome::Again(pause));
+    }
     match blocking(move || remove(&back_too, &task_too)).await {
         Ok(false) => {
             let progress = back.store.progress();
@@ -56,12 +63,36 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
     }
 }
 
+/// When to look again whether a link has gone with its namespace: then the kernel takes away many
+/// at once, while each that is removed by itself costs 20 ms and more. `None` once it has gone, or
+/// has not for a while.
+async fn link_goes(
+    back: &Back,
+    key: &ObjectKey,
+    link: &str,
+) -> Result<Option<i64>, ReconcileError> {
+    let progress = back.store.progress();
+    let pause = progress.wait(key, "its namespace ends", ENDING_NS, LINK_GOES_NS);
+    if pause >= LINK_GOES_NS {
+        return Ok(None);
+    }
+    let link = link.to_owned();
+    let there = blocking(move || Ok(network::has_link(&link)?)).await?;
+    Ok(there.then_some(pause))
+}
+
 /// `false` says that something in it still ends.
 fn remove(back: &Back, task: &CleanupTask) -> Result<bool, ReconcileError> {
     let path = task.path.as_str();
     match task.resource {
         Resource::Network => {
             sandbox::remove_link(back, path)?;
+            // Whoever put the rules right meanwhile may still have counted the pod in.
+            let policy = EgressPolicy {
+                link: path.to_owned(),
+                rules: Vec::new(),
+            };
+            network::close_policy(&back.network.bridge, &policy)?;
             fault::blocking_point("cleanup.link_removed")?;
         }
         Resource::Bridge => network::remove_bridge(path, &back.paths.marker())?,

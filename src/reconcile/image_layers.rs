@@ -107,6 +107,7 @@ async fn fetch_layers(
             Some(joined) = coming.fetching.join_next() => {
                 if let Some(index) = coming.fetched(joined) {
                     watch.reached(index, LayerStage::Fetched);
+                    stages.count(of - coming.fetching.len(), of);
                     fault::point("image.layer_fetched").await?;
                 }
             }

@@ -52,14 +52,18 @@ fn link_problems(
     sandbox: &Sandbox,
     allocation: &Allocation,
 ) -> Result<Vec<String>, ReconcileError> {
-    let problems = sandbox::with_link_spec(back, sandbox, allocation, |spec| {
-        network::check_pod_link(spec)
-    })?;
-    Ok(problems
+    let link = (&sandbox.id, allocation, &sandbox.spec.sysctls);
+    let problems = sandbox::with_link_spec(back, link, network::check_pod_link)?;
+    let mut problems: Vec<_> = problems
         .iter()
         .filter(|problem| **problem != Problem::NamespaceMissing)
         .map(Problem::to_string)
-        .collect())
+        .collect();
+    let marker = back.paths.marker();
+    if let Some(spec) = sandbox::shaping(back, sandbox, allocation, &marker) {
+        problems.extend(network::check_shaping(&spec)?);
+    }
+    Ok(problems)
 }
 
 /// Looks at a container that is prepared or runs.

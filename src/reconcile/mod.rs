@@ -28,6 +28,7 @@ pub mod node_network;
 pub mod plugin_network;
 mod pod_network;
 mod pod_request;
+pub mod prepared;
 mod process_figures;
 mod processes;
 pub mod pruner;

@@ -21,13 +21,17 @@ use tokio::sync::{Notify, watch};
 
 use super::{Back, ReconcileError, blocking, pod_network};
 use crate::fault;
-use crate::id::SandboxId;
+use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::address::{first4, first6, parse_range};
+use crate::lifecycle::egress;
 use crate::lifecycle::port::{HostPort, host_ports};
-use crate::network::{self, BridgeSpec, NetworkError, PortForward, RuleSpec, RuleWatch};
+use crate::network::{
+    self, BridgeSpec, EgressPolicy, EgressRule, NetworkError, PortForward, RuleSpec, RuleWatch,
+};
 use crate::state::health::Report;
 use crate::state::network::Allocation;
 use crate::state::node::POD_CIDR;
+use crate::state::policy::PodPolicy;
 use crate::state::port::PortMapping;
 use crate::state::sandbox::Sandbox;
 use crate::sys::async_fd;
@@ -65,6 +69,23 @@ impl Wanted {
 
 /// Reads how the network should be.
 pub(super) async fn wanted(back: &Back) -> Result<Wanted, ReconcileError> {
+    let allocations = back.store.allocations().await?;
+    let ports = if back.network.host_ports {
+        back.store.wanted_ports().await?
+    } else {
+        Vec::new()
+    };
+    let policies = back.store.wanted_policies().await?;
+    with_rows(back, &allocations, &ports, policies).await
+}
+
+/// How the network should be with these addresses, ports and policies.
+async fn with_rows(
+    back: &Back,
+    allocations: &[Allocation],
+    ports: &[PortMapping],
+    policies: Vec<PodPolicy>,
+) -> Result<Wanted, ReconcileError> {
     let config = &back.network;
     let range = back.store.fact(POD_CIDR).await?;
     let range = range.and_then(|text| parse_range(&text).ok());
@@ -75,14 +96,13 @@ pub(super) async fn wanted(back: &Back) -> Result<Wanted, ReconcileError> {
             IpNet::V6(net) => subnet6 = Some(net),
         }
     }
-    let allocations = back.store.allocations().await?;
     let gateway = Ipv4Net::new_assert(first4(subnet), subnet.prefix_len());
     let mut others = BTreeSet::new();
     if let Some(net) = subnet6 {
         let net = Ipv6Net::new_assert(first6(net), net.prefix_len());
         others.insert(IpNet::V6(net));
     }
-    for allocation in &allocations {
+    for allocation in allocations {
         others.extend(gateways(allocation));
     }
     let subnets: BTreeSet<IpNet> = others
@@ -90,11 +110,6 @@ pub(super) async fn wanted(back: &Back) -> Result<Wanted, ReconcileError> {
         .chain([&IpNet::V4(gateway)])
         .map(IpNet::trunc)
         .collect();
-    let ports = if config.host_ports {
-        back.store.wanted_ports().await?
-    } else {
-        Vec::new()
-    };
     Ok(Wanted {
         gateway,
         others: others.into_iter().collect(),
@@ -106,7 +121,8 @@ pub(super) async fn wanted(back: &Back) -> Result<Wanted, ReconcileError> {
             direct: config.masquerade_except.clone(),
             masquerade: config.masquerade,
             host_ports: config.host_ports,
-            forwards: all_forwards(&ports, &allocations).into_keys().collect(),
+            forwards: all_forwards(ports, allocations).into_keys().collect(),
+            policies: policies.into_iter().map(as_rules).collect(),
         },
     })
 }
@@ -142,6 +158,24 @@ fn forwards(port: &HostPort, allocation: &Allocation) -> Vec<PortForward> {
         .collect()
 }
 
+/// A policy as the driver takes it.
+fn as_rules(policy: PodPolicy) -> EgressPolicy {
+    let rules = policy.allowed.into_iter().map(|allowed| EgressRule {
+        net: allowed.net,
+        protocol: allowed.protocol,
+        ports: allowed.ports,
+    });
+    EgressPolicy {
+        link: policy.link,
+        rules: rules.collect(),
+    }
+}
+
+/// A policy in the words of the sweep.
+pub(super) fn policy_name(link: &str) -> String {
+    format!("egress policy of {link}")
+}
+
 /// The entries of all these ports, and whose they are.
 fn all_forwards(
     ports: &[PortMapping],
@@ -161,17 +195,29 @@ fn all_forwards(
     all
 }
 
-/// Every port that may be open, as text, and whether it must be.
+/// Every port that may be open and every policy that may be in place, as text, and whether they
+/// must be.
 pub(super) async fn known_ports(back: &Back) -> Result<BTreeMap<String, bool>, ReconcileError> {
     let allocations = back.store.allocations().await?;
     let ready: BTreeSet<PortForward> = all_forwards(&back.store.ready_ports().await?, &allocations)
         .into_keys()
         .collect();
     let all = all_forwards(&back.store.all_ports().await?, &allocations);
-    Ok(all
+    let ports = all
         .into_keys()
-        .map(|entry| (entry.to_string(), ready.contains(&entry)))
-        .collect())
+        .map(|entry| (entry.to_string(), ready.contains(&entry)));
+    let ready: BTreeSet<String> = back
+        .store
+        .ready_policies()
+        .await?
+        .into_iter()
+        .map(|policy| policy.link)
+        .collect();
+    let policies = allocations.iter().map(|allocation| {
+        let link = &allocation.host_link;
+        (policy_name(link), ready.contains(link))
+    });
+    Ok(ports.chain(policies).collect())
 }
 
 /// Puts the bridge and the rules in place, as often as what they should be changes meanwhile.
@@ -239,6 +285,45 @@ pub(super) async fn open_ports(
     blocking(move || Ok(network::forget_before(&entries)?)).await
 }
 
+/// Lets the pod send no more than its policy allows, if it has one. Its link is there, and nothing
+/// has run in it.
+pub(super) async fn open_policy(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &Allocation,
+) -> Result<(), ReconcileError> {
+    // Checked by the front.
+    let Some(allowed) = egress::of(&sandbox.spec.annotations).unwrap_or_default() else {
+        return Ok(());
+    };
+    let policy = as_rules(PodPolicy {
+        link: allocation.host_link.clone(),
+        allowed,
+    });
+    let bridge = back.network.bridge.clone();
+    let there = blocking(move || Ok(network::open_policy(&bridge, &policy)?)).await?;
+    if !there {
+        ensure(back).await?;
+    }
+    fault::point("sandbox.policy").await.map_err(Into::into)
+}
+
+/// Nothing runs in the pod any more: its policy goes, if it has one.
+pub(super) async fn close_policy(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
+    if !sandbox.spec.annotations.contains_key(egress::EGRESS) {
+        return Ok(());
+    }
+    let Some(allocation) = back.store.allocation(&sandbox.id).await? else {
+        return Ok(());
+    };
+    let policy = EgressPolicy {
+        link: allocation.host_link,
+        rules: Vec::new(),
+    };
+    let bridge = back.network.bridge.clone();
+    blocking(move || Ok(network::close_policy(&bridge, &policy)?)).await
+}
+
 /// Nothing leads to the pod any more. Its rows still hold the ports, so they are nobody else's.
 pub(super) async fn close_ports(back: &Back, id: &SandboxId) -> Result<(), ReconcileError> {
     let ports = back.store.ports(id).await?;
@@ -284,7 +369,10 @@ pub async fn run(
         };
         tokio::select! {
             _ = stop.changed() => return,
-            () = range_told.notified() => mend(&back, &health).await,
+            () = range_told.notified() => {
+                mend(&back, &health).await;
+                prepare_anew(&back).await;
+            }
             heard = heard => match heard {
                 Ok(true) => look_again(&back, &health).await,
                 Ok(false) if listener.is_some() => {}
@@ -300,6 +388,14 @@ pub async fn run(
                 }
             },
         }
+    }
+}
+
+/// Networks that wait for a pod are of the former range.
+async fn prepare_anew(back: &Back) {
+    let keys = vec![ObjectKey::Prepared];
+    if let Err(error) = back.observed.enqueue(keys).await {
+        tracing::warn!(%error, "the prepared networks are of another range; no pod takes them");
     }
 }
 
@@ -341,11 +437,15 @@ async fn lacking(back: &Back) -> Result<Option<String>, ReconcileError> {
     if !pod_network::is_native(back).await? {
         return Ok(None);
     }
-    let mut rules = wanted(back).await?.rules;
+    let allocations = back.store.allocations().await?;
     // Pods on their way up open their ports themselves, in a moment.
-    let ready = back.store.ready_ports().await?;
-    let ready = all_forwards(&ready, &back.store.allocations().await?);
-    rules.forwards.retain(|entry| ready.contains_key(entry));
+    let ports = if back.network.host_ports {
+        back.store.ready_ports().await?
+    } else {
+        Vec::new()
+    };
+    let policies = back.store.ready_policies().await?;
+    let rules = with_rows(back, &allocations, &ports, policies).await?.rules;
     blocking(move || lacks(&rules)).await
 }
 
@@ -361,6 +461,9 @@ fn lacks(wanted: &RuleSpec) -> Result<Option<String>, ReconcileError> {
         .filter(|entry| !seen.forwards.contains(entry));
     let mut problems = seen.problems.clone();
     problems.extend(closed.map(|entry| format!("no rule for {entry}")));
+    let is_whole = |policy: &&EgressPolicy| seen.policies.get(&policy.link) == Some(&true);
+    let open = wanted.policies.iter().filter(|policy| !is_whole(policy));
+    problems.extend(open.map(|policy| format!("no {}", policy_name(&policy.link))));
     Ok((!problems.is_empty()).then(|| problems.join("; ")))
 }
 
@@ -371,11 +474,8 @@ struct Listener {
 }
 
 impl Listener {
-    /// `None` where there are no rules to be changed, or where the kernel does not tell.
+    /// `None` where the kernel does not tell.
     fn begin(back: &Back) -> Option<Self> {
-        if !back.network.masquerade && !back.network.host_ports {
-            return None;
-        }
         match Self::open(&back.network.bridge) {
             Ok(listener) => Some(listener),
             Err(error) => {

@@ -90,6 +90,7 @@ pub async fn prepare(back: &Back) -> Result<(), ReconcileError> {
             .into_iter()
             .map(ObjectKey::Cleanup),
     );
+    keys.push(ObjectKey::Prepared);
     // What is as it should be rests; the others go on.
     keys.extend(
         back.store

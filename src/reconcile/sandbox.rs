@@ -10,11 +10,12 @@ use super::{Back, ReconcileError, blocking, node_network, records};
 use super::{sandbox_files, sandbox_repair};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::container;
 use crate::lifecycle::record::{AddressRecord, AttachmentRecord, SandboxRecord};
 use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
-use crate::lifecycle::spec::NamespaceMode;
-use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec};
+use crate::lifecycle::spec::{Map, NamespaceMode};
+use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec, ShapingSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
 use crate::state::attachment::Attachment;
 use crate::state::job::Outcome;
@@ -163,14 +164,29 @@ async fn make(
     stages.enter("namespaces");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     let allocated = allocation.clone();
-    blocking(move || make_namespaces(&back_too, &sandbox_too, allocated.as_ref())).await?;
+    let prepared = blocking(move || {
+        make_namespaces(
+            &back_too,
+            &sandbox_too,
+            allocated.as_ref(),
+            Namespaces::Settled,
+        )
+    })
+    .await?;
     fault::point("sandbox.namespaces").await?;
     if let Some(allocation) = allocation.clone() {
         stages.enter("network");
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
         let link = allocation.clone();
-        blocking(move || make_link(&back_too, &sandbox_too, &link)).await?;
+        blocking(move || match prepared {
+            true => complete_link(&back_too, &sandbox_too, &link),
+            false => make_link(&back_too, &sandbox_too, &link),
+        })
+        .await?;
+        let source = if prepared { "prepared" } else { "made" };
+        back.store.metrics().pod_networks.get([source]).increment();
         fault::point("sandbox.link").await?;
+        node_network::open_policy(back, sandbox, &allocation).await?;
         node_network::open_ports(back, sandbox, &allocation).await?;
     }
     let mut addresses = allocation.as_ref().map(addresses).unwrap_or_default();
@@ -203,11 +219,22 @@ pub(super) fn addresses(allocation: &Allocation) -> Vec<IpAddr> {
         .collect()
 }
 
+/// What becomes of namespaces that are there already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Namespaces {
+    /// Host name and sysctls are set: nothing has run in them yet.
+    Settled,
+    /// They stay as they are: something may run in them.
+    Kept,
+}
+
+/// Returns whether some namespaces were there already.
 pub(super) fn make_namespaces(
     back: &Back,
     sandbox: &Sandbox,
     allocation: Option<&Allocation>,
-) -> Result<(), ReconcileError> {
+    existing: Namespaces,
+) -> Result<bool, ReconcileError> {
     let spec = &sandbox.spec;
     let dir = back.paths.sandbox(&sandbox.id);
     std::fs::create_dir_all(&dir).map_err(ReconcileError::file("make", &dir))?;
@@ -219,15 +246,19 @@ pub(super) fn make_namespaces(
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
-    network::ensure_namespaces(&NamespaceSpec {
+    let spec = NamespaceSpec {
         dir: &dir.join("ns"),
         net: own_network,
         ipc: spec.ipc == NamespaceMode::Pod,
         // Who shares the node's network shares its name.
         hostname: own_network.then_some(hostname.as_str()),
         sysctls: &sysctls,
-    })?;
-    Ok(())
+    };
+    let there = network::ensure_namespaces(&spec)?;
+    if there && existing == Namespaces::Settled {
+        network::settle_namespaces(&spec)?;
+    }
+    Ok(there)
 }
 
 /// The sandbox' row as it is kept on disk.
@@ -288,17 +319,59 @@ pub(super) fn make_link(
     sandbox: &Sandbox,
     allocation: &Allocation,
 ) -> Result<(), ReconcileError> {
-    with_link_spec(back, sandbox, allocation, network::ensure_pod_link)
+    let link = (&sandbox.id, allocation, &sandbox.spec.sysctls);
+    with_link_spec(back, link, network::ensure_pod_link)?;
+    limit(back, sandbox, allocation)
 }
 
-/// Does something with a pod's link as it should be.
-pub(super) fn with_link_spec<T>(
+/// Limits what the pod receives and sends, if it asks for that.
+fn limit(back: &Back, sandbox: &Sandbox, allocation: &Allocation) -> Result<(), ReconcileError> {
+    let marker = back.paths.marker();
+    match shaping(back, sandbox, allocation, &marker) {
+        Some(spec) => Ok(network::ensure_shaping(&spec)?),
+        None => Ok(()),
+    }
+}
+
+/// The pod's limits, if it has any.
+pub(super) fn shaping<'a>(
+    back: &Back,
+    sandbox: &Sandbox,
+    allocation: &'a Allocation,
+    marker: &'a str,
+) -> Option<ShapingSpec<'a>> {
+    // Checked by the front.
+    let bandwidth = Bandwidth::of(&sandbox.spec.annotations).unwrap_or_default();
+    bandwidth.is_any().then_some(ShapingSpec {
+        host_name: &allocation.host_link,
+        alias: marker,
+        mtu: back.network.mtu,
+        ingress_bps: bandwidth.ingress_bps,
+        egress_bps: bandwidth.egress_bps,
+    })
+}
+
+/// [`make_link`] for a link that was prepared, and is as it should be but for what has been done to
+/// it since.
+fn complete_link(
     back: &Back,
     sandbox: &Sandbox,
     allocation: &Allocation,
+) -> Result<(), ReconcileError> {
+    let link = (&sandbox.id, allocation, &sandbox.spec.sysctls);
+    if with_link_spec(back, link, network::is_connected)? {
+        return limit(back, sandbox, allocation);
+    }
+    make_link(back, sandbox, allocation)
+}
+
+/// Does something with a pod's link as it should be. `sysctls` are all of the pod's.
+pub(super) fn with_link_spec<T>(
+    back: &Back,
+    (id, allocation, sysctls): (&SandboxId, &Allocation, &Map),
     work: impl FnOnce(&PodLinkSpec<'_>) -> Result<T, NetworkError>,
 ) -> Result<T, ReconcileError> {
-    let netns = back.paths.sandbox(&sandbox.id).join("ns/net");
+    let netns = back.paths.sandbox(id).join("ns/net");
     let address = Ipv4Net::new(allocation.address, allocation.prefix_length)
         .map_err(|error| ReconcileError::Plan(error.to_string()))?;
     let ipv6 = allocation
@@ -311,7 +384,7 @@ pub(super) fn with_link_spec<T>(
         })
         .transpose()
         .map_err(|error: ipnet::PrefixLenError| ReconcileError::Plan(error.to_string()))?;
-    let sysctls: Vec<_> = sandbox.spec.sysctls.clone().into_iter().collect();
+    let sysctls: Vec<_> = sysctls.clone().into_iter().collect();
     let spec = PodLinkSpec {
         netns: &netns,
         host_name: &allocation.host_link,
@@ -381,6 +454,7 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     let mut stages = Stages::new(back.store.progress(), ObjectKey::Sandbox(id.clone()));
     stages.enter("ports");
     node_network::close_ports(back, id).await?;
+    node_network::close_policy(back, sandbox).await?;
     fault::point("sandbox.ports_closed").await?;
     stages.enter("namespaces");
     let (dir, id_too) = (back.paths.sandbox(id), id.clone());
@@ -423,6 +497,7 @@ async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError
 async fn remove(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     // One that failed was never torn down.
     node_network::close_ports(back, &sandbox.id).await?;
+    node_network::close_policy(back, sandbox).await?;
     let dir = back.paths.sandbox(&sandbox.id);
     blocking(move || sandbox_files::discard(&dir)).await?;
     fault::point("sandbox.files_removed").await?;

@@ -7,8 +7,9 @@ use std::fs::File;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::sandbox::{self, Namespaces};
+use super::sandbox_files;
 use super::{Back, ReconcileError, blocking, inspect, node_network, pod_network, processes};
-use super::{sandbox, sandbox_files};
 use crate::fault;
 use crate::id::SandboxId;
 use crate::lifecycle::container::may_live;
@@ -110,7 +111,7 @@ fn give_back(
     // Whatever is not pinned yet has no process in it.
     let network_lost =
         lost.pins_missing.contains(&"net") && !network::is_pinned(&dir.join("ns/net"));
-    sandbox::make_namespaces(back, sandbox, allocation)?;
+    sandbox::make_namespaces(back, sandbox, allocation, Namespaces::Kept)?;
     if let Some(allocation) = allocation {
         sandbox::make_link(back, sandbox, allocation)?;
     }

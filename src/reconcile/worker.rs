@@ -10,7 +10,9 @@ use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 
-use super::{Back, ReconcileError, attachment, caught, cleanup, container, image, sandbox};
+use super::{
+    Back, ReconcileError, attachment, caught, cleanup, container, image, prepared, sandbox,
+};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::job::{Kind, Lane};
@@ -223,6 +225,7 @@ async fn reconcile(back: &Back, key: &ObjectKey) -> Result<Outcome, ReconcileErr
         ObjectKey::Image(id) => image::remove(back, id).await,
         ObjectKey::Pull(reference) => image::pull(back, reference).await,
         ObjectKey::Cleanup(id) => cleanup::reconcile(back, *id).await,
+        ObjectKey::Prepared => prepared::reconcile(back).await,
         ObjectKey::Attachment(id) => attachment::reconcile(back, id).await,
     }?;
     fault::point("job.looked").await?;

@@ -17,6 +17,8 @@ use super::{ObservedWriter, StateError, Store, now_ns};
 use crate::id::ObjectKey;
 use crate::lifecycle::stored_as_text;
 
+/// About what the kernel takes to end a namespace with its links.
+const LINK_NS: i64 = 40_000_000;
 /// Finished tasks kept to be looked at.
 const KEPT: i64 = 1000;
 
@@ -75,7 +77,11 @@ impl Tx {
         )?;
         let id = id.ok_or(sqlx::Error::RowNotFound);
         let id = id.map_err(during("add a cleanup task"))?;
-        self.enqueue(&ObjectKey::Cleanup(id)).await
+        match resource {
+            // Most often it goes by itself, with its namespace.
+            Resource::Network => self.enqueue_later(&ObjectKey::Cleanup(id), LINK_NS),
+            _ => self.enqueue(&ObjectKey::Cleanup(id)).await,
+        }
     }
 }
 
@@ -124,14 +130,22 @@ impl Store {
     pub async fn is_unclaimed(&self, task: &CleanupTask) -> Result<bool, StateError> {
         let claims = match task.resource {
             Resource::Network => {
-                "SELECT 1 FROM network_allocations WHERE host_link = ?1
+                // What limits a pod has its link's name but for the first letter.
+                "SELECT 1 FROM network_allocations
+                 WHERE host_link IN (?1, 'q' || substr(?1, 2))
                  AND status IN ('allocated', 'active')"
             }
             Resource::Bridge => "SELECT 1 FROM network_allocations WHERE bridge = ?1",
             Resource::Layer => "SELECT 1 FROM layers WHERE chain_id = ?1 AND state <> 'removing'",
             Resource::Rootfs | Resource::ContainerFiles => "SELECT 1 FROM containers WHERE id = ?1",
-            Resource::SandboxFiles => "SELECT 1 FROM sandboxes WHERE id = ?1",
-            Resource::Mounts => "SELECT 1 FROM sandboxes WHERE id = ?1 AND state <> 'stopped'",
+            Resource::SandboxFiles => {
+                "SELECT 1 FROM sandboxes WHERE id = ?1
+                 UNION ALL SELECT 1 FROM prepared_networks WHERE id = ?1"
+            }
+            Resource::Mounts => {
+                "SELECT 1 FROM sandboxes WHERE id = ?1 AND state <> 'stopped'
+                 UNION ALL SELECT 1 FROM prepared_networks WHERE id = ?1"
+            }
             Resource::Cgroup => {
                 "SELECT 1 FROM sandboxes WHERE id = ?1 UNION ALL SELECT 1 FROM containers
                  WHERE id = ?1 AND (released = 0 OR state NOT IN ('exited', 'error'))"

@@ -151,18 +151,42 @@ pub enum StateError {
     },
     /// No address of the pod network is free.
     #[error(
-        "no address is free in {subnet}: of {capacity}, {used} are in use and {waiting} have come \
-         back and rest for a while"
+        "no address is free in {subnet}: of {capacity}, {used} are in use, {prepared} are reserved \
+         for pods to come and {waiting} have come back and rest for a while"
     )]
     AddressesExhausted {
         /// The pod network.
         subnet: String,
         /// Addresses given out.
         used: usize,
+        /// Addresses of networks that are being made for pods to come.
+        prepared: usize,
         /// Addresses that have come back and are not given out again yet.
         waiting: usize,
         /// Addresses that could be given out.
         capacity: usize,
+    },
+    /// An address that was asked for can be no pod's.
+    #[error("annotation {annotation}: {why}")]
+    AddressUnfit {
+        /// The annotation's name.
+        annotation: &'static str,
+        /// Why not.
+        why: String,
+    },
+    /// An address that was asked for is another pod's.
+    #[error("address {address} is held by pod {holder}")]
+    AddressTaken {
+        /// The address.
+        address: String,
+        /// Whose it is: namespace, name and id.
+        holder: String,
+    },
+    /// An address that was asked for is free in a moment.
+    #[error("address {address} is still being taken from who had it: try again in a moment")]
+    AddressLeaving {
+        /// The address.
+        address: String,
     },
     /// A port of the node is another pod's.
     #[error("port {port} of the node is held by pod {holder}")]
@@ -240,6 +264,9 @@ pub(super) fn outcome<T>(result: &Result<T, StateError>) -> &'static str {
             StateError::NotFound { .. }
             | StateError::Impossible(_)
             | StateError::AddressesExhausted { .. }
+            | StateError::AddressUnfit { .. }
+            | StateError::AddressTaken { .. }
+            | StateError::AddressLeaving { .. }
             | StateError::PortTaken { .. }
             | StateError::NetworkNotReady(_),
         ) => "refused",

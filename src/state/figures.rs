@@ -21,6 +21,8 @@ pub struct Figures {
     pub damaged: Vec<(String, i64)>,
     /// Addresses given out.
     pub addresses_used: i64,
+    /// Networks that wait for a pod, by whether they are complete: `ready`, `making`.
+    pub prepared: Vec<(String, i64)>,
 }
 
 impl Store {
@@ -75,6 +77,7 @@ impl Store {
                     .fetch_all(&self.readers)
                 })
                 .await?,
+            prepared: self.prepared_figures().await?,
             damaged: self
                 .read("count what is damaged", || {
                     sqlx::query_as(
@@ -91,5 +94,16 @@ impl Store {
                 })
                 .await?,
         })
+    }
+
+    async fn prepared_figures(&self) -> Result<Vec<(String, i64)>, StateError> {
+        self.read("count prepared networks", || {
+            sqlx::query_as(
+                "SELECT 'ready', count(ready_at) FROM prepared_networks
+                 UNION ALL SELECT 'making', count(*) - count(ready_at) FROM prepared_networks",
+            )
+            .fetch_all(&self.readers)
+        })
+        .await
     }
 }

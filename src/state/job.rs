@@ -27,7 +27,7 @@ pub struct Free {
     pub pods: u32,
     /// Of pulls.
     pub pulls: u32,
-    /// Of image removals and cleanup.
+    /// Of image removals, cleanup and prepared networks.
     pub cleanup: u32,
     /// Of attachments.
     pub plugins: u32,
@@ -88,7 +88,8 @@ const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claime
          UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind = 'pull'
              AND status = 'pending' AND next_attempt_at <= ?1
              ORDER BY priority DESC, next_attempt_at LIMIT ?4)
-         UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind IN ('image', 'cleanup')
+         UNION ALL SELECT key FROM (SELECT key FROM jobs
+             WHERE kind IN ('image', 'cleanup', 'prepared')
              AND status = 'pending' AND next_attempt_at <= ?1
              ORDER BY priority DESC, next_attempt_at LIMIT ?5)
          UNION ALL SELECT key FROM (SELECT key FROM jobs WHERE kind = 'attachment'
@@ -100,7 +101,8 @@ const CLAIM: &str = "UPDATE jobs SET status = 'running', claimed_at = ?1, claime
 /// of it becomes free.
 const NEXT: &str = "SELECT min(next_attempt_at) FROM jobs WHERE status = 'pending' AND (
      (kind IN ('sandbox', 'container') AND ?1 > 0) OR (kind = 'pull' AND ?2 > 0)
-     OR (kind IN ('image', 'cleanup') AND ?3 > 0) OR (kind = 'attachment' AND ?4 > 0))";
+     OR (kind IN ('image', 'cleanup', 'prepared') AND ?3 > 0)
+     OR (kind = 'attachment' AND ?4 > 0))";
 
 impl Tx {
     /// Asks for an object to be looked at, now.
@@ -111,6 +113,26 @@ impl Tx {
             "INSERT INTO jobs (key, priority, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?3)
              ON CONFLICT (key) DO UPDATE SET generation = generation + 1, next_attempt_at = ?3",
             params![key.to_string(), Kind::of(key).priority(), now],
+        )?;
+        self.asked.insert(key.clone());
+        self.queued();
+        Ok(())
+    }
+
+    /// Asks for an object to be looked at after `delay_ns`, at the latest.
+    pub(super) fn enqueue_later(
+        &mut self,
+        key: &ObjectKey,
+        delay_ns: i64,
+    ) -> Result<(), StateError> {
+        let now = now_ns();
+        let due = now.saturating_add(delay_ns);
+        self.run(
+            "queue a job",
+            "INSERT INTO jobs (key, priority, next_attempt_at, created_at) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (key) DO UPDATE SET generation = generation + 1,
+                 next_attempt_at = min(next_attempt_at, ?3)",
+            params![key.to_string(), Kind::of(key).priority(), due, now],
         )?;
         self.asked.insert(key.clone());
         self.queued();
@@ -292,7 +314,7 @@ fn subject(key: &ObjectKey) -> Option<Subject<'_>> {
         ObjectKey::Sandbox(id) | ObjectKey::Attachment(id) => Some(Subject::Sandbox(id)),
         ObjectKey::Container(id) => Some(Subject::Container(id)),
         ObjectKey::Image(id) => Some(Subject::Image(id)),
-        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) => None,
+        ObjectKey::Pull(_) | ObjectKey::Cleanup(_) | ObjectKey::Prepared => None,
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ipnet::Ipv6Net;
 use rusqlite::params;
 
 use super::cleanup::Resource;
@@ -14,8 +15,11 @@ use super::sql::{all, column, first, pair};
 use super::writer::Tx;
 use super::{StateError, Store, node, now_ns};
 use crate::id::SandboxId;
-use crate::lifecycle::address::{Pool, beside, capacity, first6, next_free, parse_range};
+use crate::lifecycle::address::{
+    Pool, REQUESTED, Requested, beside, capacity, first6, next_free, parse_range,
+};
 use crate::lifecycle::record::Ipv6Given;
+use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 
 /// Longest rest of an address that may be configured, ns: an hour.
 pub const QUARANTINE_MAX_NS: i64 = 3_600_000_000_000;
@@ -151,13 +155,20 @@ impl Store {
     }
 }
 
+fn given6(subnet: Ipv6Net, address: Ipv6Addr) -> Ipv6Given {
+    Ipv6Given {
+        address,
+        prefix_length: subnet.prefix_len(),
+        gateway: first6(subnet),
+    }
+}
+
 impl Tx {
-    /// Gives the sandbox an address, out of the pool or of what kubelet has told in its place.
-    pub(super) async fn allocate_address(
+    /// The range as it is now, configured or kubelet's, and the last address given out.
+    pub(super) async fn pool_now(
         &mut self,
-        id: &SandboxId,
         configured: &Pool,
-    ) -> Result<(), StateError> {
+    ) -> Result<(Pool, Option<u32>), StateError> {
         let sql = "SELECT key, value FROM network_state WHERE key IN (?, ?)";
         let keys = [node::LAST_ADDRESS, node::POD_CIDR];
         let facts: Vec<(String, String)> = self.all("read facts", sql, keys, pair)?;
@@ -167,10 +178,62 @@ impl Tx {
         let last = fact(node::LAST_ADDRESS)
             .and_then(|(_, text)| text.parse::<Ipv4Addr>().ok())
             .map(u32::from);
-        let address = self.free_address(&pool, last).await?;
-        let ipv6 = match pool.subnet6 {
-            Some(subnet) => Some(self.address_beside(subnet, address).await?),
-            None => None,
+        Ok((pool, last))
+    }
+
+    /// Gives a new sandbox the address that it asks for, that of a network that waits, or the next
+    /// free one. Returns the sandbox' id, which is `id` unless it takes a network that waits. The
+    /// inner error is a refusal after which what was written is kept.
+    pub(super) async fn give_address(
+        &mut self,
+        id: SandboxId,
+        spec: &SandboxSpec,
+        configured: &Pool,
+    ) -> Result<Result<SandboxId, StateError>, StateError> {
+        // Checked by the front.
+        let requested = Requested::of(&spec.annotations).unwrap_or_default();
+        // What is prepared has an IPC namespace of its own.
+        let may_take = configured.prepared > 0 && spec.ipc == NamespaceMode::Pod;
+        let (pool, _) = self.pool_now(configured).await?;
+        let taken = if requested.is_any() {
+            let unfit = |why| StateError::AddressUnfit {
+                annotation: REQUESTED,
+                why,
+            };
+            requested.check(&pool).map_err(unfit)?;
+            match self.take_requested(&requested, may_take).await? {
+                Ok(taken) => taken,
+                Err(refused) => return Ok(Err(refused)),
+            }
+        } else if may_take {
+            self.take_prepared(&pool).await?
+        } else {
+            None
+        };
+        if let Some(taken) = taken {
+            return Ok(Ok(taken));
+        }
+        self.allocate_address(&id, configured, &requested).await?;
+        Ok(Ok(id))
+    }
+
+    /// Gives the sandbox an address, out of the pool or of what kubelet has told in its place.
+    /// `requested` is known to be free.
+    pub(super) async fn allocate_address(
+        &mut self,
+        id: &SandboxId,
+        configured: &Pool,
+        requested: &Requested,
+    ) -> Result<(), StateError> {
+        let (pool, last) = self.pool_now(configured).await?;
+        let address = match requested.ipv4 {
+            Some(address) => address,
+            None => self.free_address(&pool, last).await?,
+        };
+        let ipv6 = match (pool.subnet6, requested.ipv6) {
+            (Some(subnet), Some(address)) => Some(given6(subnet, address)),
+            (Some(subnet), None) => Some(self.address_beside(subnet, address).await?),
+            (None, _) => None,
         };
         self.run(
             "record an address",
@@ -192,6 +255,9 @@ impl Tx {
                 ipv6.map(|given| given.gateway.to_string()),
             ],
         )?;
+        if requested.ipv4.is_some() {
+            return Ok(());
+        }
         self.set_fact(node::LAST_ADDRESS, &address.to_string())
             .await
     }
@@ -211,6 +277,9 @@ impl Tx {
             pair,
         )?;
         let numbers: Vec<u32> = taken.iter().map(|(number, _)| *number).collect();
+        let sql = "SELECT count(*) FROM prepared_networks";
+        let prepared: Option<i64> = self.first("count prepared networks", sql, [], column)?;
+        let prepared = usize::try_from(prepared.unwrap_or(0)).unwrap_or(0);
         next_free(pool, &numbers, last).ok_or_else(|| {
             let inside =
                 |(number, _): &&(u32, bool)| pool.subnet.contains(&Ipv4Addr::from(*number));
@@ -218,7 +287,8 @@ impl Tx {
             let waiting = inside.iter().filter(|(_, waits)| *waits).count();
             StateError::AddressesExhausted {
                 subnet: pool.subnet.to_string(),
-                used: inside.len() - waiting,
+                used: (inside.len() - waiting).saturating_sub(prepared),
+                prepared,
                 waiting,
                 capacity: capacity(pool),
             }
@@ -227,7 +297,7 @@ impl Tx {
 
     async fn address_beside(
         &mut self,
-        subnet: ipnet::Ipv6Net,
+        subnet: Ipv6Net,
         address: Ipv4Addr,
     ) -> Result<Ipv6Given, StateError> {
         let sql = "SELECT address6 FROM network_allocations WHERE address6 IS NOT NULL";
@@ -237,14 +307,11 @@ impl Tx {
         let exhausted = || StateError::AddressesExhausted {
             subnet: subnet.to_string(),
             used: used.len(),
+            prepared: 0,
             waiting: 0,
             capacity: used.len(),
         };
-        Ok(Ipv6Given {
-            address: address.ok_or_else(exhausted)?,
-            prefix_length: subnet.prefix_len(),
-            gateway: first6(subnet),
-        })
+        Ok(given6(subnet, address.ok_or_else(exhausted)?))
     }
 
     /// The pod's link is up.

@@ -26,7 +26,7 @@ use super::storage::Trouble;
 use super::{StateError, Store};
 
 /// Tables that say what is there; they are checked before the start, all others after it.
-const STATE_TABLES: [&str; 18] = [
+const STATE_TABLES: [&str; 19] = [
     "sandboxes",
     "containers",
     "process_monitors",
@@ -35,6 +35,7 @@ const STATE_TABLES: [&str; 18] = [
     "network_state",
     "port_mappings",
     "address_quarantine",
+    "prepared_networks",
     "layers",
     "images",
     "image_references",

@@ -11,6 +11,8 @@ use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::address::REQUESTED;
+use crate::lifecycle::egress;
 use crate::lifecycle::event::{Announced, Stopper};
 use crate::lifecycle::port::host_ports;
 use crate::lifecycle::sandbox::{Desired, State, admit};
@@ -209,7 +211,8 @@ impl Store {
 
 impl DesiredWriter {
     /// Records the wish for a sandbox, with its address and ports, and queues it; or finds the one
-    /// that the same pod, name and attempt already has (invariant I8).
+    /// that the same pod, name and attempt already has (invariant I8). It is known by `id`, unless
+    /// it takes a network that was prepared for another one.
     ///
     /// # Errors
     /// When that one has been stopped, no address is free, a port is another pod's, or the database
@@ -227,18 +230,25 @@ impl DesiredWriter {
                     if let Some((twin, state)) = tx.find_twin(&spec).await? {
                         tx.asked_again(&twin).await?;
                         return match admit(Desired::Ready, twin_desired(state), state) {
-                            Verdict::Already | Verdict::Admitted => Ok(twin),
+                            Verdict::Already | Verdict::Admitted => Ok(Ok(twin)),
                             Verdict::Refused(impossible) => Err(impossible.of(&twin).into()),
                         };
                     }
                     if let Joins::Nothing(why) = joins {
                         return Err(StateError::NetworkNotReady(why));
                     }
-                    tx.insert_sandbox(&id, &spec).await?;
+                    let mut id = id;
                     match &joins {
-                        Joins::Pool(pool) => tx.allocate_address(&id, pool).await?,
-                        Joins::Plugins => tx.want_attachment(&id).await?,
+                        Joins::Pool(pool) => match tx.give_address(id, &spec, pool).await? {
+                            Ok(given) => id = given,
+                            Err(refused) => return Ok(Err(refused)),
+                        },
+                        Joins::Plugins => refuse_own_annotations(&spec)?,
                         Joins::Node | Joins::Nothing(_) => {}
+                    }
+                    tx.insert_sandbox(&id, &spec).await?;
+                    if let Joins::Plugins = joins {
+                        tx.want_attachment(&id).await?;
                     }
                     if !matches!(joins, Joins::Node) {
                         // Two of its own that meet were refused by the front.
@@ -246,10 +256,10 @@ impl DesiredWriter {
                         tx.claim_ports(&id, &ports).await?;
                     }
                     tx.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
-                    Ok(id)
+                    Ok(Ok(id))
                 })
             })
-            .await
+            .await?
     }
 
     /// Records the wish that a sandbox be stopped or removed, and queues it and its containers.
@@ -268,6 +278,19 @@ impl DesiredWriter {
             })
             .await
     }
+}
+
+/// What only our own network can do: plugins would not, and whoever wrote it would not know.
+fn refuse_own_annotations(spec: &SandboxSpec) -> Result<(), StateError> {
+    for annotation in [REQUESTED, egress::EGRESS] {
+        if spec.annotations.contains_key(annotation) {
+            return Err(StateError::AddressUnfit {
+                annotation,
+                why: "cannot be met: network plugins connect the pods of this node".into(),
+            });
+        }
+    }
+    Ok(())
 }
 
 fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {

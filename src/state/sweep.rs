@@ -38,6 +38,11 @@ impl Store {
     }
 
     async fn known_pods(&self) -> Result<Pods, StateError> {
+        // Read first: one that is taken meanwhile is among the sandboxes then.
+        let prepared = self.prepared_networks().await?;
+        let prepared = prepared
+            .into_iter()
+            .map(|one| Ok((one.id.to_string(), PodIs::Changing)));
         let rows: Vec<(String, String, String, bool)> = self
             .read("list sandboxes", || {
                 sqlx::query_as(
@@ -56,6 +61,7 @@ impl Store {
                 };
                 Ok((id, is))
             })
+            .chain(prepared)
             .collect()
     }
 

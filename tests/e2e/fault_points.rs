@@ -31,8 +31,8 @@ const SHARES: usize = 2;
 /// Tries of a call whose step may fail several times.
 const TRIES: u32 = 60;
 
-/// Walked elsewhere: by the tests of plugins' networks, of the sweep and of the image store, and by
-/// the last test here.
+/// Walked elsewhere: by the tests of the sweep, of the image store, of the network and of plugins'
+/// networks, and by the last test here.
 const ELSEWHERE: &[&str] = &[
     "attachment.adding",
     "attachment.called",
@@ -56,6 +56,8 @@ const ELSEWHERE: &[&str] = &[
     "sandbox.init_ended",
     "sweep.mended",
     "snapshot.copied",
+    "sandbox.policy",
+    "prepared.dropped",
 ];
 
 /// What has to go wrong first for a point to be reached.
@@ -137,6 +139,7 @@ struct Walk {
 impl Walk {
     async fn begin(action: Action) -> Self {
         let mut node = Node::prepare("");
+        node.prepare_networks(2);
         let file = node.path("faults");
         std::fs::write(&file, "").expect("a file of the test");
         node.env = vec![(FILE_VARIABLE.into(), file.display().to_string())];
@@ -259,6 +262,11 @@ impl Walk {
             check_whole(&self.node.cri, point).await;
             self.arm(rest);
         }
+    }
+
+    /// The daemon's end: networks that wait for a pod go with it.
+    fn end(mut self) {
+        assert!(self.node.terminate().success());
     }
 
     /// A whole life that meets these points.
@@ -481,6 +489,7 @@ async fn walk(action: Action, share: usize) {
         walk.meet(&dealt).await;
     }
     println!("{} lives", walk.lives);
+    walk.end();
 }
 
 #[tokio::test]
@@ -554,6 +563,7 @@ async fn live_without_a_shim(action: Action, point: &str) {
     assert!(walk.fired().contains(point), "{point} is never reached");
     walk.go_down(&id, &dies, &lives, &image).await;
     walk.nothing_is_left().await;
+    walk.end();
 }
 
 #[tokio::test]
@@ -592,6 +602,15 @@ async fn a_step_that_panics_is_tried_again_and_the_daemon_goes_on() {
     assert_eq!(status.signal(), Some(Signal::SIGABRT as i32));
     walk.disarm();
     walk.node.restart().await;
+    let pods = walk.node.cri.list_pods(None).await.expect("ListPodSandbox");
+    for pod in pods {
+        let removed = walk.node.cri.remove_pod(&pod.id).await;
+        removed.expect("RemovePodSandbox");
+    }
+    let removed = walk.node.cri.remove_image(&image).await;
+    removed.expect("RemoveImage");
+    walk.nothing_is_left().await;
+    walk.end();
 }
 
 #[tokio::test]

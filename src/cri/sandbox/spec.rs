@@ -1,7 +1,9 @@
 //! From `PodSandboxConfig` to [`SandboxSpec`]: all checks, nothing touched.
 
 use crate::cri::{CallError, validate};
+use crate::lifecycle::address::{self, Requested};
 use crate::lifecycle::bandwidth::Bandwidth;
+use crate::lifecycle::egress;
 use crate::lifecycle::port::{Protocol, host_ports};
 use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
 use crate::proto::cri as v1;
@@ -91,7 +93,33 @@ fn together(at: &impl Fn(&str) -> String, spec: &SandboxSpec) -> Result<(), Call
         );
         return Err(CallError::invalid(at("port_mappings"), why));
     }
-    Ok(())
+    network_annotations(&at("annotations"), spec)
+}
+
+/// Annotations that say something about the pod's own network. Where it has none they would mean
+/// nothing, and whoever wrote them would not know.
+fn network_annotations(field: &str, spec: &SandboxSpec) -> Result<(), CallError> {
+    let refused = |name: &str, why: String| {
+        let field = format!("{field}[{name:?}]");
+        Err(CallError::invalid(field, why))
+    };
+    let annotations = &spec.annotations;
+    if spec.network != NamespaceMode::Pod {
+        let all = [address::REQUESTED, egress::EGRESS];
+        let why = "cannot be met: the pod is in the node's network";
+        return match all.into_iter().find(|name| annotations.contains_key(*name)) {
+            Some(name) => refused(name, why.into()),
+            // As Kubernetes' own plugins have it: the node is not limited for a pod.
+            None => Ok(()),
+        };
+    }
+    if let Err(why) = Requested::of(annotations) {
+        return refused(address::REQUESTED, why);
+    }
+    match egress::of(annotations) {
+        Ok(_) => Ok(()),
+        Err(why) => refused(egress::EGRESS, why),
+    }
 }
 
 /// Checks a sandbox configuration that only comes along, as with CreateContainer.

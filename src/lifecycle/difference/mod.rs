@@ -201,7 +201,7 @@ pub struct ContainerSeen {
 pub struct FoundRules {
     /// What is not as it should be about anything but ports.
     pub problems: Vec<String>,
-    /// Ports that lead to pods, in words.
+    /// Ports that lead to pods, and policies of pods, in words.
     pub ports: BTreeSet<String>,
 }
 
@@ -279,8 +279,8 @@ pub struct Known {
     pub images: BTreeMap<String, Vec<String>>,
     /// Links with an address, and the bridge of each.
     pub links: BTreeMap<String, String>,
-    /// Ports that are pods', in the words of [`FoundRules::ports`], and whether they must lead
-    /// there now.
+    /// Ports and policies that are pods', in the words of [`FoundRules::ports`], and whether they
+    /// must be in place now.
     pub ports: BTreeMap<String, bool>,
 }
 
@@ -350,11 +350,15 @@ fn compare_rules(found: &FoundRules, known: &Known, differences: &mut Vec<Differ
         .iter()
         .filter(|port| !known.ports.contains_key(*port))
     {
-        differs(Kind::Orphan, port, "no pod has this port");
+        differs(Kind::Orphan, port, "no pod has this");
     }
     for (port, must_be_there) in &known.ports {
         if *must_be_there && !found.ports.contains(port) {
-            differs(Kind::Missing, port, "nothing leads to the pod");
+            differs(
+                Kind::Missing,
+                port,
+                "the pod has this, and the rules do not",
+            );
         }
     }
 }
@@ -370,6 +374,10 @@ fn links(found: &Found, known: &Known, differences: &mut Vec<Difference>) {
                 let detail = "no pod has this link";
                 differences.push(orphan(Thing::Link, &link.name, "", detail));
             }
+            "ifb" if !known.links.keys().any(|name| is_shaper(&link.name, name)) => {
+                let detail = "no pod is limited by this interface";
+                differences.push(orphan(Thing::Link, &link.name, "", detail));
+            }
             "bridge"
                 if link.name != known.bridge && !known.links.values().any(|b| *b == link.name) =>
             {
@@ -379,6 +387,11 @@ fn links(found: &Found, known: &Known, differences: &mut Vec<Difference>) {
             _ => {}
         }
     }
+}
+
+/// Whether an interface limits what is sent by a link: their names differ in the first letter.
+fn is_shaper(shaper: &str, link: &str) -> bool {
+    shaper.strip_prefix('i').is_some() && shaper.get(1..) == link.get(1..)
 }
 
 fn directories(found: &Found, known: &Known, differences: &mut Vec<Difference>) {

@@ -30,9 +30,32 @@ const LOCAL: u32 = 2;
 /// `IFNAMSIZ`.
 const NAME_BYTES: usize = 16;
 
+/// `ETH_P_ARP`, `ETH_P_IP`, `ETH_P_IPV6` of `linux/if_ether.h`.
+const ETHER_ARP: u16 = 0x0806;
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_IPV6: u16 = 0x86dd;
+/// The number of IPv6's fragment header (RFC 8200 §4.5).
+const FRAGMENT: u8 = 44;
+/// `SYN` among the flags of TCP (RFC 9293 §3.1), and where they are.
+const SYN: u8 = 2;
+const TCP_FLAGS: u32 = 13;
+/// `NFT_DYNSET_OP_ADD`, `NFT_DYNSET_OP_UPDATE`.
+const ADD: u32 = 0;
+const UPDATE: u32 = 1;
+
+/// How two values compare (`NFT_CMP_…`).
+#[derive(Clone, Copy)]
+enum Comparison {
+    Equal = 0,
+    Unequal = 1,
+    AtMost = 3,
+    AtLeast = 5,
+}
+
 /// What is looked at of a packet (`NFT_META_…`).
 #[derive(Clone, Copy)]
 enum Meta {
+    EtherType = 1,
     InputName = 6,
     OutputName = 7,
     Family = 15,
@@ -44,6 +67,15 @@ enum Meta {
 pub(super) enum End {
     Source,
     Destination,
+}
+
+/// Which way a packet goes in a conversation that somebody has begun with a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// To the pod.
+    Request,
+    /// From the pod.
+    Reply,
 }
 
 /// One rule's expressions, in order.
@@ -71,11 +103,28 @@ impl Expressions {
     }
 
     fn compare(self, equal: bool, value: &[u8]) -> Self {
+        let how = match equal {
+            true => Comparison::Equal,
+            false => Comparison::Unequal,
+        };
+        self.compares(how, value)
+    }
+
+    fn compares(self, how: Comparison, value: &[u8]) -> Self {
         let data = Attributes::new()
             .number(1, WORK)
-            .number(2, u32::from(!equal))
+            .number(2, how as u32)
             .nested(3, &Attributes::new().bytes(DATA_VALUE, value));
         self.add("cmp", &data)
+    }
+
+    /// Numbers are compared as a packet has them, the highest byte first.
+    fn between(self, first: &[u8], last: &[u8]) -> Self {
+        if first == last {
+            return self.compares(Comparison::Equal, first);
+        }
+        self.compares(Comparison::AtLeast, first)
+            .compares(Comparison::AtMost, last)
     }
 
     /// Loads bytes of the packet: from its network header (base 1) or its transport header (2).
@@ -130,6 +179,156 @@ impl Expressions {
             .payload(1, offset, length, WORK)
             .mask(&mask)
             .compare(true, &octets(net.network()))
+    }
+
+    /// Only frames with ARP in them.
+    pub(super) fn arp(self) -> Self {
+        self.meta(Meta::EtherType, WORK)
+            .compare(true, &ETHER_ARP.to_be_bytes())
+    }
+
+    /// Only frames with a packet of this family in them. On a bridge, [`Self::family`] is the
+    /// bridge's own.
+    pub(super) fn ip(self, family: u8) -> Self {
+        let ether_type = if family == IPV6 {
+            ETHER_IPV6
+        } else {
+            ETHER_IPV4
+        };
+        self.meta(Meta::EtherType, WORK)
+            .compare(true, &ether_type.to_be_bytes())
+    }
+
+    /// Only packets with an end in this network; their family has been looked at.
+    pub(super) fn in_net(self, end: End, net: IpNet) -> Self {
+        let (family, mask) = match net.netmask() {
+            IpAddr::V4(mask) => (IPV4, mask.octets().to_vec()),
+            IpAddr::V6(mask) => (IPV6, mask.octets().to_vec()),
+        };
+        let (offset, length) = place(family, end);
+        self.payload(1, offset, length, WORK)
+            .mask(&mask)
+            .compare(true, &octets(net.network()))
+    }
+
+    /// Only packets of this transport protocol.
+    pub(super) fn transport(self, protocol: u8) -> Self {
+        self.meta(Meta::Protocol, WORK).compare(true, &[protocol])
+    }
+
+    /// Only packets of other transport protocols.
+    pub(super) fn other_transport(self, protocol: u8) -> Self {
+        self.meta(Meta::Protocol, WORK).compare(false, &[protocol])
+    }
+
+    /// Only packets with this end's port in the range. Not for later fragments, which have none.
+    pub(super) fn port(self, end: End, first: u16, last: u16) -> Self {
+        let offset = match end {
+            End::Source => 0,
+            End::Destination => 2,
+        };
+        self.payload(2, offset, 2, WORK)
+            .between(&first.to_be_bytes(), &last.to_be_bytes())
+    }
+
+    /// Only messages of these types; their protocol has been looked at.
+    pub(super) fn kind_of_icmp(self, first: u8, last: u8) -> Self {
+        self.payload(2, 0, 1, WORK).between(&[first], &[last])
+    }
+
+    /// Only segments that do not begin a connection; their protocol has been looked at.
+    pub(super) fn not_first_of_tcp(self) -> Self {
+        self.payload(2, TCP_FLAGS, 1, WORK)
+            .mask(&[SYN])
+            .compare(true, &[0])
+    }
+
+    /// Only fragments but the first; their family has been looked at.
+    pub(super) fn later_fragment(self, family: u8) -> Self {
+        if family == IPV4 {
+            // Flags and offset (RFC 791 §3.1).
+            return self
+                .payload(1, 6, 2, WORK)
+                .mask(&[0x1f, 0xff])
+                .compare(false, &[0, 0]);
+        }
+        // NFTA_EXTHDR_DREG, _TYPE, _OFFSET, _LEN.
+        let data = Attributes::new()
+            .number(1, WORK)
+            .bytes(2, &[FRAGMENT])
+            .number(3, 2)
+            .number(4, 2);
+        self.add("exthdr", &data)
+            .mask(&[0xff, 0xf8])
+            .compare(false, &[0, 0])
+    }
+
+    /// Loads what a conversation is known by: protocol, the pod's port, the other's address and
+    /// port.
+    pub(super) fn flow(self, family: u8, way: Flow) -> Self {
+        let (pods_port, others_port, other) = match way {
+            Flow::Request => (2, 0, End::Source),
+            Flow::Reply => (0, 2, End::Destination),
+        };
+        let (offset, length) = place(family, other);
+        self.meta(Meta::Protocol, WORDS)
+            .payload(2, pods_port, 2, WORDS + 1)
+            .payload(1, offset, length, WORDS + 2)
+            .payload(2, others_port, 2, WORDS + 2 + length / 4)
+    }
+
+    /// Loads an address.
+    pub(super) fn address(self, family: u8, end: End) -> Self {
+        let (offset, length) = place(family, end);
+        self.payload(1, offset, length, WORDS)
+    }
+
+    /// Only packets whose loaded part is in a set.
+    pub(super) fn found_in(self, set: &str) -> Self {
+        let data = Attributes::new().text(1, set).number(2, WORDS);
+        self.add("lookup", &data)
+    }
+
+    /// Puts the loaded part into a set; what is there already stays as it is.
+    pub(super) fn remember(self, set: &str, for_ms: u64) -> Self {
+        self.put(set, ADD, for_ms)
+    }
+
+    /// Puts the loaded part into a set; what is there already begins its time anew.
+    pub(super) fn refresh(self, set: &str, for_ms: u64) -> Self {
+        self.put(set, UPDATE, for_ms)
+    }
+
+    fn put(self, set: &str, operation: u32, for_ms: u64) -> Self {
+        // NFTA_DYNSET_SET_NAME, _OP, _SREG_KEY, _TIMEOUT.
+        let data = Attributes::new()
+            .text(1, set)
+            .number(3, operation)
+            .number(4, WORDS)
+            .bytes(6, &for_ms.to_be_bytes());
+        self.add("dynset", &data)
+    }
+
+    /// Goes where a map says for the interface that the packet came in by.
+    pub(super) fn input_in(self, map: &str) -> Self {
+        self.meta(Meta::InputName, WORDS).verdict_in(map)
+    }
+
+    /// The same for the interface that it leaves by.
+    pub(super) fn output_in(self, map: &str) -> Self {
+        self.meta(Meta::OutputName, WORDS).verdict_in(map)
+    }
+
+    fn verdict_in(self, map: &str) -> Self {
+        let data = Attributes::new()
+            .text(1, map)
+            .number(2, WORDS)
+            .number(3, VERDICT);
+        self.add("lookup", &data)
+    }
+
+    pub(super) fn accept(self) -> Self {
+        self.verdict(1, None)
     }
 
     /// Only packets to an address of the node.
@@ -193,15 +392,25 @@ impl Expressions {
 
     /// `NF_DROP`, or one of the negative `NFT_…` verdicts.
     fn verdict(self, code: i32, chain: Option<&str>) -> Self {
-        let mut verdict = Attributes::new().bytes(1, &code.to_be_bytes());
-        if let Some(chain) = chain {
-            verdict = verdict.text(2, chain);
-        }
+        let verdict = verdict(code, chain);
         let data = Attributes::new()
             .number(1, VERDICT)
             .nested(2, &Attributes::new().nested(DATA_VERDICT, &verdict));
         self.add("immediate", &data)
     }
+}
+
+fn verdict(code: i32, chain: Option<&str>) -> Attributes {
+    let verdict = Attributes::new().bytes(1, &code.to_be_bytes());
+    match chain {
+        Some(chain) => verdict.text(2, chain),
+        None => verdict,
+    }
+}
+
+/// The verdict of a map's element: on in another chain.
+pub(super) fn jump_to(chain: &str) -> Attributes {
+    verdict(-3, Some(chain))
 }
 
 /// Where an address is in the network header: offset and length in bytes (RFC 791, RFC 8200).
@@ -222,7 +431,7 @@ pub(super) fn octets(address: IpAddr) -> Vec<u8> {
     }
 }
 
-fn padded(name: &str) -> [u8; NAME_BYTES] {
+pub(super) fn padded(name: &str) -> [u8; NAME_BYTES] {
     let mut bytes = [0; NAME_BYTES];
     let length = name.len().min(NAME_BYTES - 1);
     bytes[..length].copy_from_slice(&name.as_bytes()[..length]);

@@ -1,10 +1,12 @@
 //! What there is of the rules, compared with what there should be. Changes nothing.
 
-use super::encode::{Attributes, GENERIC_HEADER_BYTES, Message, find};
-use super::forward::{MAPS, PortForward};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::encode::{Attributes, GENERIC_HEADER_BYTES, Message, find, list};
+use super::forward::PortForward;
 use super::rules::{read_comment, rules};
 use super::transaction::{dump, kind};
-use super::{INET, RuleSpec, failed, open, table};
+use super::{INET, RuleSpec, egress, failed, open, table};
 use crate::network::NetworkError;
 use crate::network::netlink::{Reply, Socket, text};
 use crate::network::sysctl;
@@ -20,7 +22,10 @@ pub struct RulesSeen {
     /// What is not as it should be about anything but ports, in words.
     pub problems: Vec<String>,
     /// The ports that lead to pods.
-    pub forwards: Vec<PortForward>,
+    pub forwards: BTreeSet<PortForward>,
+    /// The links whose pods have a policy in place, and whether it is as it should be; one that
+    /// nothing is known of never is.
+    pub policies: BTreeMap<String, bool>,
 }
 
 fn attributes(reply: &Reply) -> &[u8] {
@@ -30,10 +35,13 @@ fn attributes(reply: &Reply) -> &[u8] {
         .unwrap_or_default()
 }
 
-/// All tables of our family, with their comments. A kernel without nf_tables (which knows no such
+/// All tables of a family, with their comments. A kernel without nf_tables (which knows no such
 /// subsystem, and says `EINVAL`) has none.
-pub(super) fn tables(socket: &mut Socket) -> Result<Vec<(String, Option<String>)>, NetworkError> {
-    let message = Message::new(kind(GET_TABLE), 0, INET, &Attributes::new());
+pub(super) fn tables(
+    socket: &mut Socket,
+    family: u8,
+) -> Result<Vec<(String, Option<String>)>, NetworkError> {
+    let message = Message::new(kind(GET_TABLE), 0, family, &Attributes::new());
     let replies = match dump(socket, &message) {
         Err(error) if error.is(libc::EINVAL) => Vec::new(),
         other => other.map_err(failed("list"))?,
@@ -45,7 +53,7 @@ pub(super) fn tables(socket: &mut Socket) -> Result<Vec<(String, Option<String>)
     Ok(named.collect())
 }
 
-/// Compares the rules with what they should be; the ports are the caller's to compare.
+/// Compares the rules with what they should be; ports and policies are the caller's to compare.
 ///
 /// # Errors
 ///
@@ -54,22 +62,24 @@ pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
     let mut socket = open()?;
     let name = table(&spec.bridge);
     let mut seen = RulesSeen::default();
-    let found = tables(&mut socket)?;
-    let found = found.iter().find(|(found, _)| *found == name);
-    match found {
+    egress::look(&mut socket, &name, spec, &mut seen)?;
+    if !spec.has_addresses() {
+        return Ok(seen);
+    }
+    match is_ours(&mut socket, INET, &name, spec)? {
         None => {
             seen.problems.push(format!("table inet {name} is missing"));
             return Ok(seen);
         }
-        Some((_, mark)) if mark.as_deref() != Some(spec.alias.as_str()) => {
+        Some(false) => {
             seen.problems.push(format!("table inet {name} is not ours"));
             return Ok(seen);
         }
-        Some(_) => {}
+        Some(true) => {}
     }
     compare_rules(&mut socket, &name, spec, &mut seen)?;
     if spec.host_ports {
-        for map in MAPS.into_iter().filter(|map| spec.has_ipv6() || !map.ipv6) {
+        for map in spec.maps() {
             let body = Attributes::new().text(1, &name).text(2, map.name);
             let message = Message::new(kind(GET_ELEMENTS), 0, INET, &body);
             match dump(&mut socket, &message) {
@@ -97,24 +107,67 @@ pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
     Ok(seen)
 }
 
-/// By chain and comment: rules of ours are never edited, only replaced.
+/// Whether the table of this name has our mark; `None` without such a table.
+pub(super) fn is_ours(
+    socket: &mut Socket,
+    family: u8,
+    name: &str,
+    spec: &RuleSpec,
+) -> Result<Option<bool>, NetworkError> {
+    let all = tables(socket, family)?;
+    let found = all.iter().find(|(found, _)| found == name);
+    Ok(found.map(|(_, mark)| mark.as_deref() == Some(spec.alias.as_str())))
+}
+
+/// Chain and comment of every rule: rules of ours are never edited, only replaced.
+pub(super) fn list_rules(
+    socket: &mut Socket,
+    family: u8,
+    name: &str,
+) -> Result<Vec<(String, String)>, NetworkError> {
+    let body = Attributes::new().text(1, name);
+    let message = Message::new(kind(GET_RULE), 0, family, &body);
+    let replies = dump(socket, &message).map_err(failed("list"))?;
+    let found = replies.iter().map(|reply| {
+        let part = |number| find(attributes(reply), number);
+        let comment = part(7).and_then(read_comment).unwrap_or_default();
+        (part(2).map(text).unwrap_or_default(), comment)
+    });
+    Ok(found.collect())
+}
+
+/// The keys of a map of interfaces; none without such a map.
+pub(super) fn list_interfaces(
+    socket: &mut Socket,
+    family: u8,
+    name: &str,
+    map: &str,
+) -> Result<BTreeSet<String>, NetworkError> {
+    let body = Attributes::new().text(1, name).text(2, map);
+    let message = Message::new(kind(GET_ELEMENTS), 0, family, &body);
+    let replies = match dump(socket, &message) {
+        Err(error) if error.is(libc::ENOENT) => Vec::new(),
+        other => other.map_err(failed("list"))?,
+    };
+    let mut names = BTreeSet::new();
+    for reply in &replies {
+        let elements = find(attributes(reply), 3).map(list).unwrap_or_default();
+        let keys = elements
+            .into_iter()
+            .filter_map(|element| find(find(element, 1)?, 1));
+        names.extend(keys.map(text));
+    }
+    Ok(names)
+}
+
+/// By chain and comment.
 fn compare_rules(
     socket: &mut Socket,
     name: &str,
     spec: &RuleSpec,
     seen: &mut RulesSeen,
 ) -> Result<(), NetworkError> {
-    let body = Attributes::new().text(1, name);
-    let message = Message::new(kind(GET_RULE), 0, INET, &body);
-    let replies = dump(socket, &message).map_err(failed("list"))?;
-    let mut found: Vec<(String, String)> = replies
-        .iter()
-        .map(|reply| {
-            let part = |number| find(attributes(reply), number);
-            let comment = part(7).and_then(read_comment).unwrap_or_default();
-            (part(2).map(text).unwrap_or_default(), comment)
-        })
-        .collect();
+    let mut found = list_rules(socket, INET, name)?;
     for rule in rules(spec) {
         let place = found
             .iter()

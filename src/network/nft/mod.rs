@@ -1,5 +1,6 @@
 //! The node's packet rules, in one nf_tables table of our own: masquerade for what leaves the pod
-//! network, and ports of the node that lead to pods.
+//! network, and ports of the node that lead to pods; and what pods may send, in a second one of the
+//! same name, of the family `bridge` (`egress.rs`).
 //!
 //! ```text
 //! guard        (prerouting, raw)  from the bridge to 127.0.0.0/8: dropped
@@ -18,6 +19,7 @@
 //! another table drops stays dropped: no rule of ours can accept it.
 
 mod conntrack;
+mod egress;
 mod encode;
 mod expression;
 mod forward;
@@ -25,6 +27,8 @@ mod inspect;
 mod rules;
 mod transaction;
 mod watch;
+
+use std::fmt;
 
 use ipnet::IpNet;
 
@@ -36,12 +40,15 @@ use encode::{Attributes, Message};
 use transaction::{commit, kind};
 
 pub use conntrack::{forget_before, forget_closed};
+pub use egress::{close_policy, open_policy};
 pub use forward::PortForward;
 pub use inspect::{RulesSeen, look_at_rules};
 pub use watch::RuleWatch;
 
 /// `NFPROTO_INET`: one table for both families.
 const INET: u8 = 1;
+/// `NFPROTO_BRIDGE`.
+const BRIDGE: u8 = 7;
 
 /// The rules as they should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +67,66 @@ pub struct RuleSpec {
     pub host_ports: bool,
     /// Those ports.
     pub forwards: Vec<PortForward>,
+    /// What pods with a policy may send.
+    pub policies: Vec<EgressPolicy>,
+}
+
+/// What a pod may send; everything else is dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EgressPolicy {
+    /// The node's end of the pod's link.
+    pub link: String,
+    /// What is allowed.
+    pub rules: Vec<EgressRule>,
+}
+
+/// Something that a pod may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EgressRule {
+    /// Where to.
+    pub net: IpNet,
+    /// By which protocol (its number in a packet); `None` is every one.
+    pub protocol: Option<u8>,
+    /// To which ports, first and last; `None` is every one.
+    pub ports: Option<(u16, u16)>,
+}
+
+impl fmt::Display for EgressRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.net)?;
+        if let Some(protocol) = self.protocol {
+            write!(f, " protocol {protocol}")?;
+        }
+        match self.ports {
+            Some((first, last)) if first == last => write!(f, " port {first}"),
+            Some((first, last)) => write!(f, " ports {first}-{last}"),
+            None => Ok(()),
+        }
+    }
 }
 
 impl RuleSpec {
-    /// Whether there is to be a table at all.
+    /// Whether there is to be any table at all.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
+        self.has_addresses() || !self.policies.is_empty()
+    }
+
+    /// Whether addresses or ports of packets are changed.
+    fn has_addresses(&self) -> bool {
         self.masquerade || self.host_ports
     }
 
     fn has_ipv6(&self) -> bool {
         self.subnets.iter().any(|net| matches!(net, IpNet::V6(_)))
+    }
+
+    /// The maps of ports that there are to be.
+    fn maps(&self) -> impl Iterator<Item = forward::Map> {
+        let ipv6 = self.has_ipv6();
+        forward::MAPS
+            .into_iter()
+            .filter(move |map| ipv6 || !map.ipv6)
     }
 }
 
@@ -87,8 +143,10 @@ fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
     NetworkError::netlink(action, "the packet rules")
 }
 
-/// Puts the whole table in place, in one transaction, and lets the node forward packets. Without
-/// anything wanted, the table goes. Tables of ours for other bridges go as well.
+/// Puts everything in place and lets the node forward packets. The table of addresses and ports is
+/// replaced as a whole, in one transaction; of the policies only what is not as it should be, since
+/// their table remembers who speaks to pods. A table of which nothing is wanted goes, and tables of
+/// ours for other bridges go as well.
 ///
 /// # Errors
 ///
@@ -100,21 +158,25 @@ pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
     let mut socket = open()?;
     let name = table(&spec.bridge);
     let mut messages = Vec::new();
-    for (found, mark) in inspect::tables(&mut socket)? {
-        let ours = mark.as_deref() == Some(spec.alias.as_str());
-        if found == name && !ours {
-            let found = "an nf_tables table without our mark".to_owned();
-            return Err(NetworkError::NotOurs { name, found });
-        }
-        if ours {
-            messages.push(rules::table_message(rules::DELETE_TABLE, 0, &found, None));
+    for family in [INET, BRIDGE] {
+        for (found, mark) in inspect::tables(&mut socket, family)? {
+            let ours = mark.as_deref() == Some(spec.alias.as_str());
+            if found == name && !ours {
+                let found = "an nf_tables table without our mark".to_owned();
+                return Err(NetworkError::NotOurs { name, found });
+            }
+            if ours && (family == INET || found != name) {
+                let table = (family, found.as_str());
+                messages.push(rules::table_message(rules::DELETE_TABLE, 0, table, None));
+            }
         }
     }
-    if spec.is_wanted() {
+    if spec.has_addresses() {
         messages.extend(rules::build(&name, spec));
     }
+    messages.extend(egress::put_right(&mut socket, &name, spec)?);
     commit(&mut socket, &messages).map_err(failed("put in place"))?;
-    if spec.is_wanted() {
+    if spec.has_addresses() {
         sysctl::forward_packets(spec.has_ipv6())?;
     }
     if spec.host_ports {
@@ -124,7 +186,7 @@ pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
     Ok(())
 }
 
-/// Removes the table of a bridge. Absence is success.
+/// Removes the tables of a bridge. Absence is success.
 ///
 /// # Errors
 ///
@@ -132,17 +194,20 @@ pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
 pub fn remove_rules(bridge: &str, alias: &str) -> Result<(), NetworkError> {
     let mut socket = open()?;
     let name = table(bridge);
-    let ours = inspect::tables(&mut socket)?
-        .iter()
-        .any(|(found, mark)| *found == name && mark.as_deref() == Some(alias));
-    if !ours {
-        return Ok(());
+    for family in [INET, BRIDGE] {
+        let ours = inspect::tables(&mut socket, family)?
+            .iter()
+            .any(|(found, mark)| *found == name && mark.as_deref() == Some(alias));
+        if !ours {
+            continue;
+        }
+        let message = rules::table_message(rules::DELETE_TABLE, 0, (family, &name), None);
+        match commit(&mut socket, &[message]) {
+            Err(error) if !error.is(libc::ENOENT) => return Err(failed("remove")(error)),
+            _ => {}
+        }
     }
-    let message = rules::table_message(rules::DELETE_TABLE, 0, &name, None);
-    match commit(&mut socket, &[message]) {
-        Err(error) if !error.is(libc::ENOENT) => Err(failed("remove")(error)),
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 /// Lets ports of the node lead to a pod. One that leads elsewhere is led here instead. `false` says

@@ -7,13 +7,13 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 
 use super::expression::{End, Expressions, IPV4, IPV6};
-use super::forward::{self, MAPS, Map};
+use super::forward::{self, Map};
 use super::{Attributes, INET, Message, RuleSpec, kind};
 
 /// `NFT_MSG_DELTABLE`.
 pub(super) const DELETE_TABLE: u16 = 2;
 /// `NFT_MSG_NEWTABLE`, `_NEWCHAIN`, `_NEWRULE`, `_NEWSET`.
-const NEW_TABLE: u16 = 0;
+pub(super) const NEW_TABLE: u16 = 0;
 const NEW_CHAIN: u16 = 3;
 const NEW_RULE: u16 = 6;
 const NEW_SET: u16 = 9;
@@ -22,16 +22,22 @@ const TABLE_COMMENT: u8 = 0;
 const RULE_COMMENT: u8 = 0;
 /// `NFT_SET_MAP`.
 const IS_MAP: u32 = 1 << 3;
+/// `NFT_SET_TIMEOUT`, `NFT_SET_EVAL`: rules put elements in, which leave by themselves.
+const REMEMBERS: u32 = 1 << 4 | 1 << 5;
+/// `NFT_DATA_VERDICT`.
+const VERDICTS: u32 = 0xffff_ff00;
+/// The number of the data type of interfaces' names.
+const INTERFACE: u32 = 41;
 
 /// A rule, where it is, and what it is for.
 pub(super) struct Rule {
-    pub(super) chain: &'static str,
+    pub(super) chain: String,
     pub(super) comment: String,
     expressions: Expressions,
 }
 
 /// A chain that the kernel calls: its name, type, hook (`NF_INET_…`) and priority.
-type Hooked = (&'static str, &'static str, u32, i32);
+pub(super) type Hooked = (&'static str, &'static str, u32, i32);
 
 const GUARD: Hooked = ("guard", "filter", 0, -300);
 const PREROUTING: Hooked = ("prerouting", "nat", 0, -100);
@@ -57,15 +63,25 @@ pub(super) fn read_comment(data: &[u8]) -> Option<String> {
 }
 
 /// A message about a table.
-pub(super) fn table_message(message: u16, flags: u16, name: &str, mark: Option<&str>) -> Message {
+pub(super) fn table_message(
+    message: u16,
+    flags: u16,
+    (family, name): (u8, &str),
+    mark: Option<&str>,
+) -> Message {
     let mut body = Attributes::new().text(1, name);
     if let Some(mark) = mark {
         body = body.bytes(6, &comment(TABLE_COMMENT, mark));
     }
-    Message::new(kind(message), flags, INET, &body)
+    Message::new(kind(message), flags, family, &body)
 }
 
-fn chain_message(table: &str, name: &str, hooked: Option<Hooked>) -> Message {
+pub(super) fn chain_message(
+    family: u8,
+    table: &str,
+    name: &str,
+    hooked: Option<Hooked>,
+) -> Message {
     let mut body = Attributes::new().text(1, table).text(3, name);
     if let Some((_, kind, hook, priority)) = hooked {
         let place = Attributes::new()
@@ -73,11 +89,11 @@ fn chain_message(table: &str, name: &str, hooked: Option<Hooked>) -> Message {
             .bytes(2, &priority.to_be_bytes());
         body = body.nested(4, &place).text(7, kind);
     }
-    Message::new(kind(NEW_CHAIN), NLM_F_CREATE, INET, &body)
+    Message::new(kind(NEW_CHAIN), NLM_F_CREATE, family, &body)
 }
 
 /// Numbers of data types, by which `nft` knows how to show keys (its `datatype.h`).
-fn type_of(parts: &[u32]) -> u32 {
+pub(super) fn type_of(parts: &[u32]) -> u32 {
     parts.iter().fold(0, |all, part| (all << 6) | part)
 }
 
@@ -103,24 +119,68 @@ fn map_message(table: &str, map: Map, id: u32) -> Message {
     Message::new(kind(NEW_SET), NLM_F_CREATE, INET, &body)
 }
 
-fn rule_message(table: &str, rule: &Rule) -> Message {
+/// A map from interfaces to where their packets go on.
+pub(super) fn verdict_map_message(family: u8, table: &str, name: &str, id: u32) -> Message {
     let body = Attributes::new()
         .text(1, table)
-        .text(2, rule.chain)
-        .nested(4, rule.expressions.attributes())
-        .bytes(7, &comment(RULE_COMMENT, &rule.comment));
-    let flags = NLM_F_CREATE | NLM_F_APPEND;
-    Message::new(kind(NEW_RULE), flags, INET, &body)
+        .text(2, name)
+        .number(3, IS_MAP)
+        .number(4, INTERFACE)
+        .number(5, 16)
+        .number(6, VERDICTS)
+        .number(10, id);
+    Message::new(kind(NEW_SET), NLM_F_CREATE, family, &body)
+}
+
+/// A set that rules put elements into, for a while.
+pub(super) struct SetSpec {
+    pub(super) name: String,
+    /// What it is a set of, as [`type_of`] has it.
+    pub(super) key: u32,
+    pub(super) key_bytes: u32,
+    /// Elements at most.
+    pub(super) size: u32,
+}
+
+impl SetSpec {
+    pub(super) fn message(&self, family: u8, table: &str, id: u32) -> Message {
+        // NFTA_SET_DESC with NFTA_SET_DESC_SIZE.
+        let size = Attributes::new().number(1, self.size);
+        let body = Attributes::new()
+            .text(1, table)
+            .text(2, &self.name)
+            .number(3, REMEMBERS)
+            .number(4, self.key)
+            .number(5, self.key_bytes)
+            .nested(9, &size)
+            .number(10, id);
+        Message::new(kind(NEW_SET), NLM_F_CREATE, family, &body)
+    }
+}
+
+impl Rule {
+    pub(super) fn message(&self, family: u8, table: &str) -> Message {
+        let body = Attributes::new()
+            .text(1, table)
+            .text(2, &self.chain)
+            .nested(4, self.expressions.attributes())
+            .bytes(7, &comment(RULE_COMMENT, &self.comment));
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
+        Message::new(kind(NEW_RULE), flags, family, &body)
+    }
 }
 
 /// The whole table, for a transaction in which there is none of its name.
 pub(super) fn build(table: &str, spec: &RuleSpec) -> Vec<Message> {
     let mark = Some(spec.alias.as_str());
-    let mut messages = vec![table_message(NEW_TABLE, NLM_F_CREATE, table, mark)];
+    let mut messages = vec![table_message(NEW_TABLE, NLM_F_CREATE, (INET, table), mark)];
     let mut chains = vec![("leaving", None), ("postrouting", Some(POSTROUTING))];
     if spec.host_ports {
-        let maps = MAPS.into_iter().filter(|map| spec.has_ipv6() || !map.ipv6);
-        messages.extend((1..).zip(maps).map(|(id, map)| map_message(table, map, id)));
+        messages.extend(
+            (1..)
+                .zip(spec.maps())
+                .map(|(id, map)| map_message(table, map, id)),
+        );
         chains.extend([
             ("guard", Some(GUARD)),
             ("hostports", None),
@@ -131,9 +191,9 @@ pub(super) fn build(table: &str, spec: &RuleSpec) -> Vec<Message> {
     messages.extend(
         chains
             .into_iter()
-            .map(|(name, hooked)| chain_message(table, name, hooked)),
+            .map(|(name, hooked)| chain_message(INET, table, name, hooked)),
     );
-    messages.extend(rules(spec).iter().map(|rule| rule_message(table, rule)));
+    messages.extend(rules(spec).iter().map(|rule| rule.message(INET, table)));
     if spec.host_ports {
         messages.extend(forward::add_all(table, &spec.forwards));
     }
@@ -152,9 +212,13 @@ pub(super) fn rules(spec: &RuleSpec) -> Vec<Rule> {
     rules
 }
 
-fn rule(chain: &'static str, comment: impl Into<String>, expressions: Expressions) -> Rule {
+pub(super) fn rule(
+    chain: impl Into<String>,
+    comment: impl Into<String>,
+    expressions: Expressions,
+) -> Rule {
     Rule {
-        chain,
+        chain: chain.into(),
         comment: comment.into(),
         expressions,
     }
@@ -194,7 +258,7 @@ fn host_ports(spec: &RuleSpec, rules: &mut Vec<Rule>) {
             new().for_the_node().jump("hostports"),
         ));
     }
-    for map in MAPS.into_iter().filter(|map| spec.has_ipv6() || !map.ipv6) {
+    for map in spec.maps() {
         let family = if map.ipv6 { IPV6 } else { IPV4 };
         rules.push(rule(
             "hostports",

@@ -14,6 +14,7 @@ fn spec(forwards: &[PortForward]) -> RuleSpec {
         masquerade: true,
         host_ports: true,
         forwards: forwards.to_vec(),
+        policies: Vec::new(),
     }
 }
 
@@ -27,9 +28,7 @@ fn forward(port: u16, pod: &str) -> PortForward {
 }
 
 fn look(spec: &RuleSpec) -> RulesSeen {
-    let mut seen = look_at_rules(spec).unwrap();
-    seen.forwards.sort();
-    seen
+    look_at_rules(spec).unwrap()
 }
 
 #[test]
@@ -56,7 +55,7 @@ fn the_table_is_put_in_place_compared_and_removed() {
             ensure_rules(&wanted).unwrap();
             let seen = look(&wanted);
             assert_eq!(seen.problems, Vec::<String>::new());
-            assert_eq!(seen.forwards, all);
+            assert_eq!(seen.forwards, all.iter().copied().collect());
         }
         // Another wish replaces the whole.
         let less = RuleSpec {
@@ -83,11 +82,11 @@ fn a_port_is_opened_led_elsewhere_and_closed() {
         ensure_rules(&spec(&[])).unwrap();
         assert!(open_ports("qlt-nbr", &[first]).unwrap());
         assert!(open_ports("qlt-nbr", &[first]).unwrap());
-        assert_eq!(look(&spec(&[])).forwards, [first]);
+        assert_eq!(look(&spec(&[])).forwards, [first].into());
         let other = forward(80, "10.88.0.3:8080");
         let second = forward(81, "10.88.0.3:8081");
         assert!(open_ports("qlt-nbr", &[other, second]).unwrap());
-        assert_eq!(look(&spec(&[])).forwards, [other, second]);
+        assert_eq!(look(&spec(&[])).forwards, [other, second].into());
         close_ports("qlt-nbr", &[second]).unwrap();
         close_ports("qlt-nbr", &[second, other]).unwrap();
         assert_eq!(look(&spec(&[])), RulesSeen::default());
@@ -121,5 +120,69 @@ fn what_is_taken_out_is_heard_of() {
         assert!(!watch.something_went().unwrap());
         remove_rules("qlt-nbr", BRIDGE_ALIAS).unwrap();
         assert!(watch.something_went().unwrap());
+    });
+}
+
+fn policy(link: &str, ports: &[u16]) -> EgressPolicy {
+    let rule = |port: &u16| EgressRule {
+        net: "192.0.2.0/24".parse().unwrap(),
+        protocol: Some(6),
+        ports: Some((*port, *port)),
+    };
+    EgressPolicy {
+        link: link.into(),
+        rules: ports.iter().map(rule).collect(),
+    }
+}
+
+#[test]
+fn a_policy_is_put_in_place_looked_at_put_right_and_taken_away() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        // The node's loopback stands for a pod's link that is there.
+        let (one, other) = (policy("lo", &[80, 443]), policy("qlt-gone", &[]));
+        assert!(!open_policy("qlt-nbr", &one).unwrap(), "no table yet");
+        let mut wanted = spec(&[]);
+        wanted.policies = vec![one.clone()];
+        assert_eq!(look(&wanted).problems.len(), 2, "{:?}", look(&wanted));
+        ensure_rules(&wanted).unwrap();
+        let whole = |links: &[&str]| {
+            links
+                .iter()
+                .map(|link| ((*link).to_owned(), true))
+                .collect()
+        };
+        assert_eq!(look(&wanted).problems, Vec::<String>::new());
+        assert_eq!(look(&wanted).policies, whole(&["lo"]));
+        assert!(open_policy("qlt-nbr", &other).unwrap());
+        assert!(
+            open_policy("qlt-nbr", &other).unwrap(),
+            "as often as one likes"
+        );
+        wanted.policies.push(other.clone());
+        assert_eq!(look(&wanted).policies, whole(&["lo", "qlt-gone"]));
+        // Another wish is not what is there, and is put in its place.
+        wanted.policies[0].rules.pop();
+        assert_eq!(look(&wanted).policies.get("lo"), Some(&false));
+        ensure_rules(&wanted).unwrap();
+        assert_eq!(look(&wanted).policies, whole(&["lo", "qlt-gone"]));
+        // One that nobody wants goes with its link, and not before.
+        wanted.policies.clear();
+        assert_eq!(look(&wanted).policies.len(), 2);
+        ensure_rules(&wanted).unwrap();
+        assert_eq!(
+            look(&wanted).policies.len(),
+            0,
+            "one was wrong: all are put right"
+        );
+        assert!(open_policy("qlt-nbr", &one).unwrap());
+        ensure_rules(&wanted).unwrap();
+        assert_eq!(look(&wanted).policies.len(), 1, "its pod may be new");
+        close_policy("qlt-nbr", &one).unwrap();
+        close_policy("qlt-nbr", &one).unwrap();
+        assert_eq!(look(&wanted), RulesSeen::default());
+        remove_rules("qlt-nbr", BRIDGE_ALIAS).unwrap();
+        close_policy("qlt-nbr", &one).unwrap();
+        assert!(!open_policy("qlt-nbr", &one).unwrap());
     });
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::lifecycle::container::State;
 use crate::lifecycle::difference::{Found, FoundCgroup, FoundLink, FoundRules, Kind};
 use crate::network::{self, BridgeProblem};
-use crate::reconcile::node_network::Wanted;
+use crate::reconcile::node_network::{self, Wanted};
 use crate::reconcile::{Back, ReconcileError, inspect};
 use crate::snapshot;
 use crate::state::container::Container;
@@ -88,9 +88,12 @@ fn rules(wanted: &Wanted) -> Result<Option<FoundRules>, ReconcileError> {
         return Ok(None);
     }
     let seen = network::look_at_rules(&wanted.rules)?;
+    let policies = seen.policies.keys();
+    let policies = policies.map(|link| node_network::policy_name(link));
+    let ports = seen.forwards.iter().map(ToString::to_string);
     Ok(Some(FoundRules {
         problems: seen.problems,
-        ports: seen.forwards.iter().map(ToString::to_string).collect(),
+        ports: ports.chain(policies).collect(),
     }))
 }
 

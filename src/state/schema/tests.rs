@@ -20,6 +20,7 @@ const ROWS: &[(i64, &str)] = &[
     (9, include_str!("rows/0009.sql")),
     (10, include_str!("rows/0010.sql")),
     (12, include_str!("rows/0012.sql")),
+    (15, include_str!("rows/0015.sql")),
     (16, include_str!("rows/0016.sql")),
 ];
 
@@ -179,7 +180,7 @@ async fn a_node_at_work_has_no_leaks_and_each_kind_of_leak_is_seen() {
         ),
         (
             "address",
-            "UPDATE network_allocations SET sandbox_id = 'gone'",
+            "UPDATE network_allocations SET sandbox_id = 'gone' WHERE status = 'active'",
         ),
         ("snapshot", "UPDATE snapshots SET container_id = 'gone'"),
         ("layer", "UPDATE layers SET state = 'removing'"),

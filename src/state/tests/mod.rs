@@ -56,6 +56,8 @@ fn pool() -> Option<Pool> {
         bridge: "b".into(),
         subnet6: None,
         quarantine_ns: 0,
+        mtu: 1500,
+        prepared: 0,
     })
 }
 

@@ -170,6 +170,7 @@ impl World {
             ObjectKey::Pull(reference) => self.pull(reference, fuel).await,
             ObjectKey::Image(id) => self.remove_image(id, fuel).await,
             ObjectKey::Cleanup(id) => self.clean_up(*id, fuel).await,
+            ObjectKey::Prepared => Ok(Outcome::Done),
             ObjectKey::Attachment(_) => unreachable!("no pod of the walk has one"),
         }
     }

@@ -209,6 +209,8 @@ impl World {
             bridge: "b".into(),
             subnet6: None,
             quarantine_ns: 0,
+            mtu: 1500,
+            prepared: 0,
         };
         let new = SandboxId::random();
         let answer = self
@@ -279,7 +281,10 @@ impl World {
         };
         let member = self.model.members.get_mut(&id).expect("a member");
         let refused = member.desired == container::Desired::Removed
-            || member.state == container::State::Error;
+            || matches!(
+                member.state,
+                container::State::Preparing | container::State::Error
+            );
         match self.desired.update_container(id, change).await {
             Ok(_) if !refused => {
                 let (old_memory, old_shares) = member.wanted.unwrap_or(member.limits);

@@ -158,7 +158,7 @@ async fn a_del_that_fails_is_repeated_until_it_succeeds() {
         calls.contains(&format!("DEL {pod} none")).then_some(())
     })
     .await;
-    assert_eq!(plugged.held(), [pod.clone()]);
+    assert_eq!(plugged.held(), std::slice::from_ref(&pod));
     assert_eq!(plugged.told("DEL")["name"], "witnessed");
     let sql = "SELECT state, error, deletes FROM v_attachments";
     let rows = plugged.node.ask(&["db", "query", sql]);

@@ -40,7 +40,7 @@ async fn a_daemon_that_dies_at_any_point_loses_no_attachment() {
                     .expect("RunPodSandbox")
             }
         };
-        assert_eq!(plugged.held(), [id.clone()], "{point}");
+        assert_eq!(plugged.held(), std::slice::from_ref(&id), "{point}");
         assert_eq!(plugged.addresses(&id).await.len(), 1, "{point}");
         if plugged.node.cri.stop_pod(&id).await.is_err() {
             plugged.comes_back(point).await;
@@ -89,7 +89,7 @@ async fn a_daemon_that_dies_while_it_undoes_undoes_it_again() {
         .run_pod(&config)
         .await
         .expect("RunPodSandbox");
-    assert_eq!(plugged.held(), [id.clone()]);
+    assert_eq!(plugged.held(), std::slice::from_ref(&id));
     plugged.go(&id).await;
     plugged.node.terminate();
     // A failed ADD is undone as well.
@@ -126,7 +126,7 @@ async fn a_plugin_that_outlives_its_daemon_is_ended_before_anything_is_repeated(
     let mut plugged = Plugged::start(&lan, "cni_timeout_s = 600", &witnessed()).await;
     for verb in ["ADD", "DEL"] {
         let pid = plugged.book("pid");
-        let hang = format!("sleep 1000 & echo $! >\"$dir/pid\"; wait; echo late >\"$dir/late\"");
+        let hang = "sleep 1000 & echo $! >\"$dir/pid\"; wait; echo late >\"$dir/late\"";
         let config = plugged.node.pod_config("pod");
         let cri = plugged.node.cri.clone();
         let begun = if verb == "ADD" {
@@ -158,7 +158,7 @@ async fn a_plugin_that_outlives_its_daemon_is_ended_before_anything_is_repeated(
                 .run_pod(&config)
                 .await
                 .expect("RunPodSandbox");
-            assert_eq!(plugged.held(), [id.clone()]);
+            assert_eq!(plugged.held(), std::slice::from_ref(&id));
             assert_eq!(plugged.calls_of("ADD", &id), 2);
             assert!(
                 plugged.calls_of("DEL", &id) >= 1,

@@ -70,7 +70,7 @@ async fn a_port_that_is_held_is_refused_by_the_name_of_its_holder() {
     beside.go(&node).await;
 }
 
-/// Five addresses and many who want one: nobody gets one that another has, everybody gets one in
+/// Four addresses and many who want one: nobody gets one that another has, everybody gets one in
 /// the end, and whoever is refused is told how many there are.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_contend_for_few_addresses() {
@@ -84,6 +84,7 @@ async fn many_contend_for_few_addresses() {
     let text = text.replacen(&node.names.subnet(), &few, 1);
     std::fs::write(path, text).expect("a configuration");
     node.restart().await;
+    let standing = Guest::run(&node, "standing", vec![]).await;
     let node = Arc::new(node);
     let taken = Arc::new(std::sync::Mutex::new(HashSet::new()));
     let mut tasks = tokio::task::JoinSet::new();
@@ -117,5 +118,6 @@ async fn many_contend_for_few_addresses() {
     while let Some(done) = tasks.join_next().await {
         done.expect("a contender");
     }
-    drop(Arc::into_inner(node).expect("all contenders are done"));
+    let node = Arc::into_inner(node).expect("all contenders are done");
+    standing.go(&node).await;
 }

@@ -120,6 +120,20 @@ async fn a_check_finds_rules_and_bridge_that_are_gone() {
     pod.go(&node).await;
 }
 
+/// Kills the daemon at a point of what `call` asks for, and starts it again.
+pub(super) async fn dies(node: &mut Node, point: &str, call: impl AsyncFn(&Node)) {
+    let file = node.path("faults");
+    std::fs::write(&file, format!("{point}=abort*1")).expect("a file of the test");
+    call(node).await;
+    eventually("the daemon dies", || {
+        let ended = node.ended();
+        async move { ended }
+    })
+    .await;
+    std::fs::write(&file, "").expect("a file of the test");
+    node.restart().await;
+}
+
 /// The daemon dies between a step and the next: no port stays open for a pod that is gone, none is
 /// missing for one that is there, and nobody else is kept from it.
 #[tokio::test]
@@ -136,16 +150,11 @@ async fn a_death_between_two_steps_leaves_no_port_behind() {
             port_mappings: web(),
             ..node.pod_config("web")
         };
-        std::fs::write(&file, format!("{dies_at}=abort*1")).expect("a file of the test");
-        // It may have been answered just before.
-        let _cut_off = node.cri.run_pod(&config).await;
-        eventually("the daemon dies", || {
-            let ended = node.ended();
-            async move { ended }
+        dies(&mut node, dies_at, async |node| {
+            // It may have been answered just before.
+            let _cut_off = node.cri.run_pod(&config).await;
         })
         .await;
-        std::fs::write(&file, "").expect("a file of the test");
-        node.restart().await;
         let id = node.cri.run_pod(&config).await.expect("RunPodSandbox");
         let pod = Guest::of(&node, id).await;
         {
@@ -160,15 +169,10 @@ async fn a_death_between_two_steps_leaves_no_port_behind() {
         "sandbox.stopped",
     ] {
         let pod = Guest::run(&node, "web", web()).await;
-        std::fs::write(&file, format!("{dies_at}=abort*1")).expect("a file of the test");
-        let _cut_off = node.cri.stop_pod(&pod.id).await;
-        eventually("the daemon dies", || {
-            let ended = node.ended();
-            async move { ended }
+        dies(&mut node, dies_at, async |node| {
+            let _cut_off = node.cri.stop_pod(&pod.id).await;
         })
         .await;
-        std::fs::write(&file, "").expect("a file of the test");
-        node.restart().await;
         node.cri.stop_pod(&pod.id).await.expect("StopPodSandbox");
         assert!(outside.ask_tcp(at_node()).is_err(), "{dies_at}");
         let (text, seen) = {

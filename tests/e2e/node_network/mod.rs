@@ -2,8 +2,13 @@
 //! somebody's hand takes away. Each test has a little network of its own; the daemon runs on one of
 //! its hosts, and real packets go.
 
+mod addresses;
 mod conflict;
+mod limited;
+mod measure;
 mod mended;
+mod policy;
+mod prepared;
 mod range;
 mod reach;
 
@@ -12,7 +17,7 @@ use std::sync::Arc;
 
 use crate::support::cri::*;
 use crate::support::host::{Host, Lan};
-use crate::support::{Node, eventually};
+use crate::support::{Node, eventually, operator};
 
 /// A daemon that answers on the first host.
 async fn start(lan: &Lan) -> Node {
@@ -29,6 +34,29 @@ impl Node {
         let text = std::fs::read_to_string(&path).expect("a configuration");
         let text = text.replacen("[network]\n", &format!("[network]\n{lines}\n"), 1);
         std::fs::write(path, text).expect("a configuration");
+    }
+
+    /// Has so many networks prepared; for a daemon that has not been started yet.
+    pub(crate) fn prepare_networks(&self, count: usize) {
+        let path = self.path("config.toml");
+        let text = std::fs::read_to_string(&path).expect("a configuration");
+        let text = text.replacen("prepared = 0", &format!("prepared = {count}"), 1);
+        std::fs::write(path, text).expect("a configuration");
+    }
+
+    /// Waits until so many networks wait for a pod; their ids.
+    async fn waiting(&self, count: usize) -> Vec<String> {
+        eventually(&format!("{count} networks wait"), || async {
+            let sql = "SELECT id FROM prepared_networks WHERE ready_at IS NOT NULL ORDER BY id";
+            let ids = self.column(sql, "id");
+            (ids.len() == count).then_some(ids)
+        })
+        .await
+    }
+
+    /// One column of what a query says.
+    fn column(&self, sql: &str, name: &str) -> Vec<String> {
+        operator::column(&self.ask(&["db", "query", sql]), name)
     }
 
     /// The table of packet rules.

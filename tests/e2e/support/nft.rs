@@ -9,8 +9,9 @@ const DELETE_RULES: u8 = 8;
 const DELETE_ELEMENTS: u8 = 14;
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u8 = 10;
-/// `NFPROTO_INET`.
+/// `NFPROTO_INET`, `NFPROTO_BRIDGE`.
 const INET: u8 = 1;
+const BRIDGE: u8 = 7;
 
 fn attribute(kind: u16, text: &str) -> Vec<u8> {
     let mut bytes = (5 + text.len() as u16).to_ne_bytes().to_vec();
@@ -33,13 +34,13 @@ fn message(kind: [u8; 2], flags: u16, header: [u8; 4], body: &[u8]) -> Vec<u8> {
 }
 
 /// Sends one message in a transaction of its own; the error number is the kernel's, 0 is success.
-fn commit(host: &Host, what: u8, body: Vec<u8>) -> i32 {
+fn commit(host: &Host, family: u8, what: u8, body: Vec<u8>) -> i32 {
     host.run(move || {
         let socket = netlink_sys::Socket::new(netlink_sys::protocols::NETLINK_NETFILTER);
         let socket = socket.expect("a netlink socket");
         let mut bytes = message([0, 0x10], 0, [0, 0, 0, SUBSYSTEM], &[]);
         // NLM_F_ACK
-        bytes.extend(message([SUBSYSTEM, what], 4, [INET, 0, 0, 0], &body));
+        bytes.extend(message([SUBSYSTEM, what], 4, [family, 0, 0, 0], &body));
         bytes.extend(message([0, 0x11], 0, [0, 0, 0, SUBSYSTEM], &[]));
         let kernel = netlink_sys::SocketAddr::new(0, 0);
         socket
@@ -52,19 +53,31 @@ fn commit(host: &Host, what: u8, body: Vec<u8>) -> i32 {
 
 /// Removes a table with everything in it.
 pub(crate) fn delete_table(host: &Host, table: &str) -> i32 {
-    commit(host, DELETE_TABLE, attribute(1, table))
+    commit(host, INET, DELETE_TABLE, attribute(1, table))
+}
+
+/// The same for the table of what pods may send.
+pub(crate) fn delete_policies(host: &Host, table: &str) -> i32 {
+    commit(host, BRIDGE, DELETE_TABLE, attribute(1, table))
+}
+
+/// Removes all rules of one of its chains.
+pub(crate) fn flush_policy(host: &Host, table: &str, chain: &str) -> i32 {
+    let mut body = attribute(1, table);
+    body.extend(attribute(2, chain));
+    commit(host, BRIDGE, DELETE_RULES, body)
 }
 
 /// Removes all rules of a table, or of one of its chains.
 pub(crate) fn flush(host: &Host, table: &str, chain: Option<&str>) -> i32 {
     let mut body = attribute(1, table);
     body.extend(chain.iter().flat_map(|chain| attribute(2, chain)));
-    commit(host, DELETE_RULES, body)
+    commit(host, INET, DELETE_RULES, body)
 }
 
 /// Removes all elements of a map.
 pub(crate) fn empty_map(host: &Host, table: &str, map: &str) -> i32 {
     let mut body = attribute(1, table);
     body.extend(attribute(2, map));
-    commit(host, DELETE_ELEMENTS, body)
+    commit(host, INET, DELETE_ELEMENTS, body)
 }

@@ -88,7 +88,7 @@ impl Node {
         let text = format!(
             "[cgroup]\nroot = \"{cgroup_root}\"\n\n\
              [network]\nbridge = \"{bridge}\"\nsubnet = \"{subnet}\"\naddress_rest_s = 0\n\
-             masquerade = {rules}\nhost_ports = {rules}\n\n\
+             prepared = 0\nmasquerade = {rules}\nhost_ports = {rules}\n\n\
              [log]\nlevel = \"debug\"\n\n{extra}"
         );
         fs::write(self.path("config.toml"), text).expect("a configuration");
