@@ -130,12 +130,12 @@ async fn a_plugin_that_outlives_its_daemon_is_ended_before_anything_is_repeated(
         let config = plugged.node.pod_config("pod");
         let cri = plugged.node.cri.clone();
         let begun = if verb == "ADD" {
-            plugged.act(verb, &hang);
+            plugged.act(verb, hang);
             let config = config.clone();
             tokio::spawn(async move { cri.run_pod(&config).await.map(drop) })
         } else {
             let id = cri.run_pod(&config).await.expect("RunPodSandbox");
-            plugged.act(verb, &hang);
+            plugged.act(verb, hang);
             tokio::spawn(async move { cri.stop_pod(&id).await })
         };
         eventually("the plugin hangs", || async { pid.exists().then_some(()) }).await;
