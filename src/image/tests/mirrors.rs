@@ -84,7 +84,12 @@ async fn both_ways(
                 .filter(|each| is_layer(each, &image))
                 .count()
         };
-        assert_eq!(of(&mirror), asked, "kept from {keep_from}");
+        // On a busy machine an answer may be taken for stalled, and is asked for once more.
+        let times = of(&mirror);
+        assert!(
+            (asked..=asked + 1).contains(&times),
+            "kept from {keep_from}: {times} times"
+        );
         assert!(of(&honest) >= 1);
     }
 }
