@@ -38,7 +38,7 @@ use crate::sys::async_fd;
 
 /// How often what should be is read again after it was put in place. Whoever still changes it
 /// afterwards sees to its own part.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 16;
 /// Between the first word of a change and the look at it: changes come many at a time.
 const BURST: Duration = Duration::from_millis(20);
 /// Before listening is tried again after it failed.
@@ -55,6 +55,17 @@ pub(super) struct Wanted {
 }
 
 impl Wanted {
+    /// Whether only ports and policies of pods are others.
+    fn differs_by_pods_alone(&self, other: &Self) -> bool {
+        let of_the_node = |wanted: &Self| {
+            let mut wanted = wanted.clone();
+            wanted.rules.forwards.clear();
+            wanted.rules.policies.clear();
+            wanted
+        };
+        of_the_node(self) == of_the_node(other)
+    }
+
     /// The bridge.
     pub(super) fn bridge(&self) -> BridgeSpec<'_> {
         BridgeSpec {
@@ -226,23 +237,49 @@ pub(super) async fn ensure(back: &Back) -> Result<(), ReconcileError> {
         return Ok(());
     }
     let mut target = wanted(back).await?;
+    put_in_place(target.clone()).await?;
     for _ in 0..ROUNDS {
-        let next = target.clone();
-        blocking(move || {
-            network::ensure_bridge(&next.bridge())?;
-            fault::blocking_point("network.bridge")?;
-            network::ensure_rules(&next.rules)?;
-            fault::blocking_point("network.rules")?;
-            Ok(())
-        })
-        .await?;
         let now = wanted(back).await?;
         if now == target {
             break;
         }
+        if now.differs_by_pods_alone(&target) {
+            follow(&target, &now).await?;
+        } else {
+            put_in_place(now.clone()).await?;
+        }
         target = now;
     }
     Ok(())
+}
+
+async fn put_in_place(target: Wanted) -> Result<(), ReconcileError> {
+    blocking(move || {
+        network::ensure_bridge(&target.bridge())?;
+        fault::blocking_point("network.bridge")?;
+        network::ensure_rules(&target.rules)?;
+        fault::blocking_point("network.rules")?;
+        Ok(())
+    })
+    .await
+}
+
+/// Pods have come and gone while rules were put in place that knew nothing of it: their ports are
+/// opened and closed once more. Policies are put in place by the pods, and taken away with links.
+async fn follow(before: &Wanted, now: &Wanted) -> Result<(), ReconcileError> {
+    let beside = |these: &Wanted, those: &Wanted| -> Vec<PortForward> {
+        let those: BTreeSet<_> = those.rules.forwards.iter().collect();
+        let these = these.rules.forwards.iter();
+        these.filter(|one| !those.contains(one)).copied().collect()
+    };
+    let (gone, come) = (beside(before, now), beside(now, before));
+    let bridge = now.rules.bridge.clone();
+    blocking(move || {
+        network::close_ports(&bridge, &gone)?;
+        network::open_ports(&bridge, &come)?;
+        Ok(())
+    })
+    .await
 }
 
 /// [`ensure`]; what goes wrong is what Status tells of the network.
@@ -300,11 +337,8 @@ pub(super) async fn open_policy(
         link: allocation.host_link.clone(),
         allowed,
     });
-    let bridge = back.network.bridge.clone();
-    let there = blocking(move || Ok(network::open_policy(&bridge, &policy)?)).await?;
-    if !there {
-        ensure(back).await?;
-    }
+    let (bridge, marker) = (back.network.bridge.clone(), back.paths.marker());
+    blocking(move || Ok(network::open_policy(&bridge, &marker, &policy)?)).await?;
     fault::point("sandbox.policy").await.map_err(Into::into)
 }
 
@@ -427,15 +461,18 @@ async fn look_again(back: &Back, health: &watch::Sender<Report>) {
 /// What two looks have shown not to be as it should be: a pod may have come down between the
 /// reading of the rows and a look.
 async fn lacking_twice(back: &Back) -> Result<Option<String>, ReconcileError> {
-    match lacking(back).await? {
-        Some(_) => lacking(back).await,
-        None => Ok(None),
+    let first = lacking(back).await?;
+    if first.is_empty() {
+        return Ok(None);
     }
+    let mut problems = lacking(back).await?;
+    problems.retain(|problem| first.contains(problem));
+    Ok((!problems.is_empty()).then(|| problems.join("; ")))
 }
 
-async fn lacking(back: &Back) -> Result<Option<String>, ReconcileError> {
+async fn lacking(back: &Back) -> Result<Vec<String>, ReconcileError> {
     if !pod_network::is_native(back).await? {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let allocations = back.store.allocations().await?;
     // Pods on their way up open their ports themselves, in a moment.
@@ -449,10 +486,10 @@ async fn lacking(back: &Back) -> Result<Option<String>, ReconcileError> {
     blocking(move || lacks(&rules)).await
 }
 
-/// What is not as it should be, if anything.
-fn lacks(wanted: &RuleSpec) -> Result<Option<String>, ReconcileError> {
+/// What is not as it should be.
+fn lacks(wanted: &RuleSpec) -> Result<Vec<String>, ReconcileError> {
     if !wanted.is_wanted() {
-        return Ok(None);
+        return Ok(Vec::new());
     }
     let seen = network::look_at_rules(wanted)?;
     let closed = wanted
@@ -464,7 +501,7 @@ fn lacks(wanted: &RuleSpec) -> Result<Option<String>, ReconcileError> {
     let is_whole = |policy: &&EgressPolicy| seen.policies.get(&policy.link) == Some(&true);
     let open = wanted.policies.iter().filter(|policy| !is_whole(policy));
     problems.extend(open.map(|policy| format!("no {}", policy_name(&policy.link))));
-    Ok((!problems.is_empty()).then(|| problems.join("; ")))
+    Ok(problems)
 }
 
 /// Hears of changes of the rules.

@@ -17,7 +17,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use netlink_packet_core::NLM_F_CREATE;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 
 use super::expression::{End, Expressions, Flow, IPV4, IPV6};
 use super::inspect::{RulesSeen, is_ours, list_interfaces, list_rules};
@@ -277,11 +277,11 @@ impl EgressRule {
     }
 }
 
-/// The table without any policy.
+/// The table without any policy; refused where there is one of its name.
 fn build(table: &str, alias: &str) -> Vec<Message> {
     let mut messages = vec![rules::table_message(
         rules::NEW_TABLE,
-        NLM_F_CREATE,
+        NLM_F_CREATE | NLM_F_EXCL,
         (BRIDGE, table),
         Some(alias),
     )];
@@ -413,32 +413,33 @@ pub(super) fn put_right(
     Ok(messages)
 }
 
-/// Puts a pod's policy in place, in one transaction. Its link is there, and nothing has run in the
-/// pod. `false` says that the table is not there, and nothing was done.
+/// Puts a pod's policy in place, in one transaction, with the table if there is none yet. The pod's
+/// link is there, and nothing has run in the pod.
 ///
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn open_policy(bridge: &str, policy: &EgressPolicy) -> Result<bool, NetworkError> {
+pub fn open_policy(bridge: &str, alias: &str, policy: &EgressPolicy) -> Result<(), NetworkError> {
     link::validate_name("link", &policy.link)?;
+    link::validate_alias(alias)?;
     let mut socket = open()?;
     let name = table(bridge);
     // An earlier attempt may have got as far.
     let mut replaced = policy.remove(&name);
     replaced.extend(policy.add(&name));
-    match commit(&mut socket, &replaced) {
-        Err(error) if error.is(libc::ENOENT) => {}
-        other => {
-            return other
-                .map(|()| true)
-                .map_err(failed("put a policy in place in"));
+    let mut with_table = build(&name, alias);
+    with_table.extend(policy.add(&name));
+    // The last one is for who was outrun by somebody else's first policy.
+    let tries = [replaced, policy.add(&name), with_table, policy.add(&name)];
+    let mut outcome = Ok(());
+    for messages in tries {
+        outcome = commit(&mut socket, &messages);
+        match &outcome {
+            Err(error) if error.is(libc::ENOENT) || error.is(libc::EEXIST) => {}
+            _ => break,
         }
     }
-    match commit(&mut socket, &policy.add(&name)) {
-        Ok(()) => Ok(true),
-        Err(error) if error.is(libc::ENOENT) => Ok(false),
-        Err(error) => Err(failed("put a policy in place in")(error)),
-    }
+    outcome.map_err(failed("put a policy in place in"))
 }
 
 /// Takes a pod's policy away; nothing runs in the pod any more. Absence is success.

@@ -155,6 +155,22 @@ fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
 pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
     link::validate_name("bridge", &spec.bridge)?;
     link::validate_alias(&spec.alias)?;
+    match replace(spec) {
+        // A pod has made the table of policies for its own in between.
+        Err(NetworkError::Netlink { source, .. }) if source.is(libc::EEXIST) => replace(spec)?,
+        other => other?,
+    }
+    if spec.has_addresses() {
+        sysctl::forward_packets(spec.has_ipv6())?;
+    }
+    if spec.host_ports {
+        // Only now: the guard stands before anything can get by.
+        sysctl::route_loopback(&spec.bridge)?;
+    }
+    Ok(())
+}
+
+fn replace(spec: &RuleSpec) -> Result<(), NetworkError> {
     let mut socket = open()?;
     let name = table(&spec.bridge);
     let mut messages = Vec::new();
@@ -175,15 +191,7 @@ pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
         messages.extend(rules::build(&name, spec));
     }
     messages.extend(egress::put_right(&mut socket, &name, spec)?);
-    commit(&mut socket, &messages).map_err(failed("put in place"))?;
-    if spec.has_addresses() {
-        sysctl::forward_packets(spec.has_ipv6())?;
-    }
-    if spec.host_ports {
-        // Only now: the guard stands before anything can get by.
-        sysctl::route_loopback(&spec.bridge)?;
-    }
-    Ok(())
+    commit(&mut socket, &messages).map_err(failed("put in place"))
 }
 
 /// Removes the tables of a bridge. Absence is success.
