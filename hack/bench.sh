@@ -28,6 +28,8 @@ pull=()
 if [[ " $* " != *" --restart "* ]]; then
     images+=(quilt-test/large)
 fi
+# As configured by default: a measure of pods is one of what is prepared for them, too.
+NODE_PREPARED=8
 node_start "${images[@]}"
 if [[ ${#images[@]} -gt 1 ]]; then
     pull=(--pull-image "$NODE_REGISTRY/quilt-test/large:latest")
@@ -39,6 +41,9 @@ if [[ " $* " == *" --restart "* ]]; then
 fi
 cargo run --quiet --release --example bench -- --endpoint "unix://$NODE_SOCKET" \
     --image "$NODE_REGISTRY/quilt-test/busybox:latest" ${pull[@]+"${pull[@]}"} "$@" ${daemon[@]+"${daemon[@]}"}
-# The bench has killed our daemon, and ended the one that it had put in its place.
-[[ ${#daemon[@]} -eq 0 ]] || node_daemon
+# The bench may have killed our daemon, and ended the one that it had put in its place. One that wants
+# no prepared networks gives them back.
+[[ ${#daemon[@]} -gt 0 ]] || node_stop
+sed -i 's/^prepared = .*/prepared = 0/' "$NODE_DIR/config.toml"
+node_daemon
 left=$(node_wait_clean) || node_fail "left behind: $left"

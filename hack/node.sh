@@ -59,6 +59,8 @@ root = "/$NODE_CGROUP"
 [network]
 bridge = "quilt0"
 subnet = "10.88.0.0/16"
+# Whoever looks for what pods leave behind wants none that are made before a pod asks.
+prepared = ${NODE_PREPARED:-0}
 
 [image]
 certs_d = "$NODE_WORK/registry/certs.d"
