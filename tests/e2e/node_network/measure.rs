@@ -37,9 +37,9 @@ async fn the_time_of_a_pod_with_and_without_a_prepared_network() {
         with_prepared(&lans[0], 0).await,
         with_prepared(&lans[1], 8).await,
     ];
+    nodes[1].waiting(8).await;
     let mut times: [[Vec<Duration>; 3]; 2] = Default::default();
     for number in 0..60 {
-        nodes[1].waiting(8).await;
         for (node, [run, stop, remove]) in nodes.iter().zip(&mut times) {
             let config = node.pod_config(&format!("pod-{number}"));
             let id = timed(run, node.cri.run_pod(&config)).await;
@@ -49,7 +49,7 @@ async fn the_time_of_a_pod_with_and_without_a_prepared_network() {
             let removed = timed(remove, node.cri.remove_pod(&id)).await;
             removed.expect("RemovePodSandbox");
         }
-        // The next one finds as many as this one has.
+        // As long as a client takes for containers, and others are made meanwhile.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for (name, [run, stop, remove]) in ["made", "prepared"].iter().zip(times) {
