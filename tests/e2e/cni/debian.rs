@@ -143,8 +143,8 @@ async fn pods_are_on_the_clusters_network_in_both_families() {
 async fn pods_that_come_together_get_addresses_of_their_own() {
     let lan = Lan::new(1);
     let plugged = Plugged::start_cluster(&lan, "0.4.0").await;
-    // Several at once trip over each other where Debian's plugins make their chains of iptables: the
-    // first makes them alone.
+    // Several at once trip over each other where Debian's plugins make their chains of iptables:
+    // the first makes them alone.
     let first = plugged.run("pod-0").await;
     let names: Vec<_> = (1..8).map(|number| format!("pod-{number}")).collect();
     let others = names.iter().map(|name| plugged.run(name));
