@@ -33,13 +33,13 @@ pub(crate) async fn probes(
     plan: &Plan,
     report: &mut Report,
 ) -> Result<()> {
-    if plan.probes_s == 0 {
+    if plan.probes_s == 0 || plan.crowd == 0 {
         return Ok(());
     }
     let standing = phase::up(cri, maker, plan.crowd, plan.concurrency).await?;
     let (before, begun) = (cost::spent(plan)?, Instant::now());
     let end = begun + Duration::from_secs(plan.probes_s);
-    let mut ticks = tokio::time::interval(PERIOD / u32::try_from(plan.crowd.max(1))?);
+    let mut ticks = tokio::time::interval(PERIOD / u32::try_from(plan.crowd)?);
     let mut running = JoinSet::new();
     let mut asked = 0;
     while Instant::now() < end {

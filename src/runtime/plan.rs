@@ -99,6 +99,9 @@ pub struct PlanUser {
     pub merge_image_groups: bool,
 }
 
+/// How the name of a command's own cgroup begins, below its container's.
+pub const EXEC_LEAF_PREFIX: &str = "exec-";
+
 /// How a process enters its cgroup.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CgroupEntry {

@@ -4,7 +4,6 @@
 //! Each is right as long as it returns: a panic, an overflow, endless memory, or a difference that
 //! only comes from where reads fall is the finding.
 
-use std::thread::LocalKey;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -157,8 +156,7 @@ async fn read(mut inlet: Inlet) {
 
 /// Serves a client that sends `data`, reads whatever comes, and has gone when all is said.
 fn run(data: &[u8], serve: impl AsyncFnOnce(DuplexStream)) {
-    let runtime: &'static LocalKey<Runtime> = &RUNTIME;
-    runtime.with(|runtime| {
+    RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let (client, server) = duplex(4096);
             let (mut from, mut to) = tokio::io::split(client);

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::id::ContainerId;
-use crate::runtime::plan::CgroupEntry;
+use crate::runtime::plan::{CgroupEntry, EXEC_LEAF_PREFIX};
 
 /// The leaf; dropping it removes it.
 pub(super) struct Leaf {
@@ -20,7 +20,7 @@ impl Leaf {
     pub(super) async fn make(entry: CgroupEntry, id: ContainerId) -> Option<Self> {
         let container = entry.unified_dir?;
         // Not 64 digits long: cAdvisor would take it for a container.
-        let dir = container.join(format!("exec-{}", id.short()));
+        let dir = container.join(format!("{EXEC_LEAF_PREFIX}{}", id.short()));
         let made = tokio::task::spawn_blocking(move || {
             // Made before anybody can stop waiting for it, so that it is removed in any case.
             std::fs::create_dir(&dir).ok()?;

@@ -643,13 +643,14 @@ async fn read(shared: Arc<Shared>, events: mpsc::Sender<ShimEvent>) {
                 }
             }
             Ok(FromShim::LogLoss(loss)) => {
-                let untold = {
+                let none_waited = {
                     let losses = &mut shared.waiting().losses;
+                    let none_waited = losses.is_empty();
                     losses.insert(loss.id.clone(), loss);
-                    losses.len() == 1
+                    none_waited
                 };
                 // One event for all that wait: exits must have room.
-                if untold {
+                if none_waited {
                     let _ = events.try_send(ShimEvent::LogLoss);
                 }
             }

@@ -111,10 +111,12 @@ impl LogFile {
     /// As [`LogFile::open`].
     pub fn take_over(path: &Path, rotation: Option<Rotation>) -> Result<LogFile, LogError> {
         let mut log = LogFile::open(path, rotation)?;
+        if log.size > 0 {
+            return Ok(log);
+        }
         let rotated = rotated::list(path).unwrap_or_default();
         let newest = rotated.iter().rfind(|rotated| !rotated.compressed);
-        if log.size == 0
-            && let Some(newest) = newest
+        if let Some(newest) = newest
             && let Ok(file) = open_to_read(&newest.path)
         {
             log.last_entry_ns = End::of(&file).map_or(0, |end| end.last_entry_ns);

@@ -67,13 +67,14 @@ impl Launch {
 }
 
 impl Shim {
-    /// The launch goes on without us; its answer comes later.
+    /// The launch goes on without us; its answer comes later. A command may have `leaf` for itself.
     pub(super) fn begin(
         &mut self,
         id: ProcessId,
         kind: ProcessKind,
         launching: Launching,
         output: Output,
+        leaf: Option<PathBuf>,
         requester: Requester,
     ) -> Result<(), Refusal> {
         let token = self.new_token();
@@ -93,26 +94,10 @@ impl Shim {
             phase: Phase::UnderWay(launching),
             until: Instant::now() + self.launch_bound,
             output,
-            leaf: None,
+            leaf,
             requesters: vec![requester],
         };
         self.launches.insert(id, launch);
-        Ok(())
-    }
-
-    /// [`Shim::begin`] for a command in a container, which has `leaf` for itself.
-    pub(super) fn begin_command(
-        &mut self,
-        id: ProcessId,
-        launching: Launching,
-        leaf: Option<PathBuf>,
-        requester: Requester,
-    ) -> Result<(), Refusal> {
-        let (kind, nothing) = (ProcessKind::Exec, Output::default());
-        self.begin(id.clone(), kind, launching, nothing, requester)?;
-        if let Some(launch) = self.launches.get_mut(&id) {
-            launch.leaf = leaf;
-        }
         Ok(())
     }
 

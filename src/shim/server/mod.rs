@@ -436,6 +436,11 @@ impl Shim {
     /// Sends answers that waited, then losses, then exits that wait, as far as socket and window
     /// allow.
     fn tell_daemon(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            // What waited goes first, or a loss would wait and its exit not. That the daemon is gone
+            // is noticed below.
+            let _ = daemon.flush();
+        }
         self.tell_losses();
         let Some(daemon) = &mut self.daemon else {
             return;

@@ -10,7 +10,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::Shim;
 use super::process::Process;
-use crate::runtime::plan::ExecPlan;
+use crate::runtime::plan::{EXEC_LEAF_PREFIX, ExecPlan};
 use crate::shim::protocol::{ProcessId, ProcessKind};
 
 /// How long a command has to end by itself.
@@ -20,7 +20,7 @@ const GRACE: Duration = Duration::from_secs(5);
 pub(super) fn leaf_of(plan: &ExecPlan) -> Option<PathBuf> {
     let dir = plan.cgroup.unified_dir.as_ref()?;
     let name = dir.file_name()?.to_str()?;
-    name.starts_with("exec-").then(|| dir.clone())
+    name.starts_with(EXEC_LEAF_PREFIX).then(|| dir.clone())
 }
 
 impl Shim {

@@ -83,7 +83,8 @@ impl Shim {
             } => exec_input(plan, terminal, fds)
                 .and_then(|(plan, streams)| {
                     let launching = self.begin_exec(&exec_id, &container_id, &plan, streams)?;
-                    self.begin_command(exec_id, launching, leaf_of(&plan), requester)
+                    let (kind, nothing) = (ProcessKind::Exec, Output::default());
+                    self.begin(exec_id, kind, launching, nothing, leaf_of(&plan), requester)
                 })
                 .into(),
             Request::ReopenLog { container_id } => self.reopen_log(&container_id).into(),
@@ -194,7 +195,9 @@ impl Shim {
         }
         let begun = self.has_room().and_then(|()| begin(self, &id));
         begun
-            .and_then(|(launching, output)| self.begin(id, kind, launching, output, requester))
+            .and_then(|(launching, output)| {
+                self.begin(id, kind, launching, output, None, requester)
+            })
             .into()
     }
 

@@ -241,7 +241,7 @@ async fn forward(
         }
         data.finish().await
     };
-    let sent = if half_closes {
+    if half_closes {
         tokio::join!(inwards, outwards).1
     } else {
         // Only its client can end one direction alone: the pod's end is that of the connection.
@@ -253,9 +253,7 @@ async fn forward(
             sent = outwards => sent,
             () = inwards => Ok(()),
         }
-    };
-    sent?;
-    error.finish().await
+    }
 }
 
 async fn named_ports<I, H>(

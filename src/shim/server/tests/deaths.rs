@@ -67,16 +67,7 @@ async fn outlive(lines: usize) {
     let (shim, mut events) = node.connect().await;
     assert_ne!(shim.shim_pid(), dead);
     assert!(shim.list().await.unwrap().is_empty());
-    let orphan = || Orphan {
-        id: "c",
-        kind: ProcessKind::Container,
-        plan_path: Some(&plan),
-        pid: launched.pid,
-        start_time: launched.start_time,
-        pidfd: Some(launched.pidfd.try_clone().unwrap()),
-        terminal: None,
-        lost_log: (0, 0),
-    };
+    let orphan = || orphan("c", &plan, &launched);
     assert!(shim.adopt(orphan()).await.unwrap());
     assert!(
         shim.adopt(orphan()).await.is_ok(),
@@ -116,9 +107,8 @@ async fn a_container_that_ended_while_no_shim_lived_is_told_by_its_pidfd_or_lost
     signal(&known, Signal::TERM);
     signal(&known, Signal::KILL);
     signal(&unknown, Signal::KILL);
-    let gone = |pid: i32| !Path::new(&format!("/proc/{pid}")).exists();
     until("both are reaped by init", || {
-        gone(known.pid) && gone(unknown.pid)
+        !is_alive(known.pid) && !is_alive(unknown.pid)
     })
     .await;
 
@@ -244,8 +234,4 @@ async fn a_command_ends_when_its_daemon_is_gone_and_its_container_does_not() {
     assert!(is_alive(container.pid));
     signal(&container, Signal::KILL);
     assert_eq!(next_exit(&mut events).await.id.as_str(), "c");
-}
-
-fn is_alive(number: i32) -> bool {
-    Path::new(&format!("/proc/{number}")).exists()
 }

@@ -62,14 +62,8 @@ async fn what_a_full_disk_costs_is_told_to_every_daemon_and_handed_to_the_next_s
     drop((shim, events));
     let (shim, mut events) = node.connect().await;
     let orphan = Orphan {
-        id: "full",
-        kind: ProcessKind::Container,
-        plan_path: Some(&plan),
-        pid: launched.pid,
-        start_time: launched.start_time,
-        pidfd: Some(launched.pidfd.try_clone().unwrap()),
-        terminal: None,
         lost_log: (loss.lines, loss.bytes),
+        ..orphan("full", &plan, &launched)
     };
     assert!(shim.adopt(orphan).await.unwrap());
     let stdin = plan.with_file_name("stdin");
@@ -102,17 +96,7 @@ async fn times_do_not_go_back_behind_those_of_a_shim_with_a_faster_clock() {
     let text = fs::read_to_string(&log).unwrap() + ahead;
     fs::write(&log, text).unwrap();
     let (shim, mut events) = node.connect().await;
-    let orphan = Orphan {
-        id: "c",
-        kind: ProcessKind::Container,
-        plan_path: Some(&plan),
-        pid: launched.pid,
-        start_time: launched.start_time,
-        pidfd: Some(launched.pidfd.try_clone().unwrap()),
-        terminal: None,
-        lost_log: (0, 0),
-    };
-    assert!(shim.adopt(orphan).await.unwrap());
+    assert!(shim.adopt(orphan("c", &plan, &launched)).await.unwrap());
     fs::write(plan.with_file_name("stdin"), "go\n").unwrap();
     let exit = next_exit(&mut events).await;
     let text = fs::read_to_string(&log).unwrap();

@@ -161,10 +161,7 @@ impl Node {
 
     /// Waits until the shim is gone, as it is to be when it has nothing to do.
     async fn shim_ends(&self, pid: i32) {
-        until("the shim has ended", || {
-            !Path::new(&format!("/proc/{pid}")).exists()
-        })
-        .await;
+        until("the shim has ended", || !is_alive(pid)).await;
         assert!(!self.state().join(SOCKET_NAME).exists());
     }
 }
@@ -213,6 +210,24 @@ fn content(log: &Path) -> String {
         fields.next().unwrap().to_owned() + end
     };
     text.lines().map(entry).collect()
+}
+
+fn is_alive(number: i32) -> bool {
+    Path::new(&format!("/proc/{number}")).exists()
+}
+
+/// A container, as the daemon that had it launched hands it to the next shim.
+fn orphan<'a>(id: &'a str, plan: &'a Path, launched: &Launched) -> Orphan<'a> {
+    Orphan {
+        id,
+        kind: ProcessKind::Container,
+        plan_path: Some(plan),
+        pid: launched.pid,
+        start_time: launched.start_time,
+        pidfd: Some(launched.pidfd.try_clone().unwrap()),
+        terminal: None,
+        lost_log: (0, 0),
+    }
 }
 
 fn signal(launched: &Launched, signal: Signal) {
