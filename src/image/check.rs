@@ -99,7 +99,7 @@ impl LayerStore {
             let sealed = Some(seal);
             return Ok(LayerCheck { compared, sealed });
         };
-        let list = self.layers.join(chain_id.hex()).join(seal::NAME);
+        let list = self.home(chain_id).join(seal::NAME);
         let fs = self.path(chain_id);
         let is_sound = seal::digest_of(&list).is_ok_and(|found| found.digest == *expected);
         let seen = match is_sound {

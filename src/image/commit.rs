@@ -200,6 +200,9 @@ impl LayerStore {
         layers: Vec<PreparedLayer>,
         keeps: bool,
     ) -> Result<Vec<CommittedLayer>, LayerError> {
+        let replaces =
+            |layer: &PreparedLayer| matches!(layer.made, Made::New { replaces: true, .. });
+        let replaces = layers.iter().any(replaces);
         // Before everything is written out, or what is deleted would be, too.
         for layer in &layers {
             layer.bring_blob(keeps)?;
@@ -213,7 +216,9 @@ impl LayerStore {
             fault::blocking_point("image.layer_in_place")?;
         }
         sync_directory(&self.layers)?;
-        sync_directory(&self.retired)?;
+        if replaces {
+            sync_directory(&self.retired)?;
+        }
         let measured = placed.into_iter().map(|(chain_id, seal)| match seal {
             Some(seal) => self.measured(chain_id, seal),
             None => self.measure(&chain_id),
@@ -242,7 +247,7 @@ impl LayerStore {
             self.exchange(&mut staging, &chain_id)?;
             return Ok((chain_id, Some(seal)));
         }
-        let home = self.layers.join(chain_id.hex());
+        let home = self.home(&chain_id);
         match rename_new(&staging.path, &home) {
             Ok(()) => staging.renamed = true,
             // Another pull of the same layer was faster.
@@ -261,7 +266,7 @@ impl LayerStore {
         };
         let place = self.blob(chain_id, download.digest());
         match download.move_to(&place) {
-            Ok(()) => sync_directory(&self.layers.join(chain_id.hex())),
+            Ok(()) => sync_directory(&self.home(chain_id)),
             Err(Errno::EXIST | Errno::NOTEMPTY | Errno::NOENT) => download.discard(),
             Err(errno) => Err(failed("keeping", &place)(errno.into())),
         }
@@ -270,7 +275,7 @@ impl LayerStore {
     /// Puts a layer in the place of a broken one, in one step. It lies beside that first, under a
     /// name that says what it is, so that a crash leaves the one or the other there.
     fn exchange(&self, staging: &mut Staging, chain_id: &Digest) -> Result<(), LayerError> {
-        let home = self.layers.join(chain_id.hex());
+        let home = self.home(chain_id);
         let retired = self.retired.join(check::retired_name(chain_id));
         rename_new(&staging.path, &retired)
             .map_err(|errno| failed("putting aside", &retired)(errno.into()))?;

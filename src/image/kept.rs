@@ -100,14 +100,14 @@ impl ImageDriver {
 impl LayerStore {
     /// Where the blob of a layer is, if it is kept.
     pub(super) fn blob(&self, chain_id: &Digest, blob: &Digest) -> PathBuf {
-        let home = self.layers.join(chain_id.hex());
+        let home = self.home(chain_id);
         home.join(download::directory_name(blob))
     }
 
     /// The blobs that are kept of a layer: as a rule one or none.
     pub(super) fn blobs(&self, chain_id: &Digest) -> io::Result<Vec<(Digest, PathBuf)>> {
         let mut found = Vec::new();
-        for entry in fs::read_dir(self.layers.join(chain_id.hex()))? {
+        for entry in fs::read_dir(self.home(chain_id))? {
             let entry = entry?;
             let name = entry.file_name();
             let digest = name.to_str().and_then(download::digest_in);

@@ -142,8 +142,13 @@ impl LayerStore {
         Ok(store)
     }
 
+    /// The directory of a layer: its files, its list, its blob.
+    pub(super) fn home(&self, chain_id: &Digest) -> PathBuf {
+        self.layers.join(chain_id.hex())
+    }
+
     pub(super) fn path(&self, chain_id: &Digest) -> PathBuf {
-        self.layers.join(chain_id.hex()).join("fs")
+        self.home(chain_id).join("fs")
     }
 
     pub(super) fn has(&self, chain_id: &Digest) -> bool {
@@ -171,7 +176,7 @@ impl LayerStore {
     /// What a layer in its place takes, and its list of entries; one that was put there by a
     /// version without lists gets its own now. Blocks on the disk.
     pub(super) fn measure(&self, chain_id: &Digest) -> Result<CommittedLayer, LayerError> {
-        let list = self.layers.join(chain_id.hex()).join(seal::NAME);
+        let list = self.home(chain_id).join(seal::NAME);
         let seal = match seal::digest_of(&list) {
             Ok(seal) => seal,
             Err(error) if error.kind() == io::ErrorKind::NotFound => self.seal(chain_id)?,
@@ -187,7 +192,7 @@ impl LayerStore {
         let made = seal::write(&fs, &new, &Contents::default());
         let sealed = made.map_err(failed("listing", &fs)).and_then(|seal| {
             sync_file(&new)?;
-            let list = self.layers.join(chain_id.hex()).join(seal::NAME);
+            let list = self.home(chain_id).join(seal::NAME);
             fs::rename(&new, &list).map_err(failed("putting in place", &list))?;
             Ok(seal)
         });
@@ -203,7 +208,7 @@ impl LayerStore {
         chain_id: Digest,
         seal: Seal,
     ) -> Result<CommittedLayer, LayerError> {
-        let home = self.layers.join(chain_id.hex());
+        let home = self.home(&chain_id);
         let usage = tree::usage(&home).map_err(failed("measuring", &home))?;
         Ok(CommittedLayer {
             chain_id,
@@ -215,7 +220,7 @@ impl LayerStore {
 
     /// Deletes a layer; one that is not there is no error. Blocks on the disk.
     pub(super) fn remove(&self, chain_id: &Digest) -> Result<(), LayerError> {
-        let home = self.layers.join(chain_id.hex());
+        let home = self.home(chain_id);
         let trash = self.unused("trash");
         match rename_new(&home, &trash) {
             Ok(()) => {}

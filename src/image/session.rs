@@ -111,12 +111,7 @@ impl Session {
     pub(super) fn served_wrong(&self, endpoint: &Endpoint, error: &ImageError) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Vacant(first) = wrong.entry(endpoint.name.clone()) {
-            let mut text = error.to_string();
-            let mut source = std::error::Error::source(error);
-            while let Some(cause) = source {
-                text = format!("{text}: {cause}");
-                source = cause.source();
-            }
+            let text = with_causes(error.to_string(), error);
             tracing::warn!(
                 host = endpoint.name,
                 error = text,
@@ -459,13 +454,18 @@ pub(super) fn accept(media_types: &'static str) -> HeaderMap {
 /// An error with its causes in one line, for one that is kept as text. Without the URL: a
 /// redirect's may hold a signature.
 fn chain(error: &reqwest::Error) -> String {
-    let mut text = match (error.is_connect(), error.is_timeout()) {
+    let text = match (error.is_connect(), error.is_timeout()) {
         (true, true) => "connecting timed out".to_owned(),
         (true, false) => "cannot connect".to_owned(),
         (false, _) if error.is_body() || error.is_decode() => "the answer broke off".to_owned(),
         (false, _) => "the request failed".to_owned(),
     };
-    let mut source = std::error::Error::source(error);
+    with_causes(text, error)
+}
+
+/// A text, and the causes of an error behind it.
+fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
         text.push_str(&cause.to_string());

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::json;
 use tonic::{Code, Status};
 
+use crate::pull::refused;
 use crate::support::cri::{AuthConfig, ImageSpec, PullImageRequest};
 use crate::support::guarded::{Guarded, NAME, PASSWORD, Tunnel, USER};
 use crate::support::image::{Dialect, Image};
@@ -15,10 +16,6 @@ use crate::support::layer::{Contents, Packing, noise};
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::token::{Asked, IDENTITY, LEEWAY_S, SERVICE};
 use crate::support::{Cri, Node, eventually, in_time, registry};
-
-fn refused(outcome: Result<String, Status>, what: &str) -> Status {
-    outcome.expect_err(&format!("{what}: an image came of it"))
-}
 
 async fn pull_as(cri: &Cri, image: &str, auth: AuthConfig) -> Result<String, Status> {
     let image = ImageSpec {

@@ -66,7 +66,7 @@ fn metrics(node: &Node) -> Page {
     Page::read(&said(&node.operate(&["metrics"])))
 }
 
-fn refused(outcome: Result<String, Status>, what: &str) -> Status {
+pub(crate) fn refused(outcome: Result<String, Status>, what: &str) -> Status {
     outcome.expect_err(&format!("{what}: an image came of it"))
 }
 

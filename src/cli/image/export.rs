@@ -121,25 +121,12 @@ async fn write(
                 layout.close()?;
             }
         }
+        // One for all layers of an image: it remembers what token it has.
+        let mut registry = None;
         for (index, (digest, size)) in source.manifest.layers.iter().enumerate() {
-            if !layout.blob(digest, *size)? {
-                continue;
-            }
-            let (shown, kept) = (progress.layer(&digest.to_string(), *size), &source.kept);
-            let was_kept = match kept {
-                Some(image) => kept_layer(&mut layout, driver, (image, index), &shown)?,
-                None => false,
-            };
-            if !was_kept {
-                let registry = driver.lookup(&source.from, &Credentials::Anonymous.into())?;
-                layer(&mut layout, &registry, (digest, *size), &shown)
-                    .await
-                    .with_context(|| {
-                        format!(
-                            "layer {digest}: only its registry has it as it was; {} is asked",
-                            source.from.host()
-                        )
-                    })?;
+            if layout.blob(digest, *size)? {
+                let shown = progress.layer(&digest.to_string(), *size);
+                layer(&mut layout, driver, (source, index), &mut registry, &shown).await?;
             }
         }
     }
@@ -147,12 +134,15 @@ async fn write(
     Ok(())
 }
 
+/// Brings a layer's blob into the layout: the one that is kept, or else the registry's.
 async fn layer(
     layout: &mut Layout<impl Write>,
-    registry: &Lookup,
-    (digest, size): (&Digest, u64),
+    driver: &ImageDriver,
+    (source, index): (&Source, usize),
+    registry: &mut Option<Lookup>,
     shown: &progress::Layer,
 ) -> anyhow::Result<()> {
+    let (digest, size) = &source.manifest.layers[index];
     let (mut got, mut written) = (0, Ok(()));
     let mut take = |piece: &[u8]| {
         got += piece.len() as u64;
@@ -160,35 +150,27 @@ async fn layer(
         written = layout.write(piece);
         written.is_ok()
     };
-    registry.copy_blob(digest, size, &mut take).await?;
+    let copied = match &source.kept {
+        Some(image) => driver.copy_kept_blob(image, index, &mut take)?,
+        None => None,
+    };
+    if copied.is_none() {
+        let registry = match registry {
+            Some(known) => known,
+            none => none.insert(driver.lookup(&source.from, &Credentials::Anonymous.into())?),
+        };
+        let copied = registry.copy_blob(digest, *size, &mut take).await;
+        copied.with_context(|| {
+            format!(
+                "layer {digest}: only its registry has it as it was; {} is asked",
+                source.from.host()
+            )
+        })?;
+    }
     written?;
     layout.close()?;
     shown.done();
     Ok(())
-}
-
-/// Whether the blob of a layer is kept, and now in the layout.
-fn kept_layer(
-    layout: &mut Layout<impl Write>,
-    driver: &ImageDriver,
-    (image, index): (&ResolvedImage, usize),
-    shown: &progress::Layer,
-) -> anyhow::Result<bool> {
-    let (mut got, mut written) = (0, Ok(()));
-    let mut take = |piece: &[u8]| {
-        got += piece.len() as u64;
-        shown.at(got);
-        written = layout.write(piece);
-        written.is_ok()
-    };
-    let copied = driver.copy_kept_blob(image, index, &mut take)?;
-    written?;
-    if copied.is_none() {
-        return Ok(false);
-    }
-    layout.close()?;
-    shown.done();
-    Ok(true)
 }
 
 /// A file that gets its name when it is whole, and goes when it never is.

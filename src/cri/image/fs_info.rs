@@ -1,6 +1,7 @@
 //! ImageFsInfo, from kept counters.
 
 use crate::cri::call::Deadline;
+use crate::cri::usage::number;
 use crate::cri::{CallError, Front};
 use crate::proto::cri as v1;
 use crate::state::now_ns;
@@ -15,26 +16,19 @@ pub(in crate::cri) async fn fs_info(
 ) -> Result<v1::ImageFsInfoResponse, CallError> {
     let (bytes, inodes) = front.store.layer_usage().await?;
     let (coming, files) = front.store.samples().downloads();
-    let bytes = bytes.saturating_add_unsigned(coming);
-    let inodes = inodes.saturating_add_unsigned(files);
-    let number = |value: i64| {
-        Some(v1::UInt64Value {
-            value: u64::try_from(value).unwrap_or(0),
-        })
-    };
+    let held = |count: i64| u64::try_from(count).unwrap_or(0);
+    let bytes = held(bytes).saturating_add(coming);
+    let inodes = held(inodes).saturating_add(files);
     let usage = |timestamp, bytes, inodes| v1::FilesystemUsage {
         timestamp,
         fs_id: Some(v1::FilesystemIdentifier {
             mountpoint: front.info.image_root.display().to_string(),
         }),
-        used_bytes: number(bytes),
-        inodes_used: number(inodes),
+        used_bytes: number(Some(bytes)),
+        inodes_used: number(Some(inodes)),
     };
     let written = front.store.samples().all_layers();
-    let written = written.map_or((now_ns(), 0, 0), |all| {
-        let kept = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        (all.at, kept(all.bytes), kept(all.inodes))
-    });
+    let written = written.map_or((now_ns(), 0, 0), |all| (all.at, all.bytes, all.inodes));
     Ok(v1::ImageFsInfoResponse {
         image_filesystems: vec![usage(now_ns(), bytes, inodes)],
         container_filesystems: vec![usage(written.0, written.1, written.2)],

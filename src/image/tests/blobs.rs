@@ -9,11 +9,6 @@ fn keeping() -> Node {
     node
 }
 
-fn served(image: &TestImage) -> Server {
-    let image = image.clone();
-    Server::start(move |request, _| image.answer(request.resource()).ranged(request))
-}
-
 /// The image as the database's documents make it.
 fn kept_image(node: &Node, image: &TestImage) -> ResolvedImage {
     let (name, manifest) = ("a.example/b:1".parse().unwrap(), image.manifest.clone());
@@ -53,7 +48,7 @@ async fn blobs_stay_with_their_layers_when_that_is_asked_for_and_go_with_them() 
     for keep_from in [u64::MAX, 1] {
         let (mut node, image) = (keeping(), image());
         node.configure(|config| config.keep_from_bytes = keep_from);
-        let server = served(&image);
+        let server = ranged(image.clone());
         let name = format!("{}/a", server.address);
         let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
         let kept = kept_image(&node, &image);
@@ -81,7 +76,7 @@ async fn blobs_stay_with_their_layers_when_that_is_asked_for_and_go_with_them() 
 #[tokio::test]
 async fn nothing_is_kept_unless_it_is_asked_for() {
     let (node, image) = (Node::new(), image());
-    let server = served(&image);
+    let server = ranged(image.clone());
     let name = format!("{}/a", server.address);
     node.pull(&name, &Credentials::Anonymous).await.unwrap();
     let kept = kept_image(&node, &image);
@@ -94,7 +89,7 @@ async fn nothing_is_kept_unless_it_is_asked_for() {
 #[tokio::test]
 async fn a_broken_layer_is_made_of_its_blob_again_and_keeps_it() {
     let (node, image) = (keeping(), image());
-    let server = served(&image);
+    let server = ranged(image.clone());
     let name = format!("{}/a", server.address);
     let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
     let big = node.path(&pulled, 1, "big");
@@ -130,7 +125,7 @@ async fn a_spoilt_blob_is_found_and_used_for_nothing() {
     let spoil: [fn(&mut Vec<u8>); 3] = [change, cut, longer];
     for spoil in spoil {
         let (node, image) = (keeping(), image());
-        let server = served(&image);
+        let server = ranged(image.clone());
         let name = format!("{}/a", server.address);
         node.pull(&name, &Credentials::Anonymous).await.unwrap();
         let kept = kept_image(&node, &image);
@@ -163,7 +158,7 @@ async fn a_spoilt_blob_is_found_and_used_for_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_pulls_at_once_that_share_a_blob_none_loses_it() {
     let (node, image) = (Arc::new(keeping()), image());
-    let server = served(&image);
+    let server = ranged(image.clone());
     let pulls = ["a", "b", "c"].map(|name| {
         let (node, name) = (Arc::clone(&node), format!("{}/{name}", server.address));
         tokio::spawn(async move { node.pull(&name, &Credentials::Anonymous).await.map(drop) })
@@ -184,7 +179,7 @@ async fn of_pulls_at_once_that_share_a_blob_none_loses_it() {
 #[tokio::test]
 async fn a_pull_that_comes_too_late_leaves_its_blob_to_the_layer_that_is_there() {
     let (mut node, image) = (Node::new(), image());
-    let server = served(&image);
+    let server = ranged(image.clone());
     let name = format!("{}/a", server.address);
     node.pull(&name, &Credentials::Anonymous).await.unwrap();
     node.configure(|config| config.keep_blobs = true);
@@ -241,7 +236,7 @@ async fn of_an_empty_blob_nothing_has_to_be_kept() {
     let node = keeping();
     let image = TestImage::of(&[Vec::new()]);
     let image = TestImage::with(image.config, vec![Vec::new()]);
-    let server = served(&image);
+    let server = ranged(image.clone());
     let name = format!("{}/a", server.address);
     let pulled = node.pull(&name, &Credentials::Anonymous).await.unwrap();
     assert!(node.driver.has_layer(&pulled.layers[0].chain_id));

@@ -39,12 +39,6 @@ async fn a_server_that_always_fails_is_given_up() {
     assert!(matches!(error, ImageError::Unavailable { .. }), "{error}");
 }
 
-fn is_layer(request: &Request, image: &TestImage) -> bool {
-    request
-        .resource()
-        .ends_with(&Digest::sha256(&image.layers[1]).to_string())
-}
-
 #[tokio::test]
 async fn a_broken_blob_is_taken_up_where_it_broke() {
     for ranges in [true, false] {

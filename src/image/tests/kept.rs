@@ -55,11 +55,6 @@ async fn resolved(node: &Node, server: &Server) -> ResolvedImage {
     resolved.unwrap()
 }
 
-/// Serves an image, and of what is asked for by ranges just these.
-fn ranged(image: TestImage) -> Server {
-    Server::start(move |request, _| image.answer(request.resource()).ranged(request))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_blob_comes_in_pieces_and_nothing_is_kept_of_it_in_the_end() {
     let (node, image) = (Node::new(), image());

@@ -22,6 +22,17 @@ use super::testing::server::{Request, Response, Server};
 use super::testing::{Tar, TestImage, gzip};
 use super::*;
 
+/// Serves an image, and of what is asked for by ranges just these.
+fn ranged(image: TestImage) -> Server {
+    Server::start(move |request, _| image.answer(request.resource()).ranged(request))
+}
+
+fn is_layer(request: &Request, image: &TestImage) -> bool {
+    request
+        .resource()
+        .ends_with(&Digest::sha256(&image.layers[1]).to_string())
+}
+
 struct Node {
     root: tempfile::TempDir,
     driver: ImageDriver,
