@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::error::full_text;
 use super::{Back, ReconcileError, blocking, node_network, pod_network};
 use crate::lifecycle::attachment::State;
 use crate::network::cni::{Call, Directory, NetworkList, Plugins};
@@ -239,8 +240,8 @@ pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<(), Re
             tracing::warn!(error, "plugins of a former daemon may still be running");
         }
     }
-    let first = Watch::default();
-    if tokio::time::timeout(FIRST_LOOK, first.looked(back, health))
+    let mut first = Watch::default();
+    if tokio::time::timeout(FIRST_LOOK, first.look(back, health))
         .await
         .is_err()
     {
@@ -315,10 +316,6 @@ impl Watch {
         }
         self.ask_status(back).await;
         own.report(health, self.not_ready.clone());
-    }
-
-    async fn looked(mut self, back: &Back, health: &watch::Sender<Report>) {
-        self.look(back, health).await;
     }
 
     /// Reads the network and makes it the one that new pods get. `false` says that something is
@@ -438,16 +435,6 @@ async fn load(back: &Back, seen: Directory) -> Result<Option<NetworkList>, Strin
     count(back, &calls);
     agreed.map_err(|error| ReconcileError::Plugin(error).full_text())?;
     Ok(Some(list))
-}
-
-fn full_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 /// Has plugins forget what is of no pod that has a row. `false` says that it was not the moment.

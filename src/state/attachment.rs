@@ -58,8 +58,6 @@ pub struct Attachment {
     pub deletes: i64,
     /// Whether CHECK was asked for and has not been called since.
     pub check_due: bool,
-    /// What the last CHECK has found wrong.
-    pub check_error: Option<String>,
 }
 
 struct Row {
@@ -74,12 +72,11 @@ struct Row {
     add_ns: Option<i64>,
     deletes: i64,
     check_due: bool,
-    check_error: Option<String>,
 }
 
 const SELECT: &str = "SELECT sandbox_id, state, config, parameters, result, address,
      more_addresses, error, add_ns, deletes,
-     check_asked_at IS NOT NULL AND check_asked_at > coalesce(checked_at, 0), check_error
+     check_asked_at IS NOT NULL AND check_asked_at > coalesce(checked_at, 0)
      FROM network_attachments";
 
 impl Row {
@@ -96,7 +93,6 @@ impl Row {
             add_ns: row.get(8)?,
             deletes: row.get(9)?,
             check_due: row.get(10)?,
-            check_error: row.get(11)?,
         })
     }
 }
@@ -128,7 +124,6 @@ impl TryFrom<Row> for Attachment {
             add_ns: row.add_ns.unwrap_or(0),
             deletes: row.deletes,
             check_due: row.check_due,
-            check_error: row.check_error,
         })
     }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::result::harmless;
-use super::version::{SpecVersion, UnknownVersion};
+use super::version::SpecVersion;
 
 /// Longest file.
 const FILE_MAX: u64 = 1024 * 1024;
@@ -176,13 +176,6 @@ impl NetworkList {
     pub fn plugin_names(&self) -> impl Iterator<Item = &str> {
         self.plugins.iter().map(|plugin| plugin.kind.as_str())
     }
-
-    /// Whether some plugin wants to be told this of a pod.
-    #[must_use]
-    pub fn wants(&self, capability: &str) -> bool {
-        let mut plugins = self.plugins.iter();
-        plugins.any(|plugin| plugin.capabilities.contains(capability))
-    }
 }
 
 /// A list, and whether its plugins are all in it.
@@ -208,28 +201,26 @@ fn read_list(value: Map<String, Value>) -> Result<(NetworkList, bool), String> {
             .collect::<Result<_, _>>()?,
         Some(_) => return Err("\"plugins\" is no list".into()),
     };
-    let versions = versions(&value)?;
-    let list = NetworkList {
-        name: name(&value)?,
-        version: newest(&versions)?,
-        versions,
-        disable_check: flag(&value, "disableCheck")?,
-        disable_gc: flag(&value, "disableGC")?,
-        plugins,
-    };
-    Ok((list, inlined_only))
+    Ok((network(&value, plugins)?, inlined_only))
 }
 
 /// A single plugin as a list of one.
 fn single_list(value: Map<String, Value>) -> Result<NetworkList, String> {
-    let versions = versions(&value)?;
+    let mut list = network(&value, Vec::new())?;
+    list.plugins.push(Plugin::read(value)?);
+    Ok(list)
+}
+
+/// What a network says of itself, whatever form it has.
+fn network(value: &Map<String, Value>, plugins: Vec<Plugin>) -> Result<NetworkList, String> {
+    let versions = versions(value)?;
     Ok(NetworkList {
-        name: name(&value)?,
+        name: name(value)?,
         version: newest(&versions)?,
         versions,
-        disable_check: flag(&value, "disableCheck")?,
-        disable_gc: flag(&value, "disableGC")?,
-        plugins: vec![Plugin::read(value)?],
+        disable_check: flag(value, "disableCheck")?,
+        disable_gc: flag(value, "disableGC")?,
+        plugins,
     })
 }
 
@@ -307,9 +298,10 @@ fn versions(value: &Map<String, Value>) -> Result<BTreeSet<SpecVersion>, String>
     if declared.is_empty() {
         return Err("it has no \"cniVersion\"".into());
     }
-    let parsed: Vec<Result<SpecVersion, UnknownVersion>> =
-        declared.iter().map(|version| version.parse()).collect();
-    let known: BTreeSet<_> = parsed.into_iter().flatten().collect();
+    let known = SpecVersion::ALL.into_iter();
+    let known: BTreeSet<_> = known
+        .filter(|version| declared.contains(&version.as_str()))
+        .collect();
     if known.is_empty() {
         let known: Vec<_> = SpecVersion::ALL.iter().map(|v| v.as_str()).collect();
         return Err(format!(

@@ -52,6 +52,7 @@ fn base(list: &NetworkList, plugin: &Plugin) -> Map<String, Value> {
     config.retain(|key, _| !key.starts_with(RESERVED));
     config.insert("name".into(), list.name.clone().into());
     config.insert("cniVersion".into(), list.version.as_str().into());
+    config.remove("capabilities");
     config
 }
 
@@ -67,7 +68,6 @@ pub(super) fn of_attachment(
     previous: Option<&Value>,
 ) -> Vec<u8> {
     let mut config = base(list, plugin);
-    config.remove("capabilities");
     config.remove("runtimeConfig");
     let told: Map<String, Value> = attachment
         .capabilities
@@ -88,7 +88,6 @@ pub(super) fn of_attachment(
 /// The request of GC: which attachments are still valid.
 pub(super) fn of_collection(list: &NetworkList, plugin: &Plugin, valid: &[String]) -> Vec<u8> {
     let mut config = base(list, plugin);
-    config.remove("capabilities");
     let valid: Vec<_> = valid
         .iter()
         .map(|id| json!({ "containerID": id, "ifname": INTERFACE }))
@@ -101,7 +100,5 @@ pub(super) fn of_collection(list: &NetworkList, plugin: &Plugin, valid: &[String
 
 /// The request of STATUS.
 pub(super) fn of_status(list: &NetworkList, plugin: &Plugin) -> Vec<u8> {
-    let mut config = base(list, plugin);
-    config.remove("capabilities");
-    text(config)
+    text(base(list, plugin))
 }

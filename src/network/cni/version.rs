@@ -1,7 +1,6 @@
 //! Versions of the specification: each decides which verbs there are.
 
 use std::fmt;
-use std::str::FromStr;
 
 /// A version that is spoken here. Later ones know more verbs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,19 +49,6 @@ impl SpecVersion {
     #[must_use]
     pub fn has_gc_and_status(self) -> bool {
         self >= Self::V1_1_0
-    }
-}
-
-/// A version that is not spoken here.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("version {0:?} of the specification is not known")]
-pub struct UnknownVersion(pub String);
-
-impl FromStr for SpecVersion {
-    type Err = UnknownVersion;
-    fn from_str(text: &str) -> Result<Self, UnknownVersion> {
-        let known = Self::ALL.into_iter().find(|known| known.as_str() == text);
-        known.ok_or_else(|| UnknownVersion(text.chars().take(64).collect()))
     }
 }
 

@@ -437,8 +437,8 @@ impl Shim {
     /// allow.
     fn tell_daemon(&mut self) {
         if let Some(daemon) = &mut self.daemon {
-            // What waited goes first, or a loss would wait and its exit not. That the daemon is gone
-            // is noticed below.
+            // What waited goes first, or a loss would wait and its exit not. That the daemon is
+            // gone is noticed below.
             let _ = daemon.flush();
         }
         self.tell_losses();

@@ -205,11 +205,6 @@ async fn a_pod_on_the_nodes_network_needs_no_plugin() {
     plugged.node.restart().await;
     let mut config = plugged.node.pod_config("node");
     crate::support::pod::namespaces(&mut config).network = NamespaceMode::Node as i32;
-    let pod = plugged
-        .node
-        .cri
-        .run_pod(&config)
-        .await
-        .expect("RunPodSandbox");
+    let pod = plugged.run_from(&config).await;
     assert_eq!(plugged.addresses(&pod).await, Vec::<IpAddr>::new());
 }

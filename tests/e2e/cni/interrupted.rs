@@ -32,12 +32,7 @@ async fn a_daemon_that_dies_at_any_point_loses_no_attachment() {
             Err(_) => {
                 plugged.comes_back(point).await;
                 died = true;
-                plugged
-                    .node
-                    .cri
-                    .run_pod(&config)
-                    .await
-                    .expect("RunPodSandbox")
+                plugged.run_from(&config).await
             }
         };
         assert_eq!(plugged.held(), std::slice::from_ref(&id), "{point}");
@@ -83,12 +78,7 @@ async fn a_daemon_that_dies_while_it_undoes_undoes_it_again() {
     plugged.node.env = vec![("QUILT_FAULTS".into(), "attachment.undone=abort*1".into())];
     plugged.node.spawn();
     plugged.comes_back("attachment.undone").await;
-    let id = plugged
-        .node
-        .cri
-        .run_pod(&config)
-        .await
-        .expect("RunPodSandbox");
+    let id = plugged.run_from(&config).await;
     assert_eq!(plugged.held(), std::slice::from_ref(&id));
     plugged.go(&id).await;
     plugged.node.terminate();
@@ -152,12 +142,7 @@ async fn a_plugin_that_outlives_its_daemon_is_ended_before_anything_is_repeated(
         );
         std::fs::remove_file(&pid).expect("a file of the test");
         if verb == "ADD" {
-            let id = plugged
-                .node
-                .cri
-                .run_pod(&config)
-                .await
-                .expect("RunPodSandbox");
+            let id = plugged.run_from(&config).await;
             assert_eq!(plugged.held(), std::slice::from_ref(&id));
             assert_eq!(plugged.calls_of("ADD", &id), 2);
             assert!(

@@ -140,8 +140,12 @@ impl Plugged {
     }
 
     async fn run(&self, name: &str) -> String {
-        let config = self.node.pod_config(name);
-        self.node.cri.run_pod(&config).await.expect("RunPodSandbox")
+        self.run_from(&self.node.pod_config(name)).await
+    }
+
+    /// Runs a pod that may have been asked for before.
+    async fn run_from(&self, config: &PodSandboxConfig) -> String {
+        self.node.cri.run_pod(config).await.expect("RunPodSandbox")
     }
 
     async fn go(&self, id: &str) {
