@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::error::NetworkError;
 use super::pod::{in_namespace, open_netns};
-use super::sysctl::{Sysctl, SysctlScope};
+use super::sysctl::Sysctl;
 
 /// Sets those of the sysctls that are an interface's, in a pinned network namespace. The interface
 /// is there; others are left alone.
@@ -17,13 +17,7 @@ pub fn set_interface_sysctls(
     interface: &str,
     sysctls: &[(String, String)],
 ) -> Result<(), NetworkError> {
-    let mut own = Vec::new();
-    for (name, value) in sysctls {
-        let sysctl = Sysctl::parse(name, value)?;
-        if matches!(sysctl.scope(), SysctlScope::Interface(of) if of == interface) {
-            own.push(sysctl);
-        }
-    }
+    let own = Sysctl::of_interface(sysctls, interface)?;
     if own.is_empty() {
         return Ok(());
     }

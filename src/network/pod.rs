@@ -30,7 +30,7 @@ use super::link::{self, Link};
 use super::namespace::is_pinned;
 use super::netlink::{Request, Socket};
 use super::shaping::shaper_name;
-use super::sysctl::{Sysctl, SysctlScope, prepare_for_ipv6, refuse_router_advertisements};
+use super::sysctl::{Sysctl, prepare_for_ipv6, refuse_router_advertisements};
 
 /// A pod's link, as it should be.
 #[derive(Debug, Clone, Copy)]
@@ -206,14 +206,7 @@ fn validate(spec: &PodLinkSpec<'_>) -> Result<Vec<Sysctl>, NetworkError> {
             return Err(NetworkError::GatewayOutside { gateway, address });
         }
     }
-    let mut sysctls = Vec::new();
-    for (name, value) in spec.sysctls {
-        let sysctl = Sysctl::parse(name, value)?;
-        if matches!(sysctl.scope(), SysctlScope::Interface(name) if name == spec.pod_name) {
-            sysctls.push(sysctl);
-        }
-    }
-    Ok(sysctls)
+    Sysctl::of_interface(spec.sysctls, spec.pod_name)
 }
 
 /// A veth without a mark is taken for one of ours that was never marked: its name is derived from a

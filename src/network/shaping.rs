@@ -9,9 +9,7 @@
 //! What comes in by an interface cannot wait there, so what a pod sends is led through an interface
 //! of its own kind (ifb) and waits at its exit. Limits are token buckets (tc-tbf(8)).
 
-use netlink_packet_core::{
-    DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NlasIterator,
-};
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
@@ -19,6 +17,7 @@ use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use super::error::NetworkError;
 use super::link::{self, Link};
 use super::netlink::{Outcome, Reply, Request, Socket, text};
+use super::nft::find;
 use super::pod::open_socket;
 
 /// `struct tcmsg`.
@@ -326,16 +325,6 @@ fn parse(reply: &Reply, index: u32) -> Option<(String, Vec<u8>)> {
     let kind = text(find(attributes, TCA_KIND)?);
     let options = find(attributes, TCA_OPTIONS).unwrap_or_default();
     Some((kind, options.to_vec()))
-}
-
-fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
-    NlasIterator::new(attributes)
-        .filter_map(Result::ok)
-        .find(|attribute| attribute.kind() == kind)
-        .and_then(|attribute| {
-            let end = 4 + attribute.value_length();
-            attribute.into_inner().get(4..end)
-        })
 }
 
 fn has_bucket(socket: &mut Socket, interface: &Link, bps: u64) -> Result<bool, NetworkError> {

@@ -64,6 +64,25 @@ impl Sysctl {
         })
     }
 
+    /// Checks all, and keeps those of this interface.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sysctl::parse`].
+    pub(super) fn of_interface(
+        sysctls: &[(String, String)],
+        interface: &str,
+    ) -> Result<Vec<Self>, NetworkError> {
+        let mut own = Vec::new();
+        for (name, value) in sysctls {
+            let sysctl = Self::parse(name, value)?;
+            if matches!(sysctl.scope(), SysctlScope::Interface(of) if of == interface) {
+                own.push(sysctl);
+            }
+        }
+        Ok(own)
+    }
+
     /// Where it lives.
     #[must_use]
     pub fn scope(&self) -> &SysctlScope {

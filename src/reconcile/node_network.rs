@@ -19,10 +19,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, watch};
 
-use super::{Back, ReconcileError, blocking, pod_network};
+use super::{Back, ReconcileError, blocking, pod_network, prepared};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
-use crate::lifecycle::address::{first4, first6, parse_range};
 use crate::lifecycle::egress;
 use crate::lifecycle::port::{HostPort, host_ports};
 use crate::network::{
@@ -30,7 +29,6 @@ use crate::network::{
 };
 use crate::state::health::Report;
 use crate::state::network::Allocation;
-use crate::state::node::POD_CIDR;
 use crate::state::policy::PodPolicy;
 use crate::state::port::PortMapping;
 use crate::state::sandbox::Sandbox;
@@ -98,19 +96,11 @@ async fn with_rows(
     policies: Vec<PodPolicy>,
 ) -> Result<Wanted, ReconcileError> {
     let config = &back.network;
-    let range = back.store.fact(POD_CIDR).await?;
-    let range = range.and_then(|text| parse_range(&text).ok());
-    let (mut subnet, mut subnet6) = (config.subnet, config.subnet6);
-    for net in range.unwrap_or_default() {
-        match net {
-            IpNet::V4(net) => subnet = net,
-            IpNet::V6(net) => subnet6 = Some(net),
-        }
-    }
-    let gateway = Ipv4Net::new_assert(first4(subnet), subnet.prefix_len());
+    let pool = back.store.pool_now(&prepared::pool(config)).await?;
+    let gateway = Ipv4Net::new_assert(pool.gateway, pool.subnet.prefix_len());
     let mut others = BTreeSet::new();
-    if let Some(net) = subnet6 {
-        let net = Ipv6Net::new_assert(first6(net), net.prefix_len());
+    if let Some((gateway, net)) = pool.gateway6().zip(pool.subnet6) {
+        let net = Ipv6Net::new_assert(gateway, net.prefix_len());
         others.insert(IpNet::V6(net));
     }
     for allocation in allocations {

@@ -277,21 +277,19 @@ impl Tx {
             pair,
         )?;
         let numbers: Vec<u32> = taken.iter().map(|(number, _)| *number).collect();
-        let sql = "SELECT count(*) FROM prepared_networks";
-        let prepared: Option<i64> = self.first("count prepared networks", sql, [], column)?;
-        let prepared = usize::try_from(prepared.unwrap_or(0)).unwrap_or(0);
-        next_free(pool, &numbers, last).ok_or_else(|| {
-            let inside =
-                |(number, _): &&(u32, bool)| pool.subnet.contains(&Ipv4Addr::from(*number));
-            let inside: Vec<_> = taken.iter().filter(inside).collect();
-            let waiting = inside.iter().filter(|(_, waits)| *waits).count();
-            StateError::AddressesExhausted {
-                subnet: pool.subnet.to_string(),
-                used: (inside.len() - waiting).saturating_sub(prepared),
-                prepared,
-                waiting,
-                capacity: capacity(pool),
-            }
+        if let Some(address) = next_free(pool, &numbers, last) {
+            return Ok(address);
+        }
+        let prepared = self.prepared_count()?;
+        let inside = |(number, _): &&(u32, bool)| pool.subnet.contains(&Ipv4Addr::from(*number));
+        let inside: Vec<_> = taken.iter().filter(inside).collect();
+        let waiting = inside.iter().filter(|(_, waits)| *waits).count();
+        Err(StateError::AddressesExhausted {
+            subnet: pool.subnet.to_string(),
+            used: (inside.len() - waiting).saturating_sub(prepared),
+            prepared,
+            waiting,
+            capacity: capacity(pool),
         })
     }
 

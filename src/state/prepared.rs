@@ -143,6 +143,13 @@ impl Store {
 }
 
 impl Tx {
+    /// How many networks wait.
+    pub(super) fn prepared_count(&mut self) -> Result<usize, StateError> {
+        let sql = "SELECT count(*) FROM prepared_networks";
+        let count: Option<i64> = self.first("count prepared networks", sql, [], column)?;
+        Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX))
+    }
+
     /// Makes a sandbox the owner of a network that waits, if there is one that fits: the id is the
     /// sandbox' own then.
     pub(super) async fn take_prepared(
@@ -241,11 +248,7 @@ impl Tx {
         let taken: Vec<u32> = self.all("list addresses", sql, [since], column)?;
         let inside = |number: &&u32| pool.subnet.contains(&std::net::Ipv4Addr::from(**number));
         let taken = taken.iter().filter(inside).count();
-        let sql = "SELECT count(*) FROM prepared_networks";
-        let there: i64 = self
-            .first("count prepared networks", sql, [], column)?
-            .unwrap_or(0);
-        let there = usize::try_from(there).unwrap_or(usize::MAX);
+        let there = self.prepared_count()?;
         let others = taken.saturating_sub(there);
         let most = prepared_at_most(pool.prepared, capacity(&pool), others);
         let mut new = Vec::new();

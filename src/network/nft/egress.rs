@@ -152,13 +152,10 @@ impl EgressPolicy {
             );
             // Echo replies and errors.
             let (protocol, kinds) = match family {
-                IPV4 => (ICMP, [(0, 0), (3, 3), (11, 12)]),
-                _ => (ICMP6, [(129, 129), (1, 4), (1, 4)]),
+                IPV4 => (ICMP, &[(0, 0), (3, 3), (11, 12)][..]),
+                _ => (ICMP6, &[(129, 129), (1, 4)][..]),
             };
-            for (place, (first, last)) in kinds.into_iter().enumerate() {
-                if place > 0 && kinds[place - 1] == (first, last) {
-                    continue;
-                }
+            for &(first, last) in kinds {
                 let answer = to_peer().transport(protocol).kind_of_icmp(first, last);
                 let comment = format!("ICMP {first} to {last} to {peers}");
                 add(comment, answer.accept());

@@ -97,7 +97,7 @@ fn each(attributes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The value of the first attribute of this kind.
-pub(super) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(in crate::network) fn find(attributes: &[u8], kind: u16) -> Option<&[u8]> {
     each(attributes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 

@@ -170,15 +170,8 @@ impl Expressions {
 
     /// Only packets with an end in this network.
     pub(super) fn within(self, end: End, net: IpNet) -> Self {
-        let (family, mask) = match net.netmask() {
-            IpAddr::V4(mask) => (IPV4, mask.octets().to_vec()),
-            IpAddr::V6(mask) => (IPV6, mask.octets().to_vec()),
-        };
-        let (offset, length) = place(family, end);
-        self.family(family)
-            .payload(1, offset, length, WORK)
-            .mask(&mask)
-            .compare(true, &octets(net.network()))
+        let family = if net.addr().is_ipv4() { IPV4 } else { IPV6 };
+        self.family(family).in_net(end, net)
     }
 
     /// Only frames with ARP in them.

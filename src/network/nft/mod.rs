@@ -39,6 +39,8 @@ use super::sysctl;
 use encode::{Attributes, Message};
 use transaction::{commit, kind};
 
+pub(super) use encode::find;
+
 pub use conntrack::{forget_before, forget_closed};
 pub use egress::{close_policy, open_policy};
 pub use forward::PortForward;

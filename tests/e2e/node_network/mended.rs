@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::*;
+use crate::support::faults::Faults;
 use crate::support::host::ipv4;
 use crate::support::nft;
 
@@ -141,9 +142,7 @@ async fn a_death_between_two_steps_leaves_no_port_behind() {
     let lan = Lan::new(2);
     let outside = &lan.hosts[1];
     let mut node = Node::prepare_on(&lan.hosts[0], "");
-    let file = node.path("faults");
-    std::fs::write(&file, "").expect("a file of the test");
-    node.env = vec![("QUILT_FAULTS_FILE".into(), file.display().to_string())];
+    Faults::of(&mut node);
     node.restart().await;
     for dies_at in ["sandbox.link", "sandbox.network", "sandbox.ready"] {
         let config = PodSandboxConfig {

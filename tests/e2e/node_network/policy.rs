@@ -9,6 +9,7 @@ use tonic::Code;
 
 use super::mended::dies;
 use super::*;
+use crate::support::faults::Faults;
 use crate::support::host::{ipv4, ipv6};
 use crate::support::nft;
 
@@ -194,9 +195,7 @@ async fn what_is_no_policy_is_refused_by_name() {
 async fn a_death_between_two_steps_leaves_the_whole_policy_or_none() {
     let lan = Lan::new(2);
     let mut node = Node::prepare_on(&lan.hosts[0], "");
-    let file = node.path("faults");
-    std::fs::write(&file, "").expect("a file of the test");
-    node.env = vec![("QUILT_FAULTS_FILE".into(), file.display().to_string())];
+    Faults::of(&mut node);
     node.restart().await;
     let _server = lan.hosts[1].serve(80, "outside");
     let to = SocketAddr::new(ipv4(2), 80);

@@ -11,6 +11,7 @@ use tonic::Code;
 
 use super::mended::dies;
 use super::*;
+use crate::support::faults::Faults;
 use crate::support::is_soak;
 
 async fn with_prepared(lan: &Lan, count: usize) -> Node {
@@ -153,9 +154,7 @@ async fn prepared_networks_follow_the_range_and_the_configuration() {
     let lan = Lan::new(1);
     let mut node = Node::prepare_on(&lan.hosts[0], "");
     node.prepare_networks(2);
-    let file = node.path("faults");
-    fs::write(&file, "").expect("a file of the test");
-    node.env = vec![("QUILT_FAULTS_FILE".into(), file.display().to_string())];
+    Faults::of(&mut node);
     node.restart().await;
     let former = node.waiting(2).await;
     let [_, _, c] = node.names.subnet;
