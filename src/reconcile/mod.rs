@@ -40,7 +40,9 @@ pub mod sampler;
 mod sandbox;
 mod sandbox_files;
 mod sandbox_repair;
+mod sandbox_update;
 pub mod shim_link;
+mod stand_in;
 pub mod sweep;
 pub mod worker;
 
