@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// Where spans go.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracingConfig {
     /// A collector that speaks OTLP over gRPC, such as `http://127.0.0.1:4317`; empty is none.
@@ -11,15 +11,6 @@ pub struct TracingConfig {
     /// Of a million requests that belong to no trace yet, how many begin one. Those that belong to
     /// one are traced as their client has decided.
     pub sampling_rate_per_million: u32,
-}
-
-impl Default for TracingConfig {
-    fn default() -> Self {
-        Self {
-            endpoint: String::new(),
-            sampling_rate_per_million: 0,
-        }
-    }
 }
 
 impl TracingConfig {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::node::quiltd;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::{exited, resources, shell};
-use crate::support::{Node, container, eventually};
+use crate::support::{Node, container, eventually, process};
 
 /// Commands that only read, and so answer with and without a daemon.
 const READING: [&[&str]; 8] = [

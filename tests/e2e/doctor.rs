@@ -62,7 +62,12 @@ async fn a_node_that_runs_pods_passes_with_a_daemon_and_without() {
     let output = doctor(&node, &["-o", "json"]);
     assert!(matches!(output.status.code(), Some(0 | 1)), "{output:?}");
     let finding = found(&output);
-    for name in ["kernel.clone", "cgroup.limits", "network.pods", "network.rules"] {
+    for name in [
+        "kernel.clone",
+        "cgroup.limits",
+        "network.pods",
+        "network.range",
+    ] {
         assert_eq!(finding(name)["found"], true, "{}", finding(name));
     }
     let socket = finding("configuration.socket");
@@ -72,7 +77,11 @@ async fn a_node_that_runs_pods_passes_with_a_daemon_and_without() {
     let on = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     let on = on.is_ok_and(|text| text.trim() == "Y");
     assert_eq!(apparmor["found"], on, "{apparmor}");
-    assert!(apparmor["costs"].as_str().is_some_and(|text| !text.is_empty()));
+    assert!(
+        apparmor["costs"]
+            .as_str()
+            .is_some_and(|text| !text.is_empty())
+    );
 
     assert!(node.terminate().success());
     let output = doctor(&node, &[]);
@@ -87,14 +96,20 @@ async fn a_node_that_runs_pods_passes_with_a_daemon_and_without() {
 async fn what_is_needed_and_not_there_is_an_exit_status() {
     let node = Node::start().await;
     // The daemon that runs has read its file already.
-    let plugins = format!("mode = \"cni\"\ncni_conf_dir = \"{}\"", node.path("none").display());
+    let plugins = format!(
+        "mode = \"cni\"\ncni_conf_dir = \"{}\"",
+        node.path("none").display()
+    );
     let path = node.path("config.toml");
     let before = std::fs::read_to_string(&path).expect("the test's own file");
     std::fs::write(&path, format!("[network]\n{plugins}\n")).expect("the test's own file");
     let output = doctor(&node, &["-o", "json"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let missing = found(&output)("network.plugins");
-    assert_eq!((&missing["found"], &missing["needed"]), (&false.into(), &true.into()));
+    assert_eq!(
+        (&missing["found"], &missing["needed"]),
+        (&false.into(), &true.into())
+    );
 
     std::fs::write(&path, "[network]\nbrigde = \"x\"\n").expect("the test's own file");
     let output = doctor(&node, &[]);

@@ -29,7 +29,7 @@ pub(super) const PROBES: &[Probe] = &[
         mend: "let the daemon write below /sys/fs/cgroup; on v2 no process may be in the cgroups \
                above",
         applies: always,
-        look: |_| within(|cgroups, path| limits(cgroups, path)),
+        look: |_| within(limits),
     },
     controller(
         "cgroup.cpu",
