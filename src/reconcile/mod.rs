@@ -25,6 +25,7 @@ mod log_loss;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
+mod oom_score;
 pub mod plugin_network;
 mod pod_network;
 mod pod_request;

@@ -56,11 +56,16 @@ async fn put_in_force(
     let path = own_cgroup(back, sandbox).await?;
     let back_too = back.clone();
     blocking(move || {
-        match &path {
-            Some(path) => back_too.cgroups.update(path, &limits)?,
-            None => back_too.cgroups.check(&limits)?,
+        let Some(path) = &path else {
+            return Ok(back_too.cgroups.check(&limits)?);
+        };
+        let before = back_too.cgroups.update(path, &limits)?;
+        let set = fault::blocking_point("sandbox.limits_set").map_err(ReconcileError::from);
+        if set.as_ref().is_err_and(|error| !error.is_passing()) {
+            // It is not tried again, and so the client is told that the limits are as before.
+            before.put_back();
         }
-        Ok(fault::blocking_point("sandbox.limits_set")?)
+        set
     })
     .await
 }
