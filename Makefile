@@ -103,6 +103,10 @@ fuzz: deps ## Feed the parsers of strangers' bytes at random, FUZZ_S seconds eac
 bench: deps ## Measure the release build, or any CRI endpoint: ENDPOINT=unix://… IMAGE=…; prints JSON
 	@hack/bench.sh $(BENCH_ARGS)
 
+.PHONY: bench-stats
+bench-stats: deps ## Measure statistics and kubelet's idle polling beside 200 running containers; prints JSON
+	@hack/bench.sh --stats 200
+
 .PHONY: bench-restart
 bench-restart: deps ## Kill the release daemon beside 200 running containers, 5 times; prints JSON
 	@hack/bench.sh --restart 5

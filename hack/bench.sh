@@ -25,7 +25,7 @@ node_own_network "$@"
 NODE_QUILTD=target/release/quiltd
 images=(quilt-test/busybox)
 pull=()
-if [[ " $* " != *" --restart "* ]]; then
+if [[ " $* " != *" --restart "* && " $* " != *" --stats "* ]]; then
     images+=(quilt-test/large)
 fi
 # As configured by default: a measure of pods is one of what is prepared for them, too.

@@ -111,6 +111,13 @@ images() {
         CGO_ENABLED=0 go build -trimpath -o "../../$OUT/images" .)
 }
 
+# What kubelet finds pods and containers with.
+cadvisor() {
+    [[ $OUT/cadvisor -nt hack/cadvisor/go.mod && $OUT/cadvisor -nt hack/cadvisor/main.go ]] ||
+        (cd hack/cadvisor && CGO_ENABLED=0 go build -trimpath -o "../../$OUT/cadvisor" .) ||
+        fail "cadvisor could not be built"
+}
+
 # `go install …/cmd/crictl@…` would do for crictl; critest is a Go test package and cannot be
 # installed, so a module of ours names both, and its go.sum pins what they are made of.
 cri_tools() {
@@ -132,4 +139,5 @@ packages
 shell
 ctr
 images
+cadvisor
 cri_tools

@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use hyper_util::rt::TokioIo;
+use prost::Message;
+use quilt::proto::containerd::containers::GetContainerRequest;
+use quilt::proto::containerd::containers::containers_client::ContainersClient;
 use quilt::proto::cri;
 use quilt::proto::cri::image_service_client::ImageServiceClient;
 use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
@@ -25,6 +28,23 @@ const CALL_BOUND: Duration = Duration::from_secs(120);
 pub(crate) struct Cri {
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
+    containers: ContainersClient<Channel>,
+}
+
+/// What is asked over and over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Poll {
+    ContainerStatus,
+    ImageFsInfo,
+    ImageStatus,
+    ListContainerStats,
+    ListContainers,
+    ListImages,
+    ListPodSandbox,
+    Status,
+    Version,
+    /// cAdvisor, about a cgroup that is not the runtime's.
+    ContainerdNotFound,
 }
 
 /// Times one call and names it in its error.
@@ -50,7 +70,9 @@ impl Cri {
         Ok(Self {
             runtime: RuntimeServiceClient::new(channel.clone())
                 .max_decoding_message_size(MESSAGE_LIMIT),
-            images: ImageServiceClient::new(channel).max_decoding_message_size(MESSAGE_LIMIT),
+            images: ImageServiceClient::new(channel.clone())
+                .max_decoding_message_size(MESSAGE_LIMIT),
+            containers: ContainersClient::new(channel),
         })
     }
 
@@ -206,6 +228,73 @@ impl Cri {
         let request = cri::ListContainersRequest::default();
         let (answer, took) = timed!("ListContainers", self.runtime.list_containers(request));
         Ok((answer.containers.len(), took))
+    }
+
+    /// Statistics of all containers; returns of how many.
+    pub(crate) async fn list_stats(&mut self) -> Result<(usize, Duration)> {
+        let request = cri::ListContainerStatsRequest::default();
+        let call = self.runtime.list_container_stats(request);
+        let (answer, took) = timed!("ListContainerStats", call);
+        Ok((answer.stats.len(), took))
+    }
+
+    /// Metrics of all pods; returns of how many.
+    pub(crate) async fn pod_metrics(&mut self) -> Result<(usize, Duration)> {
+        let request = cri::ListPodSandboxMetricsRequest::default();
+        let call = self.runtime.list_pod_sandbox_metrics(request);
+        let (answer, took) = timed!("ListPodSandboxMetrics", call);
+        Ok((answer.pod_metrics.len(), took))
+    }
+
+    /// Streams all containers; returns how many there are, and the bytes of the largest message.
+    pub(crate) async fn stream_containers(&mut self) -> Result<(usize, usize, Duration)> {
+        let start = Instant::now();
+        let request = cri::StreamContainersRequest::default();
+        let answer = self.runtime.stream_containers(request).await;
+        let mut stream = answer.context("StreamContainers")?.into_inner();
+        let (mut count, mut largest) = (0, 0);
+        while let Some(message) = stream.message().await.context("StreamContainers")? {
+            count += message.containers.len();
+            largest = largest.max(message.encoded_len());
+        }
+        Ok((count, largest, start.elapsed()))
+    }
+
+    /// Asks what kubelet asks while nothing happens.
+    pub(crate) async fn poll(&mut self, poll: Poll, container: &str, image: &str) -> Result<()> {
+        match poll {
+            Poll::ListContainers => drop(self.list().await?),
+            Poll::ListPodSandbox => {
+                let request = cri::ListPodSandboxRequest::default();
+                timed!("ListPodSandbox", self.runtime.list_pod_sandbox(request));
+            }
+            Poll::ContainerStatus => drop(self.status(container).await?),
+            Poll::Version => drop(self.version().await?),
+            Poll::Status => {
+                let request = cri::StatusRequest::default();
+                timed!("Status", self.runtime.status(request));
+            }
+            Poll::ImageFsInfo => {
+                let request = cri::ImageFsInfoRequest::default();
+                timed!("ImageFsInfo", self.images.image_fs_info(request));
+            }
+            Poll::ListContainerStats => drop(self.list_stats().await?),
+            Poll::ImageStatus => drop(self.has_image(image).await?),
+            Poll::ListImages => {
+                let request = cri::ListImagesRequest::default();
+                timed!("ListImages", self.images.list_images(request));
+            }
+            Poll::ContainerdNotFound => {
+                let mut request = tonic::Request::new(GetContainerRequest { id: "0".repeat(64) });
+                let namespace = "k8s.io".parse().context("a header")?;
+                let metadata = request.metadata_mut();
+                metadata.insert("containerd-namespace", namespace);
+                // A runtime without this API is asked as well, and says so.
+                let answer = self.containers.get(request).await;
+                anyhow::ensure!(answer.is_err(), "there is a container of zeroes");
+            }
+        }
+        Ok(())
     }
 
     /// How many containers run.

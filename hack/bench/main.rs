@@ -14,6 +14,7 @@ mod probes;
 mod pull;
 mod report;
 mod restart;
+mod stats;
 mod stuck;
 
 use std::path::PathBuf;
@@ -71,6 +72,12 @@ struct Args {
     /// it out.
     #[arg(long, default_value_t = 20)]
     probes_s: u64,
+    /// Measures statistics and polling instead, beside so many running containers.
+    #[arg(long, value_name = "CONTAINERS")]
+    stats: Option<usize>,
+    /// Containers of the large list that is measured then.
+    #[arg(long, default_value_t = 5000)]
+    listed: usize,
     /// Further processes of the runtime, by process id.
     #[arg(long, value_delimiter = ',')]
     pids: Vec<i32>,
@@ -142,7 +149,11 @@ async fn main() -> Result<()> {
             names: args.processes,
         },
     };
-    let measured = measure(&mut cri, &maker, &plan, &pulled).await;
+    let amount = args.stats.map(|running| stats::Amount {
+        running,
+        listed: args.listed,
+    });
+    let measured = measure(&mut cri, &maker, &plan, &pulled, amount).await;
     let swept = cri.sweep(maker.run()).await;
     let report = measured?;
     swept.context("remove what the bench made")?;
@@ -159,9 +170,19 @@ async fn measure(
     maker: &Arc<Maker>,
     plan: &Plan,
     pulled: &pull::Plan,
+    amount: Option<stats::Amount>,
 ) -> Result<Report> {
     let version = cri.version().await?;
     let mut report = Report::new(version.runtime_name, version.runtime_version);
+    if let Some(amount) = amount {
+        let kept = cri.has_image(maker.image()).await?;
+        cri.pull(maker.image()).await?;
+        stats::measure(cri, maker, plan, amount, &mut report).await?;
+        if !kept {
+            cri.remove_image(maker.image()).await?;
+        }
+        return Ok(report);
+    }
     pull::measure(cri, pulled, &mut report).await?;
     if pulled.alone {
         return Ok(report);

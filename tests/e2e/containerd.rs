@@ -1,9 +1,11 @@
 //! The part of containerd's own API that readers use: what kubelet's cAdvisor asks, in its order,
 //! and what `ctr` prints.
 
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use quilt::proto::containerd::containers::containers_client::ContainersClient;
 use quilt::proto::containerd::containers::{Container, GetContainerRequest, ListContainersRequest};
@@ -13,12 +15,14 @@ use quilt::proto::containerd::task::{Process, Status as TaskStatus};
 use quilt::proto::containerd::tasks::tasks_client::TasksClient;
 use quilt::proto::containerd::tasks::{GetRequest, ListTasksRequest};
 use quilt::proto::containerd::version::version_client::VersionClient;
+use serde_json::Value;
 use tonic::{Code, Request, Status};
 
 use crate::support::client::request;
 use crate::support::cri::NamespaceMode;
 use crate::support::pod::{exited, namespaces, shell};
 use crate::support::prometheus::Page;
+use crate::support::wait::BOUND;
 use crate::support::{Node, Pod, cgroup, eventually, registry};
 
 /// A request as cAdvisor makes it.
@@ -275,6 +279,97 @@ async fn raw(node: &Node, path: &str) -> Status {
     let codec = tonic_prost::ProstCodec::<(), ()>::default();
     let answer = grpc.unary(asked(()), path, codec).await;
     answer.expect_err("it changes something")
+}
+
+/// kubelet's own cAdvisor beside a daemon, until it is dropped.
+struct Cadvisor {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Cadvisor {
+    fn beside(node: &Node) -> Self {
+        let binary = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/hack/cadvisor");
+        assert!(binary.exists(), "there is no cadvisor: run `make deps`");
+        let mut child = Command::new(binary)
+            .arg("--containerd")
+            .arg(node.names.socket())
+            .arg("--below")
+            .arg(&node.names.cgroup_root)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cadvisor runs");
+        let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
+        Self { child, lines }
+    }
+
+    /// Waits until what it has found is as it should be.
+    fn finds(&mut self, what: &str, right: impl Fn(&[Value]) -> bool) {
+        let end = Instant::now() + BOUND;
+        loop {
+            let line = self.lines.next().expect("it goes on").expect("its output");
+            let found: Vec<Value> = serde_json::from_str(&line).expect("a list");
+            if right(&found) {
+                return;
+            }
+            assert!(Instant::now() < end, "{what}: {found:#?}");
+        }
+    }
+}
+
+impl Drop for Cadvisor {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What it has found under an id.
+fn under<'a>(found: &'a [Value], id: &str) -> Option<&'a Value> {
+    let named = |one: &&Value| one["name"].as_str().is_some_and(|name| name.ends_with(id));
+    found.iter().find(named)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubelets_cadvisor_finds_pods_containers_and_traffic() {
+    let node = Node::start().await;
+    let early = node.pod("early").await;
+    let [a, b, c] = node.names.subnet;
+    let script = format!("while :; do ping -c 1 -W 1 {a}.{b}.{c}.1; sleep 0.1; done");
+    let config = shell("main", &script);
+    let first = early.run(&config).await;
+    stands_anew(&node, &early, None).await;
+    let mut cadvisor = Cadvisor::beside(&node);
+    let traffic = |one: &Value| one["network"] == serde_json::json!(["eth0"]);
+    // Both what was there before it and what comes after.
+    cadvisor.finds("a pod that was there", |found| {
+        under(found, &first).is_some_and(|one| {
+            one["labels"]["io.kubernetes.container.name"] == "main"
+                && one["image"]
+                    .as_str()
+                    .is_some_and(|image| image.contains("busybox"))
+        }) && under(found, &early.id)
+            .is_some_and(|one| one["labels"]["io.cri-containerd.kind"] == "sandbox" && traffic(one))
+    });
+    let late = node.pod("late").await;
+    let second = late.run(&config).await;
+    cadvisor.finds("a pod that comes", |found| {
+        under(found, &second).is_some() && under(found, &late.id).is_some_and(traffic)
+    });
+    // The one whose traffic was read ends, and another takes its place.
+    let mut other = shell("other", &script);
+    other.log_path = "other/0.log".into();
+    early.run(&other).await;
+    node.cri.stop(&first, 0).await.expect("StopContainer");
+    node.cri.remove(&first).await.expect("RemoveContainer");
+    cadvisor.finds("the pod after its first container's end", |found| {
+        under(found, &first).is_none() && under(found, &early.id).is_some_and(traffic)
+    });
+    node.cri.stop_pod(&late.id).await.expect("StopPodSandbox");
+    cadvisor.finds("no more of a pod that is down", |found| {
+        under(found, &late.id).is_none() && under(found, &second).is_none()
+    });
 }
 
 /// What `ctr` prints, and what it complains of.
