@@ -6,8 +6,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream
 use tokio_tungstenite::tungstenite::Message;
 
 use super::upgrade;
-use crate::streaming::channel::BUFFER_BYTES;
 
+/// What may be on its way in either direction.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// What goes into one message at most.
 const PIECE_MAX_BYTES: usize = 32 * 1024;
 
