@@ -12,7 +12,7 @@ pub const POINTS: &[&str] = &[
     "recovery.imports_ended",
     "recovery.queued",
     "netlink.sent",
-    "network.bridge",
+    "network.bridge_up",
     "network.rules",
     "shim.connected",
     "shim.listed",
