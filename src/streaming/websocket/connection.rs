@@ -2,7 +2,6 @@
 //! them, as in `spdy/connection.rs`.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt, StreamExt};
@@ -15,7 +14,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::channels::{Said, Subprotocol};
-use super::upgrade;
+use super::{LINGER, upgrade};
 use crate::streaming::backlog::{Backlog, Feed};
 use crate::streaming::channel::{Activity, Gone, Inlet, Line, turned};
 
@@ -23,8 +22,6 @@ use crate::streaming::channel::{Activity, Gone, Inlet, Line, turned};
 const QUEUE: usize = 16;
 /// The longest piece of a channel in a message of ours.
 const PIECE_MAX_BYTES: usize = 32 * 1024;
-/// How long the client may take to answer the end.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection that is being served.
 #[derive(Debug)]

@@ -331,7 +331,15 @@ async fn broken_messages_end_their_own_connection_and_its_command() {
         })
         .await;
     }
-    // Inside a tunnel, what is no message of bytes ends it, and so does what is no frame.
+    let url = node.exec_url(&id, &["echo", "fine"], false).await;
+    assert_eq!(run(&url, b"").await.stdout, b"fine\n");
+}
+
+/// Inside a tunnel, what is no message of bytes ends it, and so does what is no frame.
+#[tokio::test]
+async fn a_broken_tunnel_ends() {
+    let node = Node::start().await;
+    let pod = node.pod("tunnel").await;
     for bytes in [
         [masked(0x81, 1), b"a".to_vec()].concat(),
         [masked(0x82, 8), vec![0x80, 2, 0, 6, 0, 0, 0, 0]].concat(),
@@ -348,8 +356,6 @@ async fn broken_messages_end_their_own_connection_and_its_command() {
         let mut rest = Vec::new();
         let _ended = in_time("the tunnel ends", socket.read_to_end(&mut rest)).await;
     }
-    let url = node.exec_url(&id, &["echo", "fine"], false).await;
-    assert_eq!(run(&url, b"").await.stdout, b"fine\n");
 }
 
 /// As many sessions as may be, all at once: whoever comes too many is told so and disturbs none,
