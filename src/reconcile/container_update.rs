@@ -1,7 +1,7 @@
 //! Puts changed limits of a container in force: in its cgroup, in its record, then in its row.
 
 use super::container_plan::limits_of;
-use super::{Back, ReconcileError, blocking, container, records};
+use super::{Back, ReconcileError, blocking, container, oom_score, records};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::State;
@@ -61,15 +61,40 @@ async fn put_in_force(
         _ => None,
     };
     let back_too = back.clone();
-    blocking(move || {
-        match &path {
-            Some(path) => back_too.cgroups.update(path, &limits)?,
-            None => back_too.cgroups.check(&limits)?,
+    let scores = (container.spec.resources.oom_score_adj, wanted.oom_score_adj);
+    let before = blocking(move || match &path {
+        Some(path) => {
+            let before = back_too.cgroups.update(path, &limits)?;
+            match oom_score::change(&back_too.cgroups, path, scores) {
+                Ok(()) => Ok(Some(before)),
+                Err(error) => {
+                    before.put_back();
+                    Err(error)
+                }
+            }
         }
-        Ok(fault::blocking_point("container.limits_set")?)
+        None => {
+            back_too.cgroups.check(&limits)?;
+            Ok(None)
+        }
     })
     .await?;
     container.spec.resources = wanted.clone();
+    match (write_record(back, container).await, before) {
+        // It is not tried again, and so the client is told that the limits are as before.
+        (Err(error), Some(before)) if !error.is_passing() => {
+            blocking(move || {
+                before.put_back();
+                Err(error)
+            })
+            .await
+        }
+        (written, _) => written,
+    }
+}
+
+async fn write_record(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    fault::point("container.limits_set").await?;
     let record = container::record(back, container).await?;
     let dir = back.paths.container(&container.id);
     blocking(move || records::write(&dir, &record)).await
