@@ -227,16 +227,7 @@ impl Report {
             );
         }
         if let Some(stats) = &self.stats {
-            eprintln!(
-                "an idle minute: {:.2} % of a core (goal {GOAL_IDLE_PERCENT} %); sampling {} \
-                 containers: {:.2} % (goal {GOAL_SAMPLING_PERCENT} %); largest message of {} \
-                 containers: {} bytes",
-                stats.idle_core_percent,
-                stats.running,
-                stats.sampling_core_percent,
-                stats.listed,
-                stats.largest_message_bytes
-            );
+            tell_stats(stats);
         }
         if let Some(probes) = &self.probes {
             eprintln!(
@@ -311,6 +302,19 @@ impl Report {
         }
         Ok(())
     }
+}
+
+fn tell_stats(stats: &Stats) {
+    eprintln!(
+        "an idle minute: {:.2} % of a core (goal {GOAL_IDLE_PERCENT} %); sampling {} \
+         containers: {:.2} % (goal {GOAL_SAMPLING_PERCENT} %); largest message of {} \
+         containers: {} bytes",
+        stats.idle_core_percent,
+        stats.running,
+        stats.sampling_core_percent,
+        stats.listed,
+        stats.largest_message_bytes
+    );
 }
 
 fn stats_missed(stats: &Stats) -> Vec<String> {
