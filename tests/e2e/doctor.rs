@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
 use crate::support::node::quiltd;
 use crate::support::{Node, cgroup};
 
+/// Runs it, and looks whether it has left anything.
 fn doctor(node: &Node, more: &[&str]) -> Output {
     let mut command = Command::new(quiltd());
     command.arg("doctor");
@@ -20,7 +21,12 @@ fn doctor(node: &Node, more: &[&str]) -> Output {
         command.arg(name).arg(path);
     }
     command.arg("--listen").arg(node.names.endpoint());
-    command.args(more).output().expect("quiltd runs")
+    command.args(more).stdout(Stdio::piped());
+    let child = command.spawn().expect("quiltd runs");
+    let pid = child.id();
+    let output = child.wait_with_output().expect("quiltd ends");
+    assert_eq!(leftovers(node, pid), BTreeSet::new());
+    output
 }
 
 /// What was found, by the names of the probes.
@@ -36,23 +42,24 @@ fn found(output: &Output) -> impl Fn(&str) -> Value {
     }
 }
 
-/// Everything of a doctor's making that is there: directories, cgroups, links, mounts.
-fn leftovers(node: &Node) -> BTreeSet<String> {
+/// Everything of one doctor's making that is there: directories, cgroups, mounts.
+fn leftovers(node: &Node, pid: u32) -> BTreeSet<String> {
     let names = |dir: &Path| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         names.collect::<Vec<_>>()
     };
     let root = node.names.root();
-    let mut dirs = vec![std::env::temp_dir(), root.clone(), "/sys/class/net".into()];
+    let mut dirs = vec![std::env::temp_dir(), root.clone()];
     dirs.extend(root.parent().map(Path::to_owned));
     let tops = cgroup::roots(&node.names);
     dirs.extend(tops.iter().filter_map(|dir| Some(dir.parent()?.to_owned())));
     let all = dirs.iter().flat_map(|dir| names(dir));
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").expect("/proc");
     let mounts: Vec<String> = mounts.lines().map(str::to_owned).collect();
+    let own = format!("doctor-{pid}-");
     all.chain(mounts)
-        .filter(|name| name.contains("doctor"))
+        .filter(|name| name.contains(&own))
         .collect()
 }
 
@@ -88,7 +95,6 @@ async fn a_node_that_runs_pods_passes_with_a_daemon_and_without() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(matches!(output.status.code(), Some(0 | 1)), "{text}");
     assert!(text.contains("nobody answers on it"), "{text}");
-    assert_eq!(leftovers(&node), BTreeSet::new());
     node.restart().await;
 }
 

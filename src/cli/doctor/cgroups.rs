@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxMemoryBuilder, LinuxResourcesBuilder};
 
-use super::probe::{Need, Node, Probe, always, whole};
+use super::probe::{Need, Node, Probe, always, passing_name, whole};
 use crate::cgroup::{CgroupPath, Cgroups, Layout};
 use crate::id::random_name;
 
@@ -186,7 +186,7 @@ fn within(
     work: impl FnOnce(&Cgroups, &CgroupPath) -> Result<String, String>,
 ) -> Result<String, String> {
     let cgroups = found()?;
-    let name = format!("/quilt-doctor-{}", &random_name()[..12]);
+    let name = format!("/{}", passing_name());
     let path = CgroupPath::parse(&name).map_err(|error| whole(&error))?;
     let made = cgroups.ensure(&path, None).map_err(|error| whole(&error));
     let tried = made.and_then(|()| work(&cgroups, &path));

@@ -9,7 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
-use super::probe::{Need, Node, Probe, always, apart, whole};
+use super::probe::{Need, Node, Probe, always, apart, passing_name, whole};
 use crate::network::cni::Directory;
 use crate::network::{
     self, BridgeSpec, EgressPolicy, EgressRule, NamespaceSpec, NetworkError, NetworkMode,
@@ -161,8 +161,7 @@ fn with_pod(more: impl FnOnce(&Path) -> Result<(), NetworkError> + Send) -> Resu
 }
 
 fn tempdir() -> Result<std::path::PathBuf, String> {
-    let name = format!("quilt-doctor-{}", &crate::id::random_name()[..12]);
-    let path = std::env::temp_dir().join(name);
+    let path = std::env::temp_dir().join(passing_name());
     fs::create_dir(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path)
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::id::random_name;
 
 /// What a node is looked at for.
 pub(super) struct Node {
@@ -77,6 +78,12 @@ pub(super) fn whole(error: &dyn std::error::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+/// A name for what is there for no longer than a probe: that of this process, and of nothing else.
+pub(super) fn passing_name() -> String {
+    let own = std::process::id();
+    format!("quilt-doctor-{own}-{}", &random_name()[..12])
 }
 
 /// Runs something on a thread of its own, whose namespaces end with it.

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{statfs, statvfs};
 
-use super::probe::{Need, Node, Probe, always, whole};
+use super::probe::{Need, Node, Probe, always, passing_name, whole};
 use crate::config::SnapshotDriver;
-use crate::id::random_name;
 use crate::snapshot;
 
 /// `TMPFS_MAGIC` of `linux/magic.h`.
@@ -78,7 +77,7 @@ fn within(
     place: &Path,
     work: impl FnOnce(&Path) -> Result<String, String>,
 ) -> Result<String, String> {
-    let name = format!(".quilt-doctor-{}", &random_name()[..12]);
+    let name = format!(".{}", passing_name());
     let dir: PathBuf = Node::present(place).join(name);
     let text = |error: std::io::Error| format!("{}: {error}", dir.display());
     fs::create_dir(&dir).map_err(text)?;
