@@ -80,6 +80,11 @@ critest-basic: test-build ## Run the part of critest that `make test` asks for
 critest: deps build ## Run all of critest and print what fails
 	@QUILTD=target/debug/quiltd hack/critest.sh all
 
+.PHONY: test-vm
+test-vm: test-build ## The tests in a virtual machine: Debian's kernel, systemd, pure cgroup v2, AppArmor; VM_ARGS: vm.sh
+	@hack/deps.sh vm
+	@hack/vm.sh $(VM_ARGS)
+
 .PHONY: soak
 soak: deps build ## The long forms: random walks, then critest, the demo and e2e, SOAK_ROUNDS times
 	QUILT_SOAK=1 cargo test --locked $(FEATURES) --lib -- state::walk
