@@ -22,7 +22,7 @@ readonly DISK=12G
 readonly PACKAGES=(
     linux-image-amd64 systemd-sysv dbus udev kmod apparmor
     busybox-static ca-certificates containernetworking-plugins docker-registry iproute2 iptables jq
-    nginx-light nftables openssl procps xz-utils
+    nginx-light nftables openssl procps sudo xz-utils
     crun runc
 )
 # Drivers of what a virtual machine does not have are most of a kernel's package.
@@ -77,32 +77,32 @@ settle() {
     done
 }
 
-# The test programs that cargo has built, by the name of their target.
-program() {
+# Puts what has been built into DIR, where the next build does not change it: the daemon, and the
+# test programs by the names of their targets.
+programs() {
+    local dir=$1 name path
+    mkdir "$dir"
+    ln target/debug/quiltd "$dir/quiltd"
     cargo test --locked --features fault-points --no-run --message-format=json 2>/dev/null |
-        jq -r --arg name "$1" 'select(.profile.test? and .executable != null and .target.name == $name
-            and (.target.kind | any(. == "lib" or . == "test"))) | .executable' | tail -n 1
+        jq -r 'select(.profile.test? and .executable != null)
+            | select(.target.kind | any(. == "lib" or . == "test"))
+            | "\(.target.name) \(.executable)"' |
+        while read -r name path; do ln "$path" "$dir/$name"; done
+    [[ -x $dir/quilt && -x $dir/e2e ]] || fail "build the tests first: make test-build"
 }
 
 # Writes the machine's jobs, a name and a command a line.
 jobs() {
-    local lib e2e word
+    local bin=$1 word filter
+    shift
     [[ $# -gt 0 ]] || set -- unit "" e2e "" critest ""
     while [[ $# -gt 0 ]]; do
         word=$1 && shift
-        local filter=""
+        filter=""
         if [[ $# -gt 0 && ! $1 =~ ^(unit|e2e|critest|run)$ ]]; then filter=$1 && shift; fi
         case $word in
-        unit)
-            lib=$(program quilt)
-            [[ -n $lib ]] || fail "build the tests first: make test-build"
-            echo "unit $lib $filter"
-            ;;
-        e2e)
-            e2e=$(program e2e)
-            [[ -n $e2e ]] || fail "build the tests first: make test-build"
-            echo "e2e $e2e $filter"
-            ;;
+        unit) echo "unit $bin/quilt $filter" ;;
+        e2e) echo "e2e $bin/e2e $filter" ;;
         critest) echo "critest hack/critest.sh ${filter:+focus }${filter:-vm}" ;;
         run) echo "run $filter" ;;
         *) fail "unknown part $word: unit, e2e, critest, run" ;;
@@ -139,7 +139,8 @@ boot() {
 machine
 run=$OUT/run
 rm -rf "$run" && mkdir -p "$run"
-jobs "$@" >"$run/jobs"
+programs "$run/bin"
+jobs "$run/bin" "$@" >"$run/jobs"
 echo "$PWD" >"$run/tree"
 : >"$run/log"
 began=$SECONDS

@@ -6,7 +6,7 @@ set -uo pipefail
 cd "$(dirname "$0")/../.."
 readonly DIR=$1
 export HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export CRICTL=$PWD/hack/critest/bin/crictl QUILTD=$PWD/target/debug/quiltd
+export CRICTL=$PWD/hack/critest/bin/crictl QUILTD=$PWD/target/hack/vm/run/bin/quiltd
 # Tests of what only such a machine has must not be passed over here.
 export QUILT_VM=1
 
