@@ -82,12 +82,12 @@ settle() {
 programs() {
     local dir=$1 name path
     mkdir "$dir"
-    ln target/debug/quiltd "$dir/quiltd"
     cargo test --locked --features fault-points --no-run --message-format=json 2>/dev/null |
         jq -r 'select(.profile.test? and .executable != null)
             | select(.target.kind | any(. == "lib" or . == "test"))
             | "\(.target.name) \(.executable)"' |
         while read -r name path; do ln "$path" "$dir/$name"; done
+    ln target/debug/quiltd "$dir/quiltd"
     [[ -x $dir/quilt && -x $dir/e2e ]] || fail "build the tests first: make test-build"
 }
 
