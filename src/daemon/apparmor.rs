@@ -41,7 +41,8 @@ pub(super) async fn ensure_loaded() {
 
 async fn load() -> anyhow::Result<()> {
     let mut child = Command::new("apparmor_parser")
-        // Replaces what another daemon has loaded meanwhile; no cache, which would be a file of ours.
+        // Replaces what another daemon has loaded meanwhile; no cache, which would be a file of
+        // ours.
         .args(["--replace", "--skip-cache"])
         .env_clear()
         .env("PATH", PATH)

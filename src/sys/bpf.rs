@@ -144,9 +144,9 @@ pub fn load_device_program(name: &str, instructions: &[Instruction]) -> io::Resu
     let mut tries = 0;
     loop {
         tries += 1;
-        // SAFETY: `Load` is the part of `bpf_attr` that BPF_PROG_LOAD reads. The instructions, whose
-        // number it tells, and the license, which ends in a zero, outlive the call, which copies
-        // both.
+        // SAFETY: `Load` is the part of `bpf_attr` that BPF_PROG_LOAD reads. The instructions,
+        // whose number it tells, and the license, which ends in a zero, outlive the call, which
+        // copies both.
         match unsafe { bpf(PROG_LOAD, &raw const attributes) } {
             // SAFETY: the call has just made this descriptor, and nobody else has it.
             Ok(fd) => return Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
@@ -258,8 +258,8 @@ fn name_of(program: &OwnedFd) -> io::Result<String> {
 /// Returns what bpf(2) does.
 ///
 /// # Safety
-/// `attributes` must be what the command reads of `bpf_attr`, and the addresses in it valid for what
-/// the command does with them.
+/// `attributes` must be what the command reads of `bpf_attr`, and the addresses in it valid for
+/// what the command does with them.
 unsafe fn bpf<T>(command: libc::c_int, attributes: *const T) -> io::Result<libc::c_int> {
     // SAFETY: the caller vouches for the attributes; their size is the type's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };

@@ -98,8 +98,8 @@ fn answer(allow: bool) -> [Instruction; 2] {
     ]
 }
 
-/// Conditions, each of which jumps behind the answer when it does not hold. All access must be in an
-/// exception that allows; any of it, in one that denies.
+/// Conditions, each of which jumps behind the answer when it does not hold. All access must be in
+/// an exception that allows; any of it, in one that denies.
 fn exception(program: &mut Vec<Instruction>, allow: bool, devices: &Devices, access: u8) {
     let kind = if devices.block { BLOCK } else { CHAR };
     let mut conditions = vec![instruction(JUMP_IF_OTHER, TYPE, 0, 0, kind)];

@@ -10,8 +10,8 @@ pub(crate) const BOUND: Duration = Duration::from_secs(20);
 /// Between two looks. Short beside every bound, long beside the cost of a look.
 const PERIOD: Duration = Duration::from_millis(20);
 
-/// A bound for this machine: `QUILT_SLOW` says how many times as long everything takes here, as in a
-/// virtual machine whose processor is a program (`hack/vm/jobs.sh`).
+/// A bound for this machine: `QUILT_SLOW` says how many times as long everything takes here, as in
+/// a virtual machine whose processor is a program (`hack/vm/jobs.sh`).
 fn stretched(bound: Duration) -> Duration {
     let told = std::env::var("QUILT_SLOW").ok();
     let times = told.map_or(1, |told| told.parse().expect("QUILT_SLOW is a number"));
