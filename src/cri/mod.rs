@@ -16,6 +16,7 @@ pub mod runtime_service;
 pub mod sandbox;
 mod sessions;
 mod usage;
+mod user_namespace;
 mod validate;
 
 use std::path::PathBuf;
@@ -48,6 +49,8 @@ pub struct NodeInfo {
     pub abandoned_after: Option<Duration>,
     /// Whether mounts can be made read-only with everything below them (kernel 5.12).
     pub recursive_read_only: bool,
+    /// Whether pods can have user namespaces of their own, and why not.
+    pub user_namespaces: Result<(), String>,
 }
 
 /// What every call works with. Cheap to clone.

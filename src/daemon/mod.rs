@@ -32,6 +32,8 @@ use crate::reconcile::{
     node_network, plugin_network, prepared, pruner, records, recovery, sampler, shim_link, sweep,
     worker,
 };
+use crate::runtime::probe;
+use crate::snapshot::Kind;
 use crate::state::health::Report;
 use crate::state::now_ns;
 use crate::streaming;
@@ -101,7 +103,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         root: paths.root.clone(),
         started_at_ns: now_ns(),
     };
-    let pool = node_info(&config, &paths).pool;
+    let pool = prepared::pool(&config.network);
     let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
     if let Some(listener) = metrics {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
@@ -225,8 +227,9 @@ async fn start(
         range_told: Arc::clone(&range_told),
     };
     let metrics = Arc::clone(store.metrics());
+    let info = node_info(config, paths, snapshots == Kind::Overlay);
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
-    let front = Front::new(store, desired, signals, node_info(config, paths), door);
+    let front = Front::new(store, desired, signals, info, door);
     attend(&front, tasks);
     Ok((front, back))
 }
@@ -348,7 +351,7 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
+fn node_info(config: &Config, paths: &Paths, overlays: bool) -> NodeInfo {
     NodeInfo {
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
@@ -357,7 +360,22 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
         default_deadline: config.cri.default_deadline(),
         abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
+        user_namespaces: user_namespaces(paths, overlays),
     }
+}
+
+/// Whether pods can have user namespaces of their own, and why not.
+fn user_namespaces(paths: &Paths, overlays: bool) -> Result<(), String> {
+    let tried = probe::user_namespaces(probe::Ground {
+        directory: &paths.root.join("staging/user-namespaces"),
+        mount_point: &paths.mount_point(),
+        overlays,
+    });
+    let tried = tried.map_err(|error| format!("cannot {error}"));
+    if let Err(why) = &tried {
+        tracing::warn!(why, "pods get no user namespaces");
+    }
+    tried
 }
 
 fn retention(config: &Config) -> pruner::Retention {

@@ -12,6 +12,7 @@ pub mod digest;
 pub mod docker_auth;
 pub mod egress;
 pub mod event;
+pub mod id_map;
 pub mod image;
 pub mod image_check;
 pub mod job;

@@ -118,18 +118,20 @@ fn node(found: &Stat, access: &str) -> Option<Node> {
     })
 }
 
-/// As a launch plan has them.
-pub(super) fn of_plan(nodes: &Nodes) -> Result<Vec<LinuxDevice>, OciSpecError> {
+/// As a launch plan has them. In a user namespace (`mapped`) they belong to nobody: the container's
+/// root is not the node's, and must not get at its disks by being called the same.
+pub(super) fn of_plan(nodes: &Nodes, mapped: bool) -> Result<Vec<LinuxDevice>, OciSpecError> {
     let device = |(path, node): (&PathBuf, &Node)| {
-        LinuxDeviceBuilder::default()
+        let device = LinuxDeviceBuilder::default()
             .path(path)
             .typ(node.kind)
             .major(node.major)
             .minor(node.minor)
-            .file_mode(node.mode)
-            .uid(node.owner.0)
-            .gid(node.owner.1)
-            .build()
+            .file_mode(node.mode);
+        match mapped {
+            true => device.build(),
+            false => device.uid(node.owner.0).gid(node.owner.1).build(),
+        }
     };
     nodes.iter().map(device).collect()
 }

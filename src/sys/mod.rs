@@ -20,5 +20,6 @@ pub mod seccomp;
 pub mod seqpacket;
 pub mod sqlite;
 pub mod tree;
+pub mod userns;
 pub mod wait;
 pub mod xattr;

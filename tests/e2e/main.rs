@@ -53,5 +53,6 @@ mod support;
 mod sweep;
 mod unimplemented;
 mod update;
+mod user_namespace;
 mod validation;
 mod version_and_status;

@@ -3,7 +3,7 @@
 use tonic::Code;
 
 use crate::cri::call::Deadline;
-use crate::cri::{CallError, Front, sandbox, validate};
+use crate::cri::{CallError, Front, sandbox, user_namespace, validate};
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::State;
 use crate::lifecycle::process;
@@ -37,7 +37,6 @@ pub(in crate::cri) async fn create(
         id: sandbox_id.to_string(),
     })?;
     front.claim(Some(&sandbox));
-    refuse_unbuilt(&spec)?;
     refuse_unlike(&spec, &sandbox)?;
     let twin = front
         .store
@@ -136,16 +135,6 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
     }
 }
 
-/// What is understood but cannot be had yet is refused.
-fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
-    if spec.security.user_namespace {
-        return Err(CallError::Unimplemented(
-            "a user namespace (userns_options mode POD)",
-        ));
-    }
-    Ok(())
-}
-
 /// A container may look into another of its own pod, while that one runs.
 async fn check_target(
     front: &Front,
@@ -187,6 +176,11 @@ fn refuse_unlike(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallErro
             ));
         }
     }
+    user_namespace::refuse_other(
+        "config.linux.security_context.namespace_options.userns_options",
+        spec.security.users.as_ref(),
+        sandbox.spec.users.as_ref(),
+    )?;
     if spec.security.privileged && !sandbox.spec.privileged {
         let why = "the sandbox is not privileged";
         return Err(CallError::invalid(

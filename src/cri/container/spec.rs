@@ -1,6 +1,6 @@
 //! From `ContainerConfig` to [`ContainerSpec`]: all checks, nothing touched.
 
-use crate::cri::{CallError, validate};
+use crate::cri::{CallError, user_namespace, validate};
 use crate::lifecycle::signal;
 use crate::lifecycle::spec::{
     ContainerSpec, DeviceSpec, ImageMount, MountSpec, Propagation, Resources,
@@ -103,11 +103,7 @@ fn mount_options(field: &str, options: Vec<String>) -> Result<Vec<String>, CallE
 
 fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(CallError::Unimplemented(
-            "a mount with mapped ids (mounts.uidMappings, gidMappings)",
-        ));
-    }
+    let ids = user_namespace::of_mount(field, mount.uid_mappings, mount.gid_mappings)?;
     let propagation = match v1::MountPropagation::try_from(mount.propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -148,6 +144,7 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
         propagation,
         options: mount_options(&at("mount_options"), mount.mount_options)?,
         image,
+        ids,
     })
 }
 

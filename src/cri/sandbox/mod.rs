@@ -9,7 +9,7 @@ pub mod status;
 pub mod stop;
 pub(in crate::cri) mod view;
 
-pub(in crate::cri) use spec::{check_config, no_target, pod_or_node, wants_user_namespace};
+pub(in crate::cri) use spec::{check_config, no_target, pod_or_node};
 
 use super::Front;
 use crate::state::sandbox::Sandbox;
