@@ -263,14 +263,14 @@ async fn user_namespace_confusion_gives_root_of_a_pod_nothing_of_the_node() {
     };
     fs::write(volume.join("secret"), "node").expect("a file of the test");
     mode("secret", 0o600);
-    fs::copy("/bin/busybox", volume.join("su")).expect("busybox-static is installed");
-    mode("su", 0o4755);
+    fs::copy("/bin/busybox", volume.join("busybox")).expect("busybox-static is installed");
+    mode("busybox", 0o4755);
     let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
     let script = r#"
 cat /nodes/secret 2>/dev/null && echo; (echo x > /nodes/secret) 2>/dev/null && echo wrote secret
 chown 0:0 /nodes/secret 2>/dev/null && echo chowned; chmod 666 /nodes/secret 2>/dev/null && echo chmodded
 ln /nodes/secret /nodes/link 2>/dev/null && echo linked; rm -f /nodes/secret 2>/dev/null && echo removed
-/nodes/su cat /nodes/secret 2>/dev/null; [ "$(/nodes/su id -u)" = 0 ] || echo other $(/nodes/su id -u)
+b=/nodes/busybox; $b cat /nodes/secret 2>/dev/null; [ "$($b id -u)" = 0 ] || echo other $($b id -u)
 for p in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger \
     /sys/kernel/uevent_helper /proc/sys/kernel/modprobe /proc/sys/fs/suid_dumpable; do
   umount /proc/sys 2>/dev/null; mount -o remount,rw /proc 2>/dev/null
