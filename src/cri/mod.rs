@@ -51,6 +51,8 @@ pub struct NodeInfo {
     pub recursive_read_only: bool,
     /// Whether pods can have user namespaces of their own, and why not.
     pub user_namespaces: Result<(), String>,
+    /// Where CDI devices are described; later ones count more.
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 /// What every call works with. Cheap to clone.

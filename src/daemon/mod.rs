@@ -195,6 +195,7 @@ async fn start(
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
         unused_layers: tokio::sync::Notify::new(),
+        cdi_directories: config.cdi.directories.clone(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
     if let Some(loss) = loss {
@@ -361,6 +362,7 @@ fn node_info(config: &Config, paths: &Paths, overlays: bool) -> NodeInfo {
         abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
         user_namespaces: user_namespaces(paths, overlays),
+        cdi_directories: config.cdi.directories.clone(),
     }
 }
 

@@ -119,6 +119,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Devices besides the standard ones.
     pub devices: Vec<DeviceSpec>,
+    /// CDI devices by name (`vendor.com/class=device`), of the field and of annotations.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     /// Labels.
     pub labels: Map,
     /// Annotations.

@@ -11,6 +11,7 @@ mod both_killed;
 mod boundary;
 mod cancel;
 mod cancel_model;
+mod cdi;
 mod cni;
 mod confinement;
 mod container;

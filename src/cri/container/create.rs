@@ -2,6 +2,7 @@
 
 use tonic::Code;
 
+use crate::cdi;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, sandbox, user_namespace, validate};
 use crate::id::{ContainerId, ObjectKey};
@@ -51,6 +52,7 @@ pub(in crate::cri) async fn create(
     }
     check_target(&front, &spec, &sandbox).await?;
     confinement::check(&spec.security).await?;
+    check_devices(&front, &spec).await?;
     let image = front.find_image(&spec.image).await?;
     let image = image.ok_or_else(|| CallError::NotFound {
         noun: "image",
@@ -133,6 +135,22 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
         )),
         _ => Ok(Some(())),
     }
+}
+
+/// CDI devices have to be described. They are looked for again when the container is started.
+async fn check_devices(front: &Front, spec: &ContainerSpec) -> Result<(), CallError> {
+    if spec.cdi_devices.is_empty() {
+        return Ok(());
+    }
+    let (directories, wanted) = (front.info.cdi_directories.clone(), spec.cdi_devices.clone());
+    let found = tokio::task::spawn_blocking(move || cdi::find(&directories, &wanted));
+    let found = found
+        .await
+        .map_err(|error| CallError::Failed(error.to_string()))?;
+    found.map(drop).map_err(|error| CallError::Missing {
+        field: "config.CDI_devices".into(),
+        why: format!("cannot be had: {error}"),
+    })
 }
 
 /// A container may look into another of its own pod, while that one runs.
