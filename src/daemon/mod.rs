@@ -4,6 +4,7 @@ mod database;
 mod listen;
 mod servers;
 mod snapshots;
+mod trace_export;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::admin::{
 };
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::{Config, MetricsConfig};
+use crate::containerd::Reader;
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
@@ -37,6 +39,7 @@ use crate::snapshot::Kind;
 use crate::state::health::Report;
 use crate::state::now_ns;
 use crate::streaming;
+use crate::traces::{Tracer, TracingConfig};
 
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
@@ -113,7 +116,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     engine
         .write(&paths.state)
         .context("cannot write engine.json")?;
-    let mut servers = Servers::start(sockets, front, admin, &stopped);
+    let reader = Reader::new(front.store().clone(), &paths.root);
+    let mut servers = Servers::start(sockets, front, reader, admin, &stopped);
     tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -230,7 +234,8 @@ async fn start(
     let metrics = Arc::clone(store.metrics());
     let info = node_info(config, paths, snapshots == Kind::Overlay);
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
-    let front = Front::new(store, desired, signals, info, door);
+    let tracer = trace(config, tasks, stopped, store.metrics())?;
+    let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
     Ok((front, back))
 }
@@ -254,6 +259,28 @@ fn follow_networks(
         health.clone(),
         stopped.clone(),
     ));
+}
+
+/// Sends spans of calls from here on, if a collector is configured.
+fn trace(
+    config: &Config,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Tracer> {
+    let TracingConfig {
+        endpoint,
+        sampling_rate_per_million: rate,
+    } = &config.tracing;
+    if endpoint.is_empty() {
+        return Ok(Tracer::default());
+    }
+    let collector = tonic::transport::Endpoint::from_shared(endpoint.clone());
+    let collector = collector.with_context(|| format!("tracing.endpoint: {endpoint:?}"))?;
+    let (tracer, spans) = Tracer::new(*rate, Arc::clone(metrics));
+    let export = trace_export::run(collector, spans, Arc::clone(metrics), stopped.clone());
+    tasks.spawn(export);
+    Ok(tracer)
 }
 
 /// What the front does beside its calls.

@@ -77,6 +77,10 @@ pub const POINTS: &[&str] = &[
     "attachment.leaving",
     "attachment.detached",
     "attachment.deleted",
+    // A sandbox that is up gets other limits.
+    "sandbox.update_wanted",
+    "sandbox.limits_set",
+    "sandbox.updated",
     // A sandbox that is up has lost something.
     "sandbox.lacking",
     "sandbox.pinned",

@@ -11,6 +11,7 @@ pub mod difference;
 pub mod digest;
 pub mod docker_auth;
 pub mod egress;
+pub mod ending;
 pub mod event;
 pub mod id_map;
 pub mod image;

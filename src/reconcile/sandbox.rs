@@ -7,7 +7,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::pod_network::{self, Connected};
 use super::{Back, ReconcileError, blocking, node_network, records};
-use super::{sandbox_files, sandbox_repair};
+use super::{sandbox_files, sandbox_repair, sandbox_update, stand_in};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::bandwidth::Bandwidth;
@@ -63,12 +63,20 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
         };
         let desired = effective(sandbox.desired, sandbox.init_ended);
         match next_step(desired, sandbox.state, counts) {
+            Step::Rest
+                if sandbox.update.is_wanted()
+                    && desired == Desired::Ready
+                    && sandbox.state == State::Ready =>
+            {
+                sandbox_update::update(back, &sandbox).await?;
+            }
             Step::Rest if checked || desired != Desired::Ready || sandbox.state != State::Ready => {
                 return Ok(Outcome::Done);
             }
             // A look at a pod that is up: what somebody took from it is given back.
             Step::Rest => {
                 sandbox_repair::complete(back, &sandbox, &containers).await?;
+                stand_in::follow(back, id).await;
                 checked = true;
             }
             Step::SetUp => {
@@ -473,10 +481,12 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     fault::point("sandbox.ports_closed").await?;
     stages.enter("namespaces");
     let (dir, id_too) = (back.paths.sandbox(id), id.clone());
+    let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     blocking(move || {
         note_here(&dir, &id_too, |record| {
             record.stopping_at = Some(started_at);
         });
+        stand_in::remove(&back_too, &sandbox_too)?;
         network::remove_namespaces(&dir.join("ns"))?;
         fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)

@@ -43,6 +43,7 @@ const LAYERS: &[Layer] = &[
             "streaming",
             "confinement",
             "cdi",
+            "traces",
         ],
     ),
     layer(
@@ -60,7 +61,7 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "containerd",
-        &["state", "lifecycle", "proto", "id", "telemetry"],
+        &["state", "lifecycle", "proto", "id", "telemetry", "metrics"],
     ),
     layer(
         "admin",
@@ -113,6 +114,7 @@ const LAYERS: &[Layer] = &[
     layer("fault", &[]),
     layer("metrics", &[]),
     layer("engine", &[]),
+    layer("traces", &["metrics"]),
     layer("sys", &[]),
     layer("id", &[]),
 ];
