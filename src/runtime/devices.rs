@@ -1,9 +1,9 @@
 //! Device nodes and the links every program expects in `/dev`.
 //!
 //! Made with mknod in the container's own `/dev`. In a user namespace nobody may do that, so they
-//! are made outside, before the node's tree is let go of, and bound; where not even the node lets us
-//! make them (no `CAP_MKNOD`) its own are bound. A `/dev` that is itself a bind mount is left as it
-//! is.
+//! are made outside, before the node's tree is let go of, and bound; where not even the node lets
+//! us make them (no `CAP_MKNOD`) its own are bound. A `/dev` that is itself a bind mount is left as
+//! it is.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;

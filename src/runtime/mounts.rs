@@ -2,10 +2,10 @@
 //!
 //! Before it, [`prepare`] checks every mount and takes hold of what comes from the node: bind
 //! sources become detached mounts, which still belong to the node's peer groups, as propagation
-//! needs. Images become detached mounts as soon as propagation is cut ([`assemble_images`]), and new
-//! file systems in the container's namespaces ([`create_all`]). After the change, [`attach_all`]
-//! puts everything in place, each onto a target that was resolved inside the new root and is held
-//! by a descriptor.
+//! needs. Images become detached mounts as soon as propagation is cut ([`assemble_images`]), and
+//! new file systems in the container's namespaces ([`create_all`]). After the change,
+//! [`attach_all`] puts everything in place, each onto a target that was resolved inside the new
+//! root and is held by a descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -360,7 +360,7 @@ impl Drop for Launching {
     fn drop(&mut self) {
         let Some(child) = &self.child else { return };
         kill(child);
-        // It may have got a successor that nobody has heard of yet. A later one finds its gate shut.
+        // It may have got a successor that nobody has heard of. A later one finds its gate shut.
         while let Ok(Some(message)) = channel::receive(self.channel.as_fd()) {
             if let Message::Successor(pidfd) = message {
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);

@@ -36,12 +36,13 @@ pub struct Holder {
 }
 
 impl Holder {
-    /// A new user namespace, without maps as yet, and new namespaces of the kinds in `others`, which
-    /// belong to it.
+    /// A new user namespace, without maps as yet, and new namespaces of the kinds in `others`,
+    /// which belong to it.
     ///
     /// # Errors
     ///
-    /// What clone3(2) or unshare(2) returns: `NOSPC` when the node allows no (more) user namespaces.
+    /// What clone3(2) or unshare(2) returns: `NOSPC` when the node allows no (more) user
+    /// namespaces.
     pub fn new(others: ThreadNameSpaceType) -> Result<Self, Errno> {
         Self::make(None, others)
     }

@@ -268,8 +268,10 @@ async fn user_namespace_confusion_gives_root_of_a_pod_nothing_of_the_node() {
     let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
     let script = r#"
 cat /nodes/secret 2>/dev/null && echo; (echo x > /nodes/secret) 2>/dev/null && echo wrote secret
-chown 0:0 /nodes/secret 2>/dev/null && echo chowned; chmod 666 /nodes/secret 2>/dev/null && echo chmodded
-ln /nodes/secret /nodes/link 2>/dev/null && echo linked; rm -f /nodes/secret 2>/dev/null && echo removed
+chown 0:0 /nodes/secret 2>/dev/null && echo chowned
+chmod 666 /nodes/secret 2>/dev/null && echo chmodded
+ln /nodes/secret /nodes/link 2>/dev/null && echo linked
+rm -f /nodes/secret 2>/dev/null && echo removed
 b=/nodes/busybox; $b cat /nodes/secret 2>/dev/null; [ "$($b id -u)" = 0 ] || echo other $($b id -u)
 for p in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger \
     /sys/kernel/uevent_helper /proc/sys/kernel/modprobe /proc/sys/fs/suid_dumpable; do
@@ -286,7 +288,8 @@ mount -t overlay -o lowerdir=/nodes:/etc,userxattr none /m 2>/dev/null && \
 mount --bind /nodes /m 2>/dev/null && (cat /m/secret 2>/dev/null) && echo read by bind
 unshare -U -r cat /nodes/secret 2>/dev/null && echo read by another namespace
 mknod /m/n c 1 1 2>/dev/null && echo made a device
-hostname stolen; kill -9 OTHER 2>/dev/null && echo killed; chroot /proc/1/root true; echo done 1>&2"#;
+hostname stolen; kill -9 OTHER 2>/dev/null && echo killed
+chroot /proc/1/root true; echo done 1>&2"#;
     let script = script.replace("OTHER", &first.to_string());
     let mut config = user_namespace::inside(shell("main", &format!("{script}\necho tried all")));
     config.mounts = vec![Mount {

@@ -60,7 +60,8 @@ async fn a_container_has_what_the_file_says_now_by_field_and_by_annotation() {
         }),
     );
     let script = "echo $THING $FROM_KIND $PATH; id -G; echo x > /dev/thing/null && echo wrote; \
-        stat -c '%a %u %g' /dev/thing/made; head -c 3 /dev/thing/made | wc -c; cat /thing/library; echo; \
+        stat -c '%a %u %g' /dev/thing/made; head -c 3 /dev/thing/made | wc -c; \
+        cat /thing/library; echo; \
         (: > /thing/library) 2>/dev/null && echo changed; true";
     let expected = [
         "1 all /bin:/thing",

@@ -215,7 +215,11 @@ async fn it_is_told_in_statuses_and_asked_for_by_whoever_joins() {
             "{error}"
         );
     }
-    // What is the node's cannot be shared, but for its network.
+}
+
+#[tokio::test]
+async fn nothing_of_the_nodes_is_shared_with_it_but_the_network() {
+    let node = Node::start().await;
     for (pid, ipc) in [
         (NamespaceMode::Node, NamespaceMode::Pod),
         (NamespaceMode::Pod, NamespaceMode::Node),
@@ -229,7 +233,8 @@ async fn it_is_told_in_statuses_and_asked_for_by_whoever_joins() {
     let mut config = pod_config(&node, "network");
     namespaces(&mut config).network = NamespaceMode::Node.into();
     let pod = node.pod_from(config).await;
-    let script = "readlink /proc/self/ns/net; ls /sys/class/net/lo/mtu; echo $(cat /proc/self/uid_map); \
+    let script = "readlink /proc/self/ns/net; ls /sys/class/net/lo/mtu; \
+                  echo $(cat /proc/self/uid_map); \
                   (: > /sys/class/net/lo/mtu) 2>/dev/null && echo wrote; ip link add d type dummy \
                   2>/dev/null && echo made; true";
     let mut config = inside(shell("main", script));

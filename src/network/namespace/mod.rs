@@ -264,7 +264,8 @@ fn set_hostname(name: &str) -> Result<(), NetworkError> {
 }
 
 /// Pins a namespace of a pod again, whose pin was lost while a process still lives in it. `kind` is
-/// `net`, `ipc`, `uts` or `user`; `source` is that namespace, opened from the process' `/proc/PID/ns`.
+/// `net`, `ipc`, `uts` or `user`; `source` is that namespace, opened from the process'
+/// `/proc/PID/ns`.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! Namespaces of a pod that has a user namespace, to which the others belong.
 //!
-//! Which of them are missing differs: all when the pod is made, single ones when something has taken
-//! a pin. A user namespace whose own pin is gone is found again through a namespace that it owns.
+//! Which of them are missing differs: all when the pod is made, single ones when something has
+//! taken a pin. A user namespace whose own pin is gone is found again through a namespace that it
+//! owns.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;

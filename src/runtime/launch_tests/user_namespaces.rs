@@ -54,7 +54,8 @@ fn root_inside_is_nobody_outside_and_owns_what_is_the_images() {
             echo x > /made; echo y >> /etc/passwd; busybox mkdir /bin/new; stat -c %u /made; \
             echo out > /dev/stdout; busybox head -c 2 /dev/zero | busybox wc -c; echo > /dev/null; \
             cat /proc/self/oom_score_adj; hostname; ls /secret; \
-            (: > /proc/sys/kernel/hostname) 2>/dev/null && echo wrote; busybox mknod /n c 1 3 || true";
+            (: > /proc/sys/kernel/hostname) 2>/dev/null && echo wrote; \
+            busybox mknod /n c 1 3 || true";
         let mut plan = plan_in(&holder, &image, script);
         edit(&mut plan, |spec| {
             spec["process"]["oomScoreAdj"] = json!(17);
