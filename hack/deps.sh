@@ -18,6 +18,7 @@ readonly NEEDS=(
     openssl:openssl
     /usr/lib/cni/bridge:containernetworking-plugins
     iptables:iptables
+    nft:nftables
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
 )
 
@@ -122,6 +123,9 @@ cri_tools() {
     [[ $bin/critest -nt hack/critest/go.mod ]] ||
         (cd hack/critest && go test -c -trimpath -ldflags "$version" -o bin/critest sigs.k8s.io/cri-tools/cmd/critest) ||
         fail "critest could not be built"
+    [[ $bin/sessions -nt hack/critest/sessions/main.go ]] ||
+        (cd hack/critest && go build -trimpath -o bin/sessions ./sessions) ||
+        fail "the client of sessions could not be built"
 }
 
 for tool in cargo:'Rust (rustup.rs)' go:'Go 1.26 or newer' cc:'gcc and libc6-dev'; do

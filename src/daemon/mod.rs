@@ -206,7 +206,7 @@ async fn start(
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
-    plugin_network::begin(&back, &health).await?;
+    let seen = plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
     let pins = back.image_rules.pins.clone();
     back.observed.pin_images(pins).await?;
@@ -221,7 +221,7 @@ async fn start(
         health,
     };
     let range_told = Arc::new(Notify::new());
-    follow_networks(&back, &sweeper.health, &range_told, tasks, stopped);
+    follow_networks(&back, &sweeper.health, (&range_told, seen), tasks, stopped);
     meet_shim(&back, link, watched, tasks, stopped).await;
     sweeper.at_start().await;
     spawn_upkeep(&back, config, sweeper, checks, tasks, stopped);
@@ -244,7 +244,7 @@ async fn start(
 fn follow_networks(
     back: &Back,
     health: &watch::Sender<Report>,
-    range_told: &Arc<Notify>,
+    (range_told, seen): (&Arc<Notify>, plugin_network::Watch),
     tasks: &mut JoinSet<()>,
     stopped: &watch::Receiver<bool>,
 ) {
@@ -257,6 +257,7 @@ fn follow_networks(
     tasks.spawn(plugin_network::run(
         back.clone(),
         health.clone(),
+        seen,
         stopped.clone(),
     ));
 }

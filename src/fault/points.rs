@@ -11,6 +11,7 @@ pub const POINTS: &[&str] = &[
     "recovery.jobs_reclaimed",
     "recovery.imports_ended",
     "recovery.queued",
+    "netlink.sent",
     "network.bridge_up",
     "network.rules",
     "shim.connected",

@@ -13,6 +13,7 @@ pub mod docker_auth;
 pub mod egress;
 pub mod ending;
 pub mod event;
+pub mod hardware;
 pub mod id_map;
 pub mod image;
 pub mod image_check;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::pod_network::{self, Connected};
+use super::pod_network::{self, Connected, Given};
 use super::{Back, ReconcileError, blocking, node_network, records};
 use super::{sandbox_files, sandbox_repair, sandbox_update, stand_in};
 use crate::fault;
@@ -198,18 +198,18 @@ async fn make(
         node_network::open_policy(back, sandbox, &allocation).await?;
         node_network::open_ports(back, sandbox, &allocation).await?;
     }
-    let mut addresses = allocation.as_ref().map(addresses).unwrap_or_default();
+    let mut given = Given::by_us(allocation.as_ref().map(addresses).unwrap_or_default());
     if let Some(attachment) = attachment {
         stages.record("plugins", attachment.add_ns);
         match pod_network::connect(back, attachment).await? {
-            Connected::Yes(attachment) => addresses = attachment.addresses,
+            Connected::Yes(attachment) => given = attachment.into(),
             Connected::NotYet => return Ok(false),
         }
     }
     fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-    blocking(move || sandbox_files::write(&back_too, &sandbox_too, &addresses)).await?;
+    blocking(move || sandbox_files::write(&back_too, &sandbox_too, &given)).await?;
     fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");

@@ -12,9 +12,9 @@ use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
-use crate::lifecycle::address::REQUESTED;
 use crate::lifecycle::egress;
 use crate::lifecycle::event::{Announced, Stopper};
+use crate::lifecycle::hardware;
 use crate::lifecycle::port::host_ports;
 use crate::lifecycle::sandbox::{Desired, State, admit};
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
@@ -260,11 +260,14 @@ impl DesiredWriter {
                     }
                     let mut id = id;
                     match &joins {
-                        Joins::Pool(pool) => match tx.give_address(id, &spec, pool).await? {
-                            Ok(given) => id = given,
-                            Err(refused) => return Ok(Err(refused)),
-                        },
-                        Joins::Plugins => refuse_own_annotations(&spec)?,
+                        Joins::Pool(pool) => {
+                            refuse(&spec, hardware::MAC, FOLLOWS_ADDRESS)?;
+                            match tx.give_address(id, &spec, pool).await? {
+                                Ok(given) => id = given,
+                                Err(refused) => return Ok(Err(refused)),
+                            }
+                        }
+                        Joins::Plugins => refuse(&spec, egress::EGRESS, BY_PLUGINS)?,
                         Joins::Node | Joins::Nothing(_) => {}
                     }
                     tx.insert_sandbox(&id, &spec).await?;
@@ -301,17 +304,18 @@ impl DesiredWriter {
     }
 }
 
-/// What only our own network can do: plugins would not, and whoever wrote it would not know.
-fn refuse_own_annotations(spec: &SandboxSpec) -> Result<(), StateError> {
-    for annotation in [REQUESTED, egress::EGRESS] {
-        if spec.annotations.contains_key(annotation) {
-            return Err(StateError::AddressUnfit {
-                annotation,
-                why: "cannot be met: network plugins connect the pods of this node".into(),
-            });
-        }
+/// Why an annotation cannot be met on this node now.
+const FOLLOWS_ADDRESS: &str =
+    "cannot be met: a pod's hardware address follows from its IPv4 address";
+const BY_PLUGINS: &str = "cannot be met: network plugins connect the pods of this node";
+
+/// Refuses an annotation that would mean nothing, and whoever wrote it would not know.
+fn refuse(spec: &SandboxSpec, annotation: &'static str, why: &str) -> Result<(), StateError> {
+    if !spec.annotations.contains_key(annotation) {
+        return Ok(());
     }
-    Ok(())
+    let why = why.to_owned();
+    Err(StateError::AddressUnfit { annotation, why })
 }
 
 fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {

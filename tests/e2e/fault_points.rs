@@ -57,6 +57,7 @@ const ELSEWHERE: &[&str] = &[
     "sweep.mended",
     "snapshot.copied",
     "sandbox.policy",
+    "netlink.sent",
     "prepared.dropped",
 ];
 
