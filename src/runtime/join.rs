@@ -73,6 +73,7 @@ pub(super) fn run(
         LaunchError::refused(stage::NAMESPACE, what, errno)
     })?;
     if plan.users.is_some() {
+        user_namespace::stay_protected()?;
         user_namespace::become_root()?;
     }
     let root = Root::of_this_process().at(stage::NAMESPACE, || "open the container's root")?;

@@ -109,7 +109,14 @@ pub(super) fn open(path: &Path) -> Result<OwnedFd, LaunchError> {
 /// Moves the calling process, which has one thread, into a user namespace.
 pub(super) fn join(namespace: BorrowedFd<'_>) -> Result<(), LaunchError> {
     move_into_link_name_space(namespace, Some(LinkNameSpaceType::User))
-        .at(stage::NAMESPACE, || "join the pod's user namespace")
+        .at(stage::NAMESPACE, || "join the pod's user namespace")?;
+    stay_protected()
+}
+
+/// Who changes namespaces or ids is dumpable by the node's rules (proc_sys_fs(5), `suid_dumpable`),
+/// and root of the namespace may trace whoever is in it.
+pub(super) fn stay_protected() -> Result<(), LaunchError> {
+    protect_self().at(stage::NAMESPACE, || "make the process non-dumpable")
 }
 
 /// Makes the calling process root of the user namespace that it has joined; until then it is
@@ -120,8 +127,7 @@ pub(super) fn become_root() -> Result<(), LaunchError> {
     set_thread_groups(&[]).at(at, what)?;
     set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT).at(at, what)?;
     set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT).at(at, what)?;
-    // Another user is dumpable by the node's rules.
-    protect_self().at(at, || "make the process non-dumpable")
+    stay_protected()
 }
 
 #[cfg(test)]
