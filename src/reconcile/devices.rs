@@ -200,7 +200,11 @@ pub(super) fn rules(
     for (major, minor) in STANDARD {
         rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm")?);
     }
-    for node in nodes.values() {
+    // A FIFO is no device.
+    let devices = nodes
+        .values()
+        .filter(|node| node.kind != LinuxDeviceType::P);
+    for node in devices {
         let (major, minor) = (Some(node.major), Some(node.minor));
         rules.push(rule(true, node.kind, major, minor, &node.access)?);
     }
