@@ -26,6 +26,8 @@ pub const DEFAULT_PATH: &str = "/etc/quilt/config.toml";
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// Devices that vendors describe.
+    pub cdi: CdiConfig,
     /// Where containers go among the cgroups.
     pub cgroup: CgroupConfig,
     /// What has no row, and what is missing.
@@ -116,6 +118,23 @@ impl MetricsConfig {
             let listen = &self.listen;
             format!("{listen:?} is not an IP address and a port, such as 127.0.0.1:9471")
         })
+    }
+}
+
+/// `[cdi]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CdiConfig {
+    /// Where specifications lie; a device in a later one takes the place of one in an earlier.
+    pub directories: Vec<PathBuf>,
+}
+
+impl Default for CdiConfig {
+    fn default() -> Self {
+        // As the specification has it, from what is installed to what is generated.
+        Self {
+            directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod state;
 
 // Back: what is done about it.
+pub mod cdi;
 pub mod cgroup;
 pub mod confinement;
 pub mod image;

@@ -17,6 +17,7 @@ pub mod sandbox;
 mod sessions;
 mod traced;
 mod usage;
+mod user_namespace;
 mod validate;
 
 use std::path::PathBuf;
@@ -50,6 +51,10 @@ pub struct NodeInfo {
     pub abandoned_after: Option<Duration>,
     /// Whether mounts can be made read-only with everything below them (kernel 5.12).
     pub recursive_read_only: bool,
+    /// Whether pods can have user namespaces of their own, and why not.
+    pub user_namespaces: Result<(), String>,
+    /// Where CDI devices are described; later ones count more.
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 /// What every call works with. Cheap to clone.

@@ -78,12 +78,12 @@ pub(super) async fn status(
             name: String::new(),
             features: Some(v1::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: front.info.recursive_read_only,
-                user_namespaces: false,
+                user_namespaces: front.info.user_namespaces.is_ok(),
             }),
         }],
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: front.info.user_namespaces.is_ok(),
             mount_options: true,
         }),
     })

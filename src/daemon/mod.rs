@@ -35,6 +35,8 @@ use crate::reconcile::{
     node_network, plugin_network, prepared, pruner, records, recovery, sampler, shim_link, sweep,
     worker,
 };
+use crate::runtime::probe;
+use crate::snapshot::Kind;
 use crate::state::health::Report;
 use crate::state::now_ns;
 use crate::streaming;
@@ -106,7 +108,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         root: paths.root.clone(),
         started_at_ns: now_ns(),
     };
-    let pool = node_info(&config, &paths).pool;
+    let pool = prepared::pool(&config.network);
     let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
     if let Some(listener) = metrics {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
@@ -199,6 +201,7 @@ async fn start(
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
         unused_layers: tokio::sync::Notify::new(),
+        cdi_directories: config.cdi.directories.clone(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
     if let Some(loss) = loss {
@@ -231,9 +234,9 @@ async fn start(
         range_told: Arc::clone(&range_told),
     };
     let metrics = Arc::clone(store.metrics());
+    let info = node_info(config, paths, snapshots == Kind::Overlay);
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
     let tracer = trace(config, tasks, stopped, store.metrics())?;
-    let info = node_info(config, paths);
     let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
     Ok((front, back))
@@ -379,7 +382,7 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
+fn node_info(config: &Config, paths: &Paths, overlays: bool) -> NodeInfo {
     NodeInfo {
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
@@ -388,7 +391,23 @@ fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
         default_deadline: config.cri.default_deadline(),
         abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
+        user_namespaces: user_namespaces(paths, overlays),
+        cdi_directories: config.cdi.directories.clone(),
     }
+}
+
+/// Whether pods can have user namespaces of their own, and why not.
+fn user_namespaces(paths: &Paths, overlays: bool) -> Result<(), String> {
+    let tried = probe::user_namespaces(probe::Ground {
+        directory: &paths.root.join("staging/user-namespaces"),
+        mount_point: &paths.mount_point(),
+        overlays,
+    });
+    let tried = tried.map_err(|error| format!("cannot {error}"));
+    if let Err(why) = &tried {
+        tracing::warn!(why, "pods get no user namespaces");
+    }
+    tried
 }
 
 fn retention(config: &Config) -> pruner::Retention {

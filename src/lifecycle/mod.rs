@@ -14,6 +14,7 @@ pub mod egress;
 pub mod ending;
 pub mod event;
 pub mod hardware;
+pub mod id_map;
 pub mod image;
 pub mod image_check;
 pub mod job;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::id_map::IdMaps;
 use super::process::ProcessSpec;
 
 /// String to string, in order, so that stored JSON compares equal.
@@ -62,8 +63,9 @@ pub struct SandboxSpec {
     pub ipc: NamespaceMode,
     /// Whether privileged containers are allowed in it.
     pub privileged: bool,
-    /// Whether it wants a user namespace of its own; refused as yet.
-    pub user_namespace: bool,
+    /// The maps of its user namespace; `None` is the node's.
+    #[serde(default)]
+    pub users: Option<IdMaps>,
 }
 
 /// CRI `DNSConfig`.
@@ -117,6 +119,9 @@ pub struct ContainerSpec {
     pub mounts: Vec<MountSpec>,
     /// Devices besides the standard ones.
     pub devices: Vec<DeviceSpec>,
+    /// CDI devices by name (`vendor.com/class=device`), of the field and of annotations.
+    #[serde(default)]
+    pub cdi_devices: Vec<String>,
     /// Labels.
     pub labels: Map,
     /// Annotations.
@@ -164,6 +169,9 @@ pub struct MountSpec {
     pub options: Vec<String>,
     /// An image to mount instead of a host path: always read-only.
     pub image: Option<ImageMount>,
+    /// Whose files are seen as whose; `None` shows owners as they are on the disk.
+    #[serde(default)]
+    pub ids: Option<IdMaps>,
 }
 
 /// An image as a volume (KEP-4639, CRI `Mount.image`).
@@ -365,8 +373,9 @@ pub struct Security {
     pub network: NamespaceMode,
     /// Its IPC namespace.
     pub ipc: NamespaceMode,
-    /// Whether it wants a user namespace; refused as yet.
-    pub user_namespace: bool,
+    /// The maps of its user namespace, which are its sandbox' own; `None` is the node's.
+    #[serde(default)]
+    pub users: Option<IdMaps>,
     /// Whether it asks for an SELinux label.
     #[serde(default)]
     pub selinux: bool,

@@ -39,8 +39,8 @@ pub use inspect::{BridgeProblem, MarkedLink, Problem, check_bridge, check_pod_li
 pub use interface_sysctl::set_interface_sysctls;
 pub use link::{MAX_ALIAS_BYTES, MAX_NAME_BYTES};
 pub use namespace::{
-    MAX_HOSTNAME_BYTES, NamespaceSpec, ensure_namespaces, ensure_pin_directory, is_pinned,
-    pin_again, remove_namespaces, remove_pin_directory, settle_namespaces,
+    MAX_HOSTNAME_BYTES, NamespaceSpec, UserSpec, ensure_namespaces, ensure_pin_directory,
+    is_pinned, pin_again, remove_namespaces, remove_pin_directory, settle_namespaces,
 };
 pub use netlink::NetlinkError;
 pub use nft::{

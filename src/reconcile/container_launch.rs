@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
-    Back, ReconcileError, blocking, container, container_confinement, devices, image_volume,
+    Back, ReconcileError, blocking, cdi, container, container_confinement, devices, image_volume,
     sampler, stand_in,
 };
 use crate::fault;
@@ -251,14 +251,14 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         _ => Vec::new(),
     };
     let lower = image_volume::directories(back, &chain).await?;
-    let spec = container.spec.clone();
+    let (spec, back_too) = (container.spec.clone(), back.clone());
     let of_node = move || {
-        Ok((
-            container_confinement::of(&spec.security)?,
-            devices::nodes(&spec)?,
-        ))
+        let edits = cdi::edits(&back_too, &spec)?;
+        let mut nodes = devices::nodes(&spec)?;
+        cdi::add_nodes(&mut nodes, &edits, &spec.process)?;
+        Ok((container_confinement::of(&spec.security)?, nodes, edits))
     };
-    let (confinement, devices) = blocking(of_node).await?;
+    let (confinement, devices, edits) = blocking(of_node).await?;
     let parts = Parts {
         snapshot,
         lower,
@@ -267,7 +267,9 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         devices,
         target: target_namespace(back, container).await?,
     };
-    container_plan::build(back, container, &sandbox, parts)
+    let mut plan = container_plan::build(back, container, &sandbox, parts)?;
+    cdi::add_to(&mut plan, &edits)?;
+    Ok(plan)
 }
 
 /// The PID namespace of the container that this one is to join (`kubectl debug --target`); `None`

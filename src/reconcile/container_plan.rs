@@ -136,7 +136,10 @@ fn runtime_spec(
     };
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces(spec, sandbox, &dir.join("ns"), parts)?)
-        .devices(devices::of_plan(&parts.devices)?)
+        .devices(devices::of_plan(
+            &parts.devices,
+            sandbox.spec.users.is_some(),
+        )?)
         .resources(resources(
             &spec.resources,
             security.privileged,
@@ -147,6 +150,11 @@ fn runtime_spec(
         .readonly_paths(readonly);
     if let Some(filter) = &parts.confinement.seccomp {
         linux = linux.seccomp(filter.rules.clone());
+    }
+    if let Some(maps) = &sandbox.spec.users {
+        linux = linux
+            .uid_mappings(mounts::id_map(&maps.uids)?)
+            .gid_mappings(mounts::id_map(&maps.gids)?);
     }
     let mut whole = SpecBuilder::default()
         .version(OCI_VERSION)
@@ -238,6 +246,9 @@ fn namespaces(
     }
     if sandbox.spec.ipc == NamespaceMode::Pod {
         list.push(joined(LinuxNamespaceType::Ipc, pins.join("ipc"))?);
+    }
+    if sandbox.spec.users.is_some() {
+        list.push(joined(LinuxNamespaceType::User, pins.join("user"))?);
     }
     Ok(list)
 }

@@ -27,9 +27,26 @@ pub(super) struct Node {
     kind: LinuxDeviceType,
     major: i64,
     minor: i64,
-    mode: u32,
+    pub(super) mode: u32,
     owner: (u32, u32),
+    /// Who it belongs to inside, where somebody has said so.
+    pub(super) named: (Option<u32>, Option<u32>),
     access: String,
+}
+
+impl Node {
+    /// One of which all has been said.
+    pub(super) fn told(kind: LinuxDeviceType, (major, minor): (i64, i64), access: &str) -> Self {
+        Self {
+            kind,
+            major,
+            minor,
+            mode: 0o666,
+            owner: (0, 0),
+            named: (None, None),
+            access: access.to_owned(),
+        }
+    }
 }
 
 /// By their path in the container.
@@ -65,7 +82,7 @@ pub(super) fn nodes(spec: &ContainerSpec) -> Result<Nodes, ReconcileError> {
     Ok(nodes)
 }
 
-fn failed(path: &Path, errno: rustix::io::Errno) -> ReconcileError {
+pub(super) fn failed(path: &Path, errno: rustix::io::Errno) -> ReconcileError {
     ReconcileError::file("look at device", path)(errno.into())
 }
 
@@ -106,7 +123,7 @@ fn walk(
     Ok(())
 }
 
-fn node(found: &Stat, access: &str) -> Option<Node> {
+pub(super) fn node(found: &Stat, access: &str) -> Option<Node> {
     let kind = match FileType::from_raw_mode(found.st_mode) {
         FileType::CharacterDevice => LinuxDeviceType::C,
         FileType::BlockDevice => LinuxDeviceType::B,
@@ -118,22 +135,26 @@ fn node(found: &Stat, access: &str) -> Option<Node> {
         minor: rustix::fs::minor(found.st_rdev).into(),
         mode: found.st_mode & 0o777,
         owner: (found.st_uid, found.st_gid),
+        named: (None, None),
         access: access.to_owned(),
     })
 }
 
-/// As a launch plan has them.
-pub(super) fn of_plan(nodes: &Nodes) -> Result<Vec<LinuxDevice>, OciSpecError> {
+/// As a launch plan has them. In a user namespace (`mapped`) they belong to nobody: the container's
+/// root is not the node's, and must not get at its disks by being called the same.
+pub(super) fn of_plan(nodes: &Nodes, mapped: bool) -> Result<Vec<LinuxDevice>, OciSpecError> {
     let device = |(path, node): (&PathBuf, &Node)| {
-        LinuxDeviceBuilder::default()
+        let device = LinuxDeviceBuilder::default()
             .path(path)
             .typ(node.kind)
             .major(node.major)
             .minor(node.minor)
-            .file_mode(node.mode)
-            .uid(node.owner.0)
-            .gid(node.owner.1)
-            .build()
+            .file_mode(node.mode);
+        let nodes = |id| (!mapped).then_some(id);
+        let mut device = device.build()?;
+        device.set_uid(node.named.0.or(nodes(node.owner.0)));
+        device.set_gid(node.named.1.or(nodes(node.owner.1)));
+        Ok(device)
     };
     nodes.iter().map(device).collect()
 }
@@ -179,7 +200,11 @@ pub(super) fn rules(
     for (major, minor) in STANDARD {
         rules.push(rule(true, LinuxDeviceType::C, Some(major), minor, "rwm")?);
     }
-    for node in nodes.values() {
+    // A FIFO is no device.
+    let devices = nodes
+        .values()
+        .filter(|node| node.kind != LinuxDeviceType::P);
+    for node in devices {
         let (major, minor) = (Some(node.major), Some(node.minor));
         rules.push(rule(true, node.kind, major, minor, &node.access)?);
     }

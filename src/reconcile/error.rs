@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::cdi::CdiError;
 use crate::cgroup::CgroupError;
 use crate::confinement::seccomp::SeccompError;
 use crate::image::{ImageError, LayerError};
@@ -64,6 +65,9 @@ pub enum ReconcileError {
         /// Why it cannot be.
         source: LaunchError,
     },
+    /// A CDI device that cannot be had.
+    #[error(transparent)]
+    Cdi(#[from] CdiError),
     /// A seccomp profile that cannot be used.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),

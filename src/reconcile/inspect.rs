@@ -20,7 +20,12 @@ pub(super) fn pod(
     let dir = back.paths.sandbox(&sandbox.id);
     let own_network = spec.network == NamespaceMode::Pod;
     let own_ipc = spec.ipc == NamespaceMode::Pod;
-    let wanted = [("net", own_network), ("ipc", own_ipc), ("uts", own_network)];
+    let wanted = [
+        ("net", own_network),
+        ("ipc", own_ipc),
+        ("uts", own_network),
+        ("user", spec.users.is_some()),
+    ];
     let pins_missing = wanted
         .into_iter()
         .filter(|(kind, wanted)| *wanted && !network::is_pinned(&dir.join("ns").join(kind)))

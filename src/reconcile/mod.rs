@@ -6,6 +6,7 @@
 
 mod attachment;
 pub mod caught;
+mod cdi;
 pub mod cleanup;
 pub mod collector;
 mod container;
@@ -104,6 +105,8 @@ pub struct Parts {
     pub log_limits: LogLimits,
     /// Told when layers have begun to wait for a retry of their pull.
     pub unused_layers: tokio::sync::Notify,
+    /// Where CDI devices are described; later ones count more.
+    pub cdi_directories: Vec<PathBuf>,
 }
 
 /// Which images and layers are kept.

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
-use oci_spec::runtime::{Mount, MountBuilder};
+use oci_spec::runtime::{LinuxIdMapping, LinuxIdMappingBuilder, Mount, MountBuilder};
 
+use crate::lifecycle::id_map::IdRange;
 use crate::lifecycle::spec::{ContainerSpec, MountSpec, NamespaceMode, Propagation};
 
 /// Where a sandbox' shared files are.
@@ -131,7 +132,29 @@ fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
         .collect();
     let mut options = vec!["rbind", propagation, access];
     options.extend(further.iter().map(String::as_str));
-    bind(Path::new(&mount.host_path), &mount.container_path, &options)
+    let bound = bind(Path::new(&mount.host_path), &mount.container_path, &options)?;
+    with_ids(bound, mount)
+}
+
+/// Whose files are shown as whose.
+fn with_ids(mut made: Mount, mount: &MountSpec) -> Result<Mount, OciSpecError> {
+    if let Some(maps) = &mount.ids {
+        made.set_uid_mappings(Some(id_map(&maps.uids)?));
+        made.set_gid_mappings(Some(id_map(&maps.gids)?));
+    }
+    Ok(made)
+}
+
+/// A map as a runtime spec has it.
+pub(super) fn id_map(ranges: &[IdRange]) -> Result<Vec<LinuxIdMapping>, OciSpecError> {
+    let range = |range: &IdRange| {
+        LinuxIdMappingBuilder::default()
+            .container_id(range.container_id)
+            .host_id(range.host_id)
+            .size(range.length)
+            .build()
+    };
+    ranges.iter().map(range).collect()
 }
 
 /// Number `number` of the plan's images. Programs in it can be executed, as Kubernetes wants it
@@ -139,12 +162,9 @@ fn requested(mount: &MountSpec) -> Result<Mount, OciSpecError> {
 fn image_volume(mount: &MountSpec, number: usize) -> Result<Mount, OciSpecError> {
     let mut options = vec!["rprivate", "ro", "nodev"];
     options.extend(mount.options.iter().map(String::as_str));
-    file_system(
-        "image",
-        &number.to_string(),
-        &mount.container_path,
-        &options,
-    )
+    let number = number.to_string();
+    let made = file_system("image", &number, &mount.container_path, &options)?;
+    with_ids(made, mount)
 }
 
 fn file_system(

@@ -108,12 +108,13 @@ async fn make(back: &Back, id: &SandboxId) -> Result<(), ReconcileError> {
             // The sandbox' own if it wishes none.
             hostname: Some(id_too.short()),
             sysctls: &[],
+            users: None,
         })?;
         fault::blocking_point("prepared.namespaces")?;
         let link = (&id_too, &allocation, &Map::new());
         sandbox::with_link_spec(&back_too, link, network::ensure_pod_link)?;
         fault::blocking_point("prepared.link")?;
-        sandbox_files::mount_shm(&dir)
+        sandbox_files::mount_shm(&dir, None)
     })
     .await?;
     back.observed.prepared_is_ready(id.clone()).await?;

@@ -183,6 +183,9 @@ fn pins(spec: &SandboxSpec) -> Vec<&'static str> {
     if spec.ipc == NamespaceMode::Pod {
         pins.push("ipc");
     }
+    if spec.users.is_some() {
+        pins.push("user");
+    }
     pins
 }
 

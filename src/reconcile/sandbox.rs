@@ -12,10 +12,11 @@ use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::container;
+use crate::lifecycle::id_map::{self, IdMaps};
 use crate::lifecycle::record::{AddressRecord, AttachmentRecord, SandboxRecord};
 use crate::lifecycle::sandbox::{Containers, Desired, State, Step, effective, next_step};
 use crate::lifecycle::spec::{Map, NamespaceMode};
-use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec, ShapingSpec};
+use crate::network::{self, NamespaceSpec, NetworkError, PodLinkSpec, ShapingSpec, UserSpec};
 use crate::runtime::plan::{CgroupEntry, PodInitPlan};
 use crate::state::attachment::Attachment;
 use crate::state::job::Outcome;
@@ -254,8 +255,10 @@ pub(super) fn make_namespaces(
     let own_network = spec.network == NamespaceMode::Pod;
     let hostname = sandbox.hostname();
     let sysctls: Vec<_> = spec.sysctls.clone().into_iter().collect();
+    let users = spec.users.as_ref().map(user_spec).transpose()?;
     let spec = NamespaceSpec {
         dir: &dir.join("ns"),
+        users: users.as_ref(),
         net: own_network,
         ipc: spec.ipc == NamespaceMode::Pod,
         // Who shares the node's network shares its name.
@@ -267,6 +270,17 @@ pub(super) fn make_namespaces(
         network::settle_namespaces(&spec)?;
     }
     Ok(there)
+}
+
+/// The ids of a pod's user namespace, as the kernel takes them.
+fn user_spec(maps: &IdMaps) -> Result<UserSpec, ReconcileError> {
+    let root = maps.root();
+    let root = root.ok_or_else(|| ReconcileError::Plan(format!("there is no root in {maps}")))?;
+    Ok(UserSpec {
+        uids: id_map::lines(&maps.uids),
+        gids: id_map::lines(&maps.gids),
+        root,
+    })
 }
 
 /// The sandbox' row as it is kept on disk.
@@ -435,6 +449,7 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
             unified_dir,
             v1_tasks_files,
         },
+        user: sandbox.spec.users.as_ref().map(|_| dir.join("user")),
     };
     let launched = shim.pod_init(id.as_str(), plan).await?;
     fault::point("sandbox.init_launched").await?;

@@ -8,7 +8,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::pod_network::Given;
 use super::{Back, ReconcileError};
-use crate::lifecycle::spec::NamespaceMode;
+use crate::lifecycle::id_map::IdMaps;
+use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::network;
 use crate::state::sandbox::Sandbox;
 use crate::sys::{mountinfo, tree};
@@ -38,10 +39,14 @@ pub(super) fn write(back: &Back, sandbox: &Sandbox, given: &Given) -> Result<(),
     ];
     for (name, text) in files {
         let path = dir.join(name);
-        std::fs::write(&path, text).map_err(ReconcileError::file("write", path))?;
+        std::fs::write(&path, text).map_err(ReconcileError::file("write", &path))?;
+        if let Some((uid, gid)) = root(&sandbox.spec) {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+                .map_err(ReconcileError::file("give to the pod", &path))?;
+        }
     }
     if sandbox.spec.ipc == NamespaceMode::Pod {
-        mount_shm(&dir)
+        mount_shm(&dir, root(&sandbox.spec))
     } else {
         Ok(())
     }
@@ -50,16 +55,29 @@ pub(super) fn write(back: &Back, sandbox: &Sandbox, given: &Given) -> Result<(),
 /// The size of a pod's `/dev/shm`, as Docker and containerd have it.
 const SHM_OPTIONS: &str = "mode=1777,size=67108864";
 
-/// Mounts the pod's `/dev/shm`, which its containers share. Idempotent.
-pub(super) fn mount_shm(dir: &Path) -> Result<(), ReconcileError> {
+/// Who of the node is the root of a pod that has a user namespace: the pod's own files are his.
+pub(super) fn root(spec: &SandboxSpec) -> Option<(u32, u32)> {
+    spec.users.as_ref().and_then(IdMaps::root)
+}
+
+/// Mounts the pod's `/dev/shm`, which its containers share and `root` owns. Idempotent.
+pub(super) fn mount_shm(dir: &Path, root: Option<(u32, u32)>) -> Result<(), ReconcileError> {
     let shm = dir.join("shm");
     std::fs::create_dir_all(&shm).map_err(ReconcileError::file("make", &shm))?;
     if is_mount_point(&shm)? {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
-        .map_err(|errno| ReconcileError::file("mount a tmpfs on", &shm)(errno.into()))
+    let owner = root.map(|(uid, gid)| format!(",uid={uid},gid={gid}"));
+    let options = format!("{SHM_OPTIONS}{}", owner.unwrap_or_default());
+    mount(
+        Some("shm"),
+        &shm,
+        Some("tmpfs"),
+        flags,
+        Some(options.as_str()),
+    )
+    .map_err(|errno| ReconcileError::file("mount a tmpfs on", &shm)(errno.into()))
 }
 
 /// Unmounts the pod's `/dev/shm`. Idempotent.

@@ -118,7 +118,7 @@ fn give_back(
     if !lost.files_missing.is_empty() {
         sandbox_files::write(back, sandbox, given)?;
     } else if lost.shm_missing {
-        sandbox_files::mount_shm(&dir)?;
+        sandbox_files::mount_shm(&dir, sandbox_files::root(&sandbox.spec))?;
     }
     Ok(network_lost)
 }

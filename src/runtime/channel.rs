@@ -1,6 +1,6 @@
 //! The socket between a launching parent and its child, which closes on exec.
 //!
-//! The child says at most four kinds of things and the parent nothing. End of file means that exec
+//! The child says at most five kinds of things and the parent nothing. End of file means that exec
 //! succeeded (or that the child was killed, which its exit status tells).
 
 use std::io::{IoSlice, IoSliceMut};
@@ -30,12 +30,15 @@ pub(super) enum Message {
     Terminal(OwnedFd),
     /// It has no exec ahead of it (the init of a pod) and is done setting up.
     Ready,
+    /// Another process, by its pidfd, goes on in its place; the child ends.
+    Successor(OwnedFd),
 }
 
 const FAILED: u8 = b'E';
 const IDENTITY: u8 = b'U';
 const TERMINAL: u8 = b'T';
 const READY: u8 = b'R';
+const SUCCESSOR: u8 = b'S';
 
 /// The parent's end and the child's end. Messages keep their boundaries; both close on exec.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -47,7 +50,7 @@ pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     )
 }
 
-/// Sends one message; `fd` only with [`Message::Terminal`].
+/// Sends one message; `fd` only with [`Message::Terminal`] and [`Message::Successor`].
 fn send(
     channel: BorrowedFd<'_>,
     kind: u8,
@@ -98,6 +101,11 @@ pub(super) fn send_ready(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     send(channel, READY, &[], None)
 }
 
+/// Names the process that goes on.
+pub(super) fn send_successor(channel: BorrowedFd<'_>, pidfd: impl AsFd) -> Result<(), Errno> {
+    send(channel, SUCCESSOR, &[], Some(pidfd.as_fd()))
+}
+
 /// Reads one message if there is one (`AGAIN` if there is none yet); `Ok(None)` is the end of file.
 ///
 /// Whatever the child sends is bounded and checked: it has not run foreign code yet, but checking
@@ -125,6 +133,7 @@ pub(super) fn receive(channel: BorrowedFd<'_>) -> Result<Option<Message>, Errno>
         (IDENTITY, _) => parse_identity(body).map(Message::Identity),
         (TERMINAL, Some(master)) => Some(Message::Terminal(master)),
         (READY, _) => Some(Message::Ready),
+        (SUCCESSOR, Some(pidfd)) => Some(Message::Successor(pidfd)),
         _ => None,
     };
     message.ok_or(Errno::PROTO).map(Some)

@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, openat2};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, openat2};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{chdir, fchdir, getcwd};
 
@@ -198,9 +198,21 @@ pub(super) fn enter_directory(root: &Root, path: &str) -> Result<(), LaunchError
     ))
 }
 
-/// Gives the streams to the user, so that programs can open `/dev/stdout`. Only pipes and
-/// terminals: other files (`/dev/null`) are not the container's.
+/// Gives the streams to the root of a user namespace, who can pass them on there.
+pub(super) fn give_streams(
+    streams: &ProcessStreams,
+    (uid, gid): (u32, u32),
+) -> Result<(), LaunchError> {
+    change_owner(streams, uid, Some(gid))
+}
+
+/// Gives the streams to the user, so that programs can open `/dev/stdout`.
 pub(super) fn own_streams(streams: &ProcessStreams, uid: u32) -> Result<(), LaunchError> {
+    change_owner(streams, uid, None)
+}
+
+/// Only pipes and terminals: other files (`/dev/null`) are not the container's.
+fn change_owner(streams: &ProcessStreams, uid: u32, gid: Option<u32>) -> Result<(), LaunchError> {
     for (name, fd) in [
         ("stdin", &streams.stdin),
         ("stdout", &streams.stdout),
@@ -213,8 +225,10 @@ pub(super) fn own_streams(streams: &ProcessStreams, uid: u32) -> Result<(), Laun
             FileType::CharacterDevice => rustix::termios::isatty(fd),
             _ => false,
         };
-        if theirs && stat.st_uid != uid {
-            fchown(fd, Some(Uid::from_raw(uid)), None).at(stage::STDIO, what)?;
+        let differs = stat.st_uid != uid || gid.is_some_and(|gid| stat.st_gid != gid);
+        if theirs && differs {
+            let gid = gid.map(Gid::from_raw);
+            fchown(fd, Some(Uid::from_raw(uid)), gid).at(stage::STDIO, what)?;
         }
     }
     Ok(())

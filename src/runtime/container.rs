@@ -1,8 +1,10 @@
 //! The first process of a container, from clone to exec, in numbered steps.
 //!
 //! Runs in the child. The order is not a matter of taste: each step says what it must come after.
+//! In a user namespace, steps from 7 on are those of its successor (`spawn::go_on`).
 
 use std::convert::Infallible;
+use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::Mode;
@@ -14,13 +16,16 @@ use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
 use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
+use super::id_maps::IdMaps;
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
 use super::plan::{LaunchPlan, PlanUser};
 use super::root::Root;
-use super::rootfs::{self, OverlayInterface};
-use super::spawn::{Born, reached};
+use super::rootfs::{self, OverlayInterface, Site};
+use super::scratch::move_to;
+use super::spawn::{Born, go_on, reached};
 use super::user::{self, Account};
+use super::user_namespace::{self, Users};
 use super::{cgroup_entry, channel, devices, hidden_paths, limits, mounts, namespaces, terminal};
 use crate::sys::mounts::{MountAttributes, set_attributes};
 use crate::sys::nsfd::unshare_namespaces;
@@ -38,6 +43,13 @@ pub(super) struct Task<'a> {
     pub(super) overlay: OverlayInterface,
 }
 
+/// What was taken hold of while the node's tree was in sight.
+struct Held {
+    mounts: Vec<mounts::Prepared>,
+    devices: Option<devices::Prepared>,
+    rootfs: OwnedFd,
+}
+
 /// Sets the process up and becomes the command.
 pub(super) fn run(
     task: &Task<'_>,
@@ -47,7 +59,10 @@ pub(super) fn run(
     let (plan, process) = (task.plan, task.process);
     let arguments = process.args().as_deref().unwrap_or_default();
     let environment = process.env().as_deref().unwrap_or_default();
-    let mut command = Command::new(arguments, environment)?;
+    let command = Command::new(arguments, environment)?;
+    let users = task.namespaces.user.as_deref();
+    let users = users.map(|path| Users::of_plan(&plan.spec, path));
+    let users = users.transpose()?;
 
     // 1. A session of its own, so that no terminal and no signal of the shim's reaches it. Modes
     //    of what is made from here on are given exactly.
@@ -58,50 +73,104 @@ pub(super) fn run(
     reached(stage::CGROUP);
     cgroup_entry::enter(&plan.cgroup, born.in_cgroup)?;
 
-    // 3. The OOM score, and a hold on what is confined by, while /proc is still the node's.
+    // 3. The OOM score, while /proc is still the node's.
     if let Some(score) = process.oom_score_adj() {
         limits::set_oom_score_adj(score)?;
     }
-    let profile = process.apparmor_profile().as_deref();
-    let confinement = Confinement::prepare(profile, plan.seccomp.as_ref())?;
 
-    // 4. to 7. Namespaces and the root.
-    join_namespaces(task)?;
-    let root = build_root(task)?;
+    // 4. What comes from the node.
+    let held = take_hold(task, users.as_ref())?;
 
-    // 8. The terminal: its devpts is mounted now. The master goes out while there is a channel.
+    // 5. Namespaces of the pod. Their paths are the node's, so before the root changes.
+    reached(stage::NAMESPACE);
+    for (kind, path) in &task.namespaces.joined {
+        namespaces::join(*kind, path)?;
+    }
+    let Some(users) = &users else {
+        return go_inside(task, held, None, (command, streams), born);
+    };
+
+    // 6. The user namespace, last of them: from here on the node's root is nobody. What only he
+    //    can do comes right before.
+    limits::set_hard_limits(process.rlimits().as_deref().unwrap_or_default())?;
+    if let Some(streams) = &streams {
+        command::give_streams(streams, users.root()?)?;
+    }
+    users.join()?;
+    go_on(task.namespaces.created, born, || {
+        go_inside(task, held, Some(users), (command, streams), born)
+    })
+}
+
+/// Bind sources come first: a shared or slave mount has to come from a mount that still has its
+/// peers. Then nothing travels between this mount namespace and the node's any more, and layers are
+/// put together.
+fn take_hold(task: &Task<'_>, users: Option<&Users>) -> Result<Held, LaunchError> {
+    let (plan, spec) = (task.plan, &task.plan.spec);
+    reached(stage::MOUNT);
+    let mut id_maps = IdMaps::new(users);
+    let wanted = spec.mounts().as_deref().unwrap_or_default();
+    let mut mounts = mounts::prepare(wanted, &plan.cgroup, &mut id_maps)?;
+    reached(stage::ROOTFS);
+    rootfs::isolate_propagation()?;
+    let site = Site {
+        mount_point: &plan.rootfs.mount_point,
+        with: task.overlay,
+        users: users.map(Users::namespace),
+    };
+    let devices = devices::prepare(spec, users, site.mount_point)?;
+    mounts::assemble_images(&mut mounts, &plan.image_volumes, site, &mut id_maps)?;
+    if let Some(users) = users {
+        // An overlay looks at the owner once, when it is mounted.
+        rootfs::give_upper(&plan.rootfs, users.root()?)?;
+    }
+    let rootfs = rootfs::assemble(&plan.rootfs, site)?;
+    Ok(Held {
+        mounts,
+        devices,
+        rootfs,
+    })
+}
+
+/// The rest, in a mount namespace and a user namespace that it stays in.
+fn go_inside(
+    task: &Task<'_>,
+    held: Held,
+    users: Option<&Users>,
+    (mut command, streams): (Command, Option<ProcessStreams>),
+    born: &Born<'_>,
+) -> Result<Infallible, LaunchError> {
+    let (plan, process) = (task.plan, task.process);
+
+    // 7. The cgroup namespace begins at the cgroups the process is in.
+    make_namespaces(task)?;
+
+    // 8. The root, and all that is in it; and a hold on what it will be confined by.
+    let (root, confinement) = build_root(task, held, users)?;
+
+    // 9. The terminal: its devpts is mounted now. The master goes out while there is a channel.
     let streams = match streams {
         Some(streams) => streams,
         None => open_terminal(&root, process, born)?,
     };
 
-    // 9. Who it runs as, by the files of the image.
+    // 10. Who it runs as, by the files of the image.
     reached(stage::USER);
     let account = find_user(&root, &plan.user)?;
+    if let Some(users) = users {
+        user_namespace::check(users.maps(), &account.identity)?;
+    }
     command.set_missing_home(&account.home);
 
-    // 10. Streams belong to that user, or /dev/stdout could not be opened.
+    // 11. Streams belong to that user, or /dev/stdout could not be opened.
     command::own_streams(&streams, account.identity.uid)?;
 
-    // 11. The working directory, which may have to be made.
+    // 12. The working directory, which may have to be made. Then nothing more is made in the
+    //     rootfs: it may become read-only.
     reached(stage::CWD);
     let cwd = process.cwd().to_str().unwrap_or_default();
     command::enter_directory(&root, cwd)?;
-
-    // 12. Nothing more is made in the rootfs: it may become read-only.
-    if plan
-        .spec
-        .root()
-        .as_ref()
-        .is_some_and(|root| root.readonly() == Some(true))
-    {
-        let change = MountAttributes {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..Default::default()
-        };
-        set_attributes(root.directory(), false, change)
-            .at(stage::ROOTFS, || "make the rootfs read-only")?;
-    }
+    close_rootfs(&root, &plan.spec)?;
 
     // 13. Limits, while still capable of raising them.
     limits::set_rlimits(process.rlimits().as_deref().unwrap_or_default())?;
@@ -125,14 +194,23 @@ pub(super) fn run(
     command.exec(&confinement)
 }
 
-/// Steps 4 and 5: namespaces of the pod, then those that could not be made by clone.
-fn join_namespaces(task: &Task<'_>) -> Result<(), LaunchError> {
-    reached(stage::NAMESPACE);
-    // 4. Those of the pod. Their paths are the node's, so before the root changes.
-    for (kind, path) in &task.namespaces.joined {
-        namespaces::join(*kind, path)?;
+/// Makes the rootfs read-only if it is to be.
+fn close_rootfs(root: &Root, spec: &Spec) -> Result<(), LaunchError> {
+    let wanted = spec.root().as_ref().and_then(|root| root.readonly());
+    if wanted != Some(true) {
+        return Ok(());
     }
-    // 5. The cgroup namespace begins at the cgroups the process is in: after joining them.
+    let change = MountAttributes {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..Default::default()
+    };
+    set_attributes(root.directory(), false, change)
+        .at(stage::ROOTFS, || "make the rootfs read-only")
+}
+
+/// Namespaces that clone could not make, or that have to be told something.
+fn make_namespaces(task: &Task<'_>) -> Result<(), LaunchError> {
+    reached(stage::NAMESPACE);
     if task.namespaces.new_cgroup {
         unshare_namespaces(UnshareFlags::NEWCGROUP)
             .at(stage::NAMESPACE, || "create a cgroup namespace")?;
@@ -164,36 +242,46 @@ fn uts_is_joined(spec: &Spec) -> bool {
     namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::Uts)
 }
 
-/// Steps 6 and 7: from the node's tree to the container's.
-fn build_root(task: &Task<'_>) -> Result<Root, LaunchError> {
-    let (plan, spec) = (task.plan, &task.plan.spec);
-    // 6. What comes from the node is taken hold of: bind sources before propagation is cut, since
-    //    a shared or slave mount has to come from a mount that still has its peers.
-    reached(stage::MOUNT);
-    let mut mounts = mounts::prepare(spec.mounts().as_deref().unwrap_or_default(), &plan.cgroup)?;
-    let devices = devices::prepare(spec)?;
+/// From the node's tree to the container's.
+fn build_root(
+    task: &Task<'_>,
+    held: Held,
+    users: Option<&Users>,
+) -> Result<(Root, Confinement), LaunchError> {
+    let Held {
+        mut mounts,
+        devices,
+        rootfs,
+    } = held;
     reached(stage::ROOTFS);
-    rootfs::isolate_propagation()?;
-    let (images, mount_point) = (&plan.image_volumes, &plan.rootfs.mount_point);
-    mounts::assemble_images(&mut mounts, images, mount_point, task.overlay)?;
-    let mount = rootfs::assemble(&plan.rootfs, task.overlay)?;
-    rootfs::enter(&mount)?;
-    drop(mount);
+    // Whoever is somebody else by now may not find the way to the mount point.
+    move_to(&rootfs, &task.plan.rootfs.mount_point)?;
+    if users.is_some() {
+        user_namespace::become_root()?;
+    }
+    // The node's /proc is in sight for the last time.
+    let profile = task.process.apparmor_profile().as_deref();
+    let confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
+    reached(stage::MOUNT);
+    mounts::create_all(&mut mounts)?;
+    reached(stage::ROOTFS);
+    rootfs::enter(&rootfs)?;
+    drop(rootfs);
     let root = Root::of_this_process().at(stage::ROOTFS, || "open the new root")?;
-    // 7. Mounts, devices in them, and then what is to be hidden of both.
+    // Mounts, devices in them, and then what is to be hidden of both.
     reached(stage::MOUNT);
     mounts::attach_all(&root, &mounts)?;
     drop(mounts);
     if let Some(devices) = devices {
         devices::create(&root, &devices)?;
     }
-    if let Some(linux) = spec.linux() {
+    if let Some(linux) = task.plan.spec.linux() {
         let paths = linux.readonly_paths().as_deref().unwrap_or_default();
         hidden_paths::make_read_only(&root, paths)?;
         hidden_paths::mask(&root, linux.masked_paths().as_deref().unwrap_or_default())?;
         set_propagation(&root, linux.rootfs_propagation().as_deref())?;
     }
-    Ok(root)
+    Ok((root, confinement))
 }
 
 /// Of the root mount alone: mounts of the plan have their own.

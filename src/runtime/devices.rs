@@ -1,10 +1,12 @@
 //! Device nodes and the links every program expects in `/dev`.
 //!
-//! Made with mknod in the container's own `/dev`; where that is not possible (no `CAP_MKNOD` over
-//! the node's devices, as in a user namespace) the node's are bound. Which way is decided before
-//! the node's tree is let go of. A `/dev` that is itself a bind mount is left as it is.
+//! Made with mknod in the container's own `/dev`. In a user namespace nobody may do that, so they
+//! are made outside, before the node's tree is let go of, and bound; where not even the node lets
+//! us make them (no `CAP_MKNOD`) its own are bound. A `/dev` that is itself a bind mount is left as
+//! it is.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use oci_spec::runtime::{LinuxDevice, LinuxDeviceType, Spec};
 use rustix::fs::{
@@ -17,6 +19,8 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::error::{At, LaunchError, stage};
 use super::mounts::attach;
 use super::root::{Missing, Root};
+use super::scratch::Scratch;
+use super::user_namespace::Users;
 
 /// Present in every container (OCI runtime spec, "Default Devices").
 const DEFAULTS: [(&str, u32, u32); 6] = [
@@ -43,19 +47,26 @@ struct Device {
     kind: FileType,
     number: u64,
     mode: u32,
-    owner: (u32, u32),
+    /// Who it belongs to inside; whoever is not named is the node's root.
+    owner: (Option<u32>, Option<u32>),
 }
 
 /// What `/dev` will hold.
 #[derive(Debug)]
 pub(super) struct Prepared {
     devices: Vec<Device>,
-    /// Mounts of the node's devices, in the same order, if they cannot be made.
+    /// Mounts of them, in the same order, if they cannot be made inside.
     bound: Option<Vec<OwnedFd>>,
 }
 
-/// Works out the devices of `spec`; `None` if its `/dev` comes from elsewhere.
-pub(super) fn prepare(spec: &Spec) -> Result<Option<Prepared>, LaunchError> {
+/// Works out the devices of `spec`; `None` if its `/dev` comes from elsewhere. With `users` it is
+/// for a container in a user namespace, and `scratch` an empty directory in a mount namespace from
+/// which nothing travels.
+pub(super) fn prepare(
+    spec: &Spec,
+    users: Option<&Users>,
+    scratch: &Path,
+) -> Result<Option<Prepared>, LaunchError> {
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     let bind = |mount: &oci_spec::runtime::Mount| {
         let options = mount.options().as_deref().unwrap_or_default();
@@ -79,10 +90,10 @@ pub(super) fn prepare(spec: &Spec) -> Result<Option<Prepared>, LaunchError> {
         .as_ref()
         .and_then(|linux| linux.devices().as_deref());
     let devices = list(extra.unwrap_or_default())?;
-    let bound = if can_make_nodes() {
-        None
-    } else {
-        Some(bind_sources(&devices)?)
+    let bound = match (can_make_nodes(), users) {
+        (true, None) => None,
+        (true, Some(users)) => Some(make_outside(&devices, users, scratch)?),
+        (false, _) => Some(bind_sources(&devices)?),
     };
     Ok(Some(Prepared { devices, bound }))
 }
@@ -97,7 +108,7 @@ fn list(extra: &[LinuxDevice]) -> Result<Vec<Device>, LaunchError> {
                 kind: FileType::CharacterDevice,
                 number: makedev(major, minor),
                 mode: 0o666,
-                owner: (0, 0),
+                owner: (None, None),
             });
         }
     }
@@ -122,7 +133,7 @@ fn from_spec(device: &LinuxDevice) -> Result<Device, LaunchError> {
         kind,
         number: makedev(number(device.major())?, number(device.minor())?),
         mode: device.file_mode().unwrap_or(0o666) & 0o7777,
-        owner: (device.uid().unwrap_or(0), device.gid().unwrap_or(0)),
+        owner: (device.uid(), device.gid()),
     })
 }
 
@@ -133,6 +144,38 @@ fn can_make_nodes() -> bool {
     let initial = std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| map.split_ascii_whitespace().eq(["0", "0", "4294967295"]));
     capable && initial
+}
+
+/// Makes each node on a tmpfs and binds it out of there. It belongs to whom it would belong to
+/// inside, or to the node's root, who is nobody there.
+fn make_outside(
+    devices: &[Device],
+    users: &Users,
+    scratch: &Path,
+) -> Result<Vec<OwnedFd>, LaunchError> {
+    let scratch = Scratch::on(scratch)?;
+    let make_one = |(index, device): (usize, &Device)| {
+        let what = || format!("device {}", device.path);
+        let (name, mode) = (index.to_string(), Mode::from_raw_mode(device.mode));
+        mknodat(scratch.directory(), &name, device.kind, mode, device.number)
+            .at(stage::DEVICES, what)?;
+        let (uid, gid) = device.owner;
+        let root = users.root()?;
+        let (to_uid, to_gid) = users
+            .outside(uid.unwrap_or(0), gid.unwrap_or(0))
+            .unwrap_or(root);
+        chownat(
+            scratch.directory(),
+            &name,
+            uid.map(|_| Uid::from_raw(to_uid)),
+            gid.map(|_| Gid::from_raw(to_gid)),
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .at(stage::DEVICES, what)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        open_tree(scratch.directory(), &name, flags).at(stage::DEVICES, what)
+    };
+    devices.iter().enumerate().map(make_one).collect()
 }
 
 fn bind_sources(devices: &[Device]) -> Result<Vec<OwnedFd>, LaunchError> {
@@ -201,10 +244,11 @@ fn make(parent: &OwnedFd, name: &str, device: &Device) -> Result<(), Errno> {
         }
         other => other?,
     }
-    if device.owner == (0, 0) {
+    let (owner, group) = (device.owner.0.unwrap_or(0), device.owner.1.unwrap_or(0));
+    if (owner, group) == (0, 0) {
         return Ok(());
     }
-    let (owner, group) = (Uid::from_raw(device.owner.0), Gid::from_raw(device.owner.1));
+    let (owner, group) = (Uid::from_raw(owner), Gid::from_raw(group));
     chownat(
         parent,
         name,

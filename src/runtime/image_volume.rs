@@ -20,7 +20,8 @@ use super::error::{At, LaunchError, stage};
 use super::mounts::clone_of;
 use super::plan::ImageVolume;
 use super::root::Root;
-use super::rootfs::{self, OverlayInterface};
+use super::rootfs::{self, OverlayInterface, Site};
+use super::scratch::move_to;
 use crate::sys::nsfd::unshare_namespaces;
 
 /// Whether `volume` can be mounted: its layers stack, and its path is in them. Done in a mount
@@ -35,7 +36,12 @@ pub fn check(volume: &ImageVolume, mount_point: &Path) -> Result<(), LaunchError
         unshare_namespaces(UnshareFlags::NEWNS)
             .at(stage::IMAGE_VOLUME, || "create a mount namespace")?;
         rootfs::isolate_propagation()?;
-        open(volume, mount_point, OverlayInterface::of_this_kernel()).map(drop)
+        let site = Site {
+            mount_point,
+            with: OverlayInterface::of_this_kernel(),
+            users: None,
+        };
+        open(volume, site).map(drop)
     };
     thread::scope(|scope| {
         let looking = thread::Builder::new()
@@ -52,19 +58,14 @@ pub fn check(volume: &ImageVolume, mount_point: &Path) -> Result<(), LaunchError
     })
 }
 
-/// A detached mount of what `volume` means. It is assembled on `mount_point`, which is as empty
-/// afterwards as before.
-///
-/// The calling process has a mount namespace of its own, with nobody to hear of it.
-pub(super) fn open(
-    volume: &ImageVolume,
-    mount_point: &Path,
-    with: OverlayInterface,
-) -> Result<OwnedFd, LaunchError> {
+/// A detached mount of what `volume` means, put together at `site`.
+pub(super) fn open(volume: &ImageVolume, site: Site<'_>) -> Result<OwnedFd, LaunchError> {
+    let mount_point = site.mount_point;
     let whole = match &volume.copy {
-        Some(copy) => rootfs::bind(copy, mount_point)?,
-        None => rootfs::assemble_read_only(&volume.lower, mount_point, with)?,
+        Some(copy) => rootfs::bind(copy, site.users)?,
+        None => rootfs::assemble_read_only(&volume.lower, site)?,
     };
+    move_to(&whole, mount_point)?;
     let root = Root::at(whole);
     let path = match volume.sub_path.as_str() {
         "" => ".",

@@ -21,6 +21,7 @@ use super::limits::Inherited;
 use super::plan::ExecPlan;
 use super::root::Root;
 use super::spawn::{Born, reached};
+use super::user_namespace::{self, root_of};
 use super::{cgroup_entry, channel, limits, terminal};
 
 /// Joins the container of `target` and becomes the command.
@@ -47,13 +48,23 @@ pub(super) fn run(
     let confinement = Confinement::prepare(profile, plan.seccomp.as_ref())?;
 
     // 3. All namespaces at once, by the pidfd: the process that is joined is the one that was
-    //    meant. With the mount namespace come its root and the working directory.
+    //    meant. With the mount namespace come its root and the working directory, with a user
+    //    namespace the loss of all rights outside.
     reached(stage::NAMESPACE);
-    let all = ThreadNameSpaceType::MOUNT
+    let mut all = ThreadNameSpaceType::MOUNT
         | ThreadNameSpaceType::NETWORK
         | ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION
         | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME
         | ThreadNameSpaceType::CONTROL_GROUP;
+    if let Some(users) = &plan.users {
+        let root = root_of(users).ok_or_else(|| {
+            LaunchError::invalid(stage::PLAN, "the container's user namespace has no root")
+        })?;
+        if let Some(streams) = &streams {
+            command::give_streams(streams, root)?;
+        }
+        all |= ThreadNameSpaceType::USER;
+    }
     move_into_thread_name_spaces(target.pidfd.as_fd(), all).map_err(|errno| {
         let what = match errno {
             Errno::SRCH => "the container has ended",
@@ -61,6 +72,10 @@ pub(super) fn run(
         };
         LaunchError::refused(stage::NAMESPACE, what, errno)
     })?;
+    if plan.users.is_some() {
+        user_namespace::stay_protected()?;
+        user_namespace::become_root()?;
+    }
     let root = Root::of_this_process().at(stage::NAMESPACE, || "open the container's root")?;
 
     // 4. The terminal or the streams.
@@ -78,6 +93,9 @@ pub(super) fn run(
     // 5. The user, by the files as they are now in the container, and what belongs to them.
     reached(stage::USER);
     let account = find_user(&root, &plan.user)?;
+    if let Some(maps) = &plan.users {
+        user_namespace::check(maps, &account.identity)?;
+    }
     command.set_missing_home(&account.home);
     command::own_streams(&streams, account.identity.uid)?;
     reached(stage::CWD);

@@ -78,6 +78,9 @@ pub struct PodInitPlan {
     pub namespaces: Vec<(String, PathBuf)>,
     /// Cgroups it enters.
     pub cgroup: CgroupEntry,
+    /// The pod's user namespace, which its PID namespace is to belong to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<PathBuf>,
 }
 
 /// Starts the first process of a container. `streams` is `None` exactly if it has a terminal.
@@ -119,7 +122,11 @@ pub fn begin_launch(
     let namespaces = Namespaces::from_spec(given.unwrap_or_default())?;
     let overlay = OverlayInterface::of_this_kernel();
     let birth = Birth {
-        created: namespaces.created,
+        // In a user namespace the others are its successor's.
+        created: match namespaces.user {
+            Some(_) => ThreadNameSpaceType::MOUNT,
+            None => namespaces.created,
+        },
         pid: namespaces
             .pid
             .as_deref()
@@ -207,7 +214,10 @@ pub fn pod_init(plan: &PodInitPlan) -> Result<Started, LaunchError> {
 /// What fails before the child exists; the rest comes from [`Launching`].
 pub fn begin_pod_init(plan: &PodInitPlan) -> Result<Launching, LaunchError> {
     let birth = Birth {
-        created: ThreadNameSpaceType::PROCESS_ID | ThreadNameSpaceType::MOUNT,
+        created: match plan.user {
+            Some(_) => ThreadNameSpaceType::empty(),
+            None => init::CREATED,
+        },
         pid: PidNamespace::Inherited,
         cgroup: plan.cgroup.unified_dir.as_deref(),
         kept: Vec::new(),

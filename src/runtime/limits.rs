@@ -55,12 +55,22 @@ fn resource(kind: PosixRlimitType) -> Resource {
 
 /// Sets the limits of a plan on the calling process.
 pub(super) fn set_rlimits(limits: &[PosixRlimit]) -> Result<(), LaunchError> {
+    set_each(limits, PosixRlimit::soft)
+}
+
+/// Sets the hard limits of a plan, for a process that is about to lose the right to raise them and
+/// has work to do before the soft ones hold.
+pub(super) fn set_hard_limits(limits: &[PosixRlimit]) -> Result<(), LaunchError> {
+    set_each(limits, PosixRlimit::hard)
+}
+
+fn set_each(limits: &[PosixRlimit], soft: fn(&PosixRlimit) -> u64) -> Result<(), LaunchError> {
     for limit in limits {
         let kind = resource(limit.typ());
         // u64::MAX is RLIM_INFINITY in the plan as in the kernel; rustix says it with `None`.
         let bound = |value: u64| (value != u64::MAX).then_some(value);
         let wanted = Rlimit {
-            current: bound(limit.soft()),
+            current: bound(soft(limit)),
             maximum: bound(limit.hard()),
         };
         setrlimit(kind, wanted).map_err(|errno| {

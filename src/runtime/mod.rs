@@ -14,6 +14,7 @@ mod container;
 mod devices;
 pub mod error;
 mod hidden_paths;
+mod id_maps;
 pub mod image_volume;
 mod join;
 pub mod launch;
@@ -24,13 +25,16 @@ mod namespaces;
 pub mod oci;
 pub mod plan;
 mod pod_init;
+pub mod probe;
 pub mod protect;
 mod root;
 mod rootfs;
+mod scratch;
 mod spawn;
 mod terminal;
 mod unsupported;
 mod user;
+mod user_namespace;
 
 #[cfg(test)]
 mod launch_tests;

@@ -2,12 +2,12 @@
 //!
 //! Before it, [`prepare`] checks every mount and takes hold of what comes from the node: bind
 //! sources become detached mounts, which still belong to the node's peer groups, as propagation
-//! needs. Images become detached mounts as soon as propagation is cut ([`assemble_images`]). After
-//! the change, [`attach_all`] creates the file systems and puts everything in place, each onto a
-//! target that was resolved inside the new root and is held by a descriptor.
+//! needs. Images become detached mounts as soon as propagation is cut ([`assemble_images`]), and
+//! new file systems in the container's namespaces ([`create_all`]). After the change,
+//! [`attach_all`] puts everything in place, each onto a target that was resolved inside the new
+//! root and is held by a descriptor.
 
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, fstat};
@@ -19,12 +19,13 @@ use rustix::mount::{
 
 use super::cgroup_mount::{self, CgroupSource};
 use super::error::{At, LaunchError, stage};
+use super::id_maps::{self, IdMaps, Maps};
 use super::image_volume;
 use super::mount_options::{self, MountOptions};
 use super::plan::{CgroupEntry, ImageVolume};
 use super::root::{Missing, Root};
-use super::rootfs::OverlayInterface;
-use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
+use super::rootfs::Site;
+use crate::sys::mounts::{MountAttributes, kernel_says, map_ids, set_attributes};
 
 /// The type of a mount whose source is an image of the plan.
 const IMAGE: &str = "image";
@@ -37,6 +38,8 @@ pub(super) struct Prepared {
     stage: String,
     options: MountOptions,
     source: Source,
+    /// Whose files are shown as whose.
+    ids: Option<Maps>,
 }
 
 #[derive(Debug)]
@@ -54,14 +57,19 @@ enum Source {
 pub(super) fn prepare(
     mounts: &[Mount],
     cgroup: &CgroupEntry,
+    id_maps: &mut IdMaps<'_>,
 ) -> Result<Vec<Prepared>, LaunchError> {
     mounts
         .iter()
-        .map(|mount| prepare_one(mount, cgroup))
+        .map(|mount| prepare_one(mount, cgroup, id_maps))
         .collect()
 }
 
-fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchError> {
+fn prepare_one(
+    mount: &Mount,
+    cgroup: &CgroupEntry,
+    id_maps: &mut IdMaps<'_>,
+) -> Result<Prepared, LaunchError> {
     let destination = mount
         .destination()
         .to_str()
@@ -81,6 +89,7 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
     let at = format!("{stage} {destination}");
     let options = mount_options::parse(kind, mount.options().as_deref().unwrap_or_default())
         .map_err(|error| LaunchError::invalid(at.as_str(), error))?;
+    let ids = id_maps::of_mount(mount);
     let source = if let Some(recursive) = options.bind {
         let Some(path) = mount.source() else {
             return Err(LaunchError::invalid(at, "a bind mount has no source"));
@@ -91,6 +100,12 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
         }
         let tree = open_tree(CWD, path, flags).at(&at, || format!("bind source {path:?}"))?;
         restrict_bind(&tree, &options).at(&at, || format!("set the flags of {path:?}"))?;
+        if let Some(ids) = &ids {
+            let users = id_maps.namespace(ids, &at)?;
+            show_as(&tree, recursive, users).at(&at, || {
+                format!("map the owners of {path:?} (its file system has to take idmapped mounts)")
+            })?;
+        }
         Source::Tree(tree)
     } else if kind == IMAGE {
         Source::Image(image_number(mount, &options, &at)?)
@@ -109,12 +124,26 @@ fn prepare_one(mount: &Mount, cgroup: &CgroupEntry) -> Result<Prepared, LaunchEr
             .unwrap_or(kind);
         Source::New(kind.to_owned(), name.to_owned())
     };
+    if ids.is_some() && matches!(source, Source::New(..) | Source::Cgroup(_)) {
+        let message = "its ids cannot be mapped: it is neither a bind mount nor an image";
+        return Err(LaunchError::invalid(at, message));
+    }
     Ok(Prepared {
         destination: destination.to_owned(),
         stage: at,
         options,
         source,
+        ids,
     })
+}
+
+/// Maps the owners in a tree. What is mounted below and does not take that stays as it is, so that
+/// its owners are nobody to the container; the top has to take it.
+fn show_as(tree: &OwnedFd, recursive: bool, users: BorrowedFd<'_>) -> Result<(), Errno> {
+    match map_ids(tree, recursive, users) {
+        Err(Errno::INVAL | Errno::PERM) if recursive => map_ids(tree, false, users),
+        done => done,
+    }
 }
 
 /// The image that a mount names.
@@ -131,13 +160,13 @@ fn image_number(mount: &Mount, options: &MountOptions, at: &str) -> Result<usize
     })
 }
 
-/// Makes detached trees of the images among `mounts`. `mount_point` is an empty directory, and the
-/// process has a mount namespace from which nothing travels.
+/// Makes detached trees of the images among `mounts`. Those without maps of their own are shown as
+/// `site` has it.
 pub(super) fn assemble_images(
     mounts: &mut [Prepared],
     images: &[ImageVolume],
-    mount_point: &Path,
-    with: OverlayInterface,
+    site: Site<'_>,
+    id_maps: &mut IdMaps<'_>,
 ) -> Result<(), LaunchError> {
     for mount in mounts {
         let Source::Image(number) = mount.source else {
@@ -147,11 +176,31 @@ pub(super) fn assemble_images(
         let image = images.get(number).ok_or_else(|| {
             LaunchError::invalid(at, format!("the plan has no image number {number}"))
         })?;
-        let tree = image_volume::open(image, mount_point, with).map_err(|error| LaunchError {
+        let users = match &mount.ids {
+            Some(ids) => Some(id_maps.namespace(ids, at)?),
+            None => site.users,
+        };
+        let site = Site { users, ..site };
+        let tree = image_volume::open(image, site).map_err(|error| LaunchError {
             stage: at.to_owned(),
             ..error
         })?;
         restrict_bind(&tree, &mount.options).at(at, || "set the flags of the image")?;
+        mount.source = Source::Tree(tree);
+    }
+    Ok(())
+}
+
+/// Creates the file systems that are new. In a user namespace the kernel makes a proc or sysfs only
+/// for who sees one already, so this comes before the node's tree is let go of.
+pub(super) fn create_all(mounts: &mut [Prepared]) -> Result<(), LaunchError> {
+    for mount in mounts {
+        let (at, options) = (mount.stage.as_str(), &mount.options);
+        let tree = match &mount.source {
+            Source::New(kind, name) => create(kind, name, &options.parameters, options, at)?,
+            Source::Cgroup(CgroupSource::Unified) => create("cgroup2", "cgroup", &[], options, at)?,
+            Source::Tree(_) | Source::Image(_) | Source::Cgroup(_) => continue,
+        };
         mount.source = Source::Tree(tree);
     }
     Ok(())
@@ -196,15 +245,8 @@ fn attach_one(root: &Root, mount: &Prepared) -> Result<(), LaunchError> {
     let what = || format!("mount on {:?}", mount.destination);
     match &mount.source {
         Source::Tree(tree) => attach(tree, &target).at(at, what),
-        Source::Image(_) => Err(LaunchError::invalid(at, "the image was not assembled")),
-        Source::New(kind, name) => {
-            let parameters = &mount.options.parameters;
-            let tree = create(kind, name, parameters, &mount.options, at)?;
-            attach(&tree, &target).at(at, what)
-        }
-        Source::Cgroup(CgroupSource::Unified) => {
-            let tree = create("cgroup2", "cgroup", &[], &mount.options, at)?;
-            attach(&tree, &target).at(at, what)
+        Source::Image(_) | Source::New(..) | Source::Cgroup(CgroupSource::Unified) => {
+            Err(LaunchError::invalid(at, "it was not made in time"))
         }
         Source::Cgroup(CgroupSource::Hierarchies(hierarchies)) => {
             // Directories have to be made in it first: read-only comes last.

@@ -1,6 +1,7 @@
 //! Which namespaces a process gets: created with it, joined by path, or shared with the node.
 //!
-//! Pure but for the joining itself. User and time namespaces are refused, not ignored.
+//! Pure but for the joining itself. A user namespace is joined, never made here: it is the pod's.
+//! Time namespaces are refused, not ignored.
 
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ pub(super) struct Namespaces {
     pub(super) created: ThreadNameSpaceType,
     /// An existing PID namespace, which has to be chosen before clone.
     pub(super) pid: Option<PathBuf>,
+    /// The user namespace that it lives in, joined last of all.
+    pub(super) user: Option<PathBuf>,
     /// Existing namespaces that the child joins itself.
     pub(super) joined: Vec<(LinkNameSpaceType, PathBuf)>,
     /// A new cgroup namespace, which has to wait until the cgroups have been joined.
@@ -32,6 +35,7 @@ impl Namespaces {
         let mut sorted = Self {
             created: ThreadNameSpaceType::empty(),
             pid: None,
+            user: None,
             joined: Vec::new(),
             new_cgroup: false,
             new_uts: false,
@@ -45,9 +49,13 @@ impl Namespaces {
             seen.push(kind);
             let link = link_type(kind);
             match (kind, namespace.path()) {
-                (LinuxNamespaceType::User | LinuxNamespaceType::Time, _) => {
+                (LinuxNamespaceType::Time, _) => {
                     return Err(refuse(kind, "is not supported"));
                 }
+                (LinuxNamespaceType::User, None) => {
+                    return Err(refuse(kind, "is made with the pod, and has to have a path"));
+                }
+                (LinuxNamespaceType::User, Some(path)) => sorted.user = Some(path.clone()),
                 (LinuxNamespaceType::Mount, Some(_)) => {
                     return Err(refuse(
                         kind,
@@ -123,6 +131,7 @@ mod tests {
     #[test]
     fn namespaces_are_created_joined_or_deferred() {
         let sorted = Namespaces::from_spec(&[
+            namespace(LinuxNamespaceType::User, Some("/u")),
             namespace(LinuxNamespaceType::Mount, None),
             namespace(LinuxNamespaceType::Uts, None),
             namespace(LinuxNamespaceType::Cgroup, None),
@@ -133,6 +142,7 @@ mod tests {
         let clone = ThreadNameSpaceType::MOUNT | ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME;
         assert_eq!(sorted.created, clone);
         assert_eq!(sorted.pid, Some(PathBuf::from("/p")));
+        assert_eq!(sorted.user, Some(PathBuf::from("/u")));
         assert_eq!(
             sorted.joined,
             [(LinkNameSpaceType::Network, PathBuf::from("/n"))]

@@ -9,10 +9,11 @@ use std::path::PathBuf;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxIdMapping, Spec};
 use serde::{Deserialize, Serialize};
 
 pub use super::launch::PodInitPlan;
+use super::user_namespace::maps_of;
 
 /// What to run, in what, and where its output goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,9 @@ pub struct ExecPlan {
     /// The container's own filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
+    /// The ids of the container's user namespace, if it is not the node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)>,
 }
 
 impl LaunchPlan {
@@ -191,6 +195,7 @@ impl LaunchPlan {
             cgroup: self.cgroup.clone(),
             apparmor_profile: process.apparmor_profile().clone(),
             seccomp: self.seccomp.clone(),
+            users: maps_of(&self.spec),
         })
     }
 }

@@ -10,6 +10,7 @@
 //! inherited from the shim having been given back.
 
 use std::convert::Infallible;
+use std::os::fd::AsFd;
 
 use nix::sys::signal::SigSet;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -20,16 +21,21 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 use rustix::process::{setsid, umask};
+use rustix::thread::ThreadNameSpaceType;
 
 use super::capabilities::{self, Last, Sets};
 use super::error::{At, LaunchError, stage};
 use super::launch::PodInitPlan;
 use super::namespaces::{join, link_type_named};
-use super::spawn::Born;
+use super::spawn::{Born, go_on};
 use super::user::Identity;
-use super::{cgroup_entry, channel, rootfs};
+use super::{cgroup_entry, channel, rootfs, user_namespace};
 use crate::sys::process::{close_from, reset_signals};
 use crate::sys::reaper::{Heap, reap_until_told};
+
+/// Namespaces of its own.
+pub(super) const CREATED: ThreadNameSpaceType =
+    ThreadNameSpaceType::PROCESS_ID.union(ThreadNameSpaceType::MOUNT);
 
 /// Sets the process up and stays.
 pub(super) fn run(plan: &PodInitPlan, born: &Born<'_>) -> Result<Infallible, LaunchError> {
@@ -47,6 +53,22 @@ pub(super) fn run(plan: &PodInitPlan, born: &Born<'_>) -> Result<Infallible, Lau
     for (kind, path) in &plan.namespaces {
         join(link_type_named(kind)?, path)?;
     }
+    match &plan.user {
+        None => stay(&all, born),
+        Some(path) => {
+            let users = user_namespace::open(path)?;
+            user_namespace::join(users.as_fd())?;
+            go_on(CREATED, born, || {
+                user_namespace::become_root()?;
+                stay(&all, born)
+            })
+        }
+    }
+}
+
+/// The rest, in the namespaces that it stays in. `all` signals are blocked.
+fn stay(all: &SigSet, born: &Born<'_>) -> Result<Infallible, LaunchError> {
+    let errno = |errno: nix::errno::Errno| Errno::from_raw_os_error(errno as i32);
     let heap = Heap::of_this_process();
     enter_empty_root()?;
     let _ = rustix::thread::set_name(c"quilt-pod");
@@ -60,7 +82,7 @@ pub(super) fn run(plan: &PodInitPlan, born: &Born<'_>) -> Result<Infallible, Lau
 
     // No descriptor of the shim's stays, then the one that is waited on.
     close_from(0).at(stage::EXEC, || "close descriptors")?;
-    let signals = SignalFd::with_flags(&all, SfdFlags::SFD_CLOEXEC);
+    let signals = SignalFd::with_flags(all, SfdFlags::SFD_CLOEXEC);
     let signals = signals
         .map_err(errno)
         .at(stage::EXEC, || "wait for signals")?;

@@ -1,26 +1,30 @@
 //! The root file system: an overlay of the plan's layers, mounted in the container's own mount
 //! namespace by its first process, which then makes it its root.
 //!
+//! In a user namespace layers are shown with mapped owners (idmapped mounts), each by itself: an
+//! overlay as a whole cannot be. Nothing shared is changed on the disk.
+//!
 //! Nothing of it is ever visible on the node, and nothing has to be unmounted: it ends with the
 //! namespace.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, Uid, chownat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount,
-    move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, open_tree,
+    unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::error::{At, LaunchError, stage};
 use super::plan::Rootfs;
-use crate::sys::mounts::{MountAttributes, kernel_says, set_attributes};
+use super::scratch::{Scratch, move_to};
+use crate::sys::mounts::{MountAttributes, kernel_says, map_ids, set_attributes};
 use crate::sys::overlay::{SETTINGS, VOLATILE};
 
 /// The kernel stacks no more layers (overlayfs, `OVL_MAX_STACK`).
@@ -69,77 +73,130 @@ pub(super) fn isolate_propagation() -> Result<(), LaunchError> {
     set_attributes(&root, true, private).at(stage::ROOTFS, what)
 }
 
-/// The directories of an overlay.
-struct Stack<'a> {
-    /// Topmost first.
-    lower: Vec<&'a Path>,
-    /// Upper and work directory; without them the overlay is read-only.
-    writable: Option<(&'a Path, &'a Path)>,
-    mount_point: &'a Path,
+/// Where layers are put together, and for whom.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Site<'a> {
+    /// An empty directory, in a mount namespace from which nothing travels. It is as empty
+    /// afterwards as before.
+    pub(super) mount_point: &'a Path,
+    pub(super) with: OverlayInterface,
+    /// The user namespace whose ids the layers are shown in.
+    pub(super) users: Option<BorrowedFd<'a>>,
 }
 
-impl Stack<'_> {
+/// The directories of an overlay.
+struct Stack {
+    /// Topmost first.
+    lower: Vec<PathBuf>,
+    /// Upper and work directory; without them the overlay is read-only.
+    writable: Option<(PathBuf, PathBuf)>,
+}
+
+impl Stack {
     fn flags(&self) -> &'static [&'static str] {
-        self.writable.map_or(&[], |_| FLAGS)
+        self.writable.as_ref().map_or(&[], |_| FLAGS)
     }
 }
 
-/// Mounts the layers on the plan's mount point and returns the mount.
-pub(super) fn assemble(rootfs: &Rootfs, with: OverlayInterface) -> Result<OwnedFd, LaunchError> {
+/// Puts the layers together and returns the mount, which is attached nowhere.
+pub(super) fn assemble(rootfs: &Rootfs, site: Site<'_>) -> Result<OwnedFd, LaunchError> {
     if rootfs.lower.is_empty() {
-        // An image without layers: the writable layer is all there is.
-        return bind(&rootfs.upper, &rootfs.mount_point);
+        // An image without layers, or a copy of one: the writable layer is all there is.
+        return bind(&rootfs.upper, site.users);
     }
     forget_volatile(&rootfs.work)?;
     let stack = Stack {
-        lower: rootfs.lower.iter().map(PathBuf::as_path).collect(),
-        writable: Some((&rootfs.upper, &rootfs.work)),
-        mount_point: &rootfs.mount_point,
+        lower: rootfs.lower.clone(),
+        writable: Some((rootfs.upper.clone(), rootfs.work.clone())),
     };
-    overlay(&stack, with)
+    overlay(stack, site)
 }
 
-/// Mounts layers on `mount_point`, which is empty, so that nothing can be written.
+/// Puts layers together so that nothing can be written.
 pub(super) fn assemble_read_only(
     lower: &[PathBuf],
-    mount_point: &Path,
-    with: OverlayInterface,
+    site: Site<'_>,
 ) -> Result<OwnedFd, LaunchError> {
-    let mut lower: Vec<&Path> = lower.iter().map(PathBuf::as_path).collect();
-    match lower.len() {
-        0 => return bind(mount_point, mount_point),
-        // The kernel wants two. Bound as it is, a single one would show its whiteouts.
-        1 => lower.push(mount_point),
-        _ => {}
+    if lower.is_empty() {
+        return bind(site.mount_point, None);
     }
     let stack = Stack {
-        lower,
+        lower: lower.to_vec(),
         writable: None,
-        mount_point,
     };
-    overlay(&stack, with)
+    overlay(stack, site)
 }
 
-/// Mounts a directory of the node as it is.
-pub(super) fn bind(directory: &Path, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
+/// Gives the writable layer to the root of a user namespace. Layers are shown as if they were his,
+/// each container's own one is: an overlay writes to it as the node's root, who is nobody in such a
+/// namespace, and could write nothing that was shown so.
+pub(super) fn give_upper(rootfs: &Rootfs, (uid, gid): (u32, u32)) -> Result<(), LaunchError> {
+    if rootfs.lower.is_empty() {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    chownat(CWD, &rootfs.upper, Some(uid), Some(gid), flags).at(stage::ROOTFS, || {
+        format!("give {:?} to the pod", rootfs.upper)
+    })
+}
+
+/// A directory of the node as it is, or with its owners as `users` maps them.
+pub(super) fn bind(
+    directory: &Path,
+    users: Option<BorrowedFd<'_>>,
+) -> Result<OwnedFd, LaunchError> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let what = || format!("bind {directory:?}");
     let tree = open_tree(CWD, directory, flags).at(stage::ROOTFS, what)?;
-    place(tree, mount_point)
+    if let Some(users) = users {
+        map_ids(&tree, false, users)
+            .at(stage::ROOTFS, || format!("map the owners of {directory:?}"))?;
+    }
+    Ok(tree)
 }
 
-fn overlay(stack: &Stack<'_>, with: OverlayInterface) -> Result<OwnedFd, LaunchError> {
+fn overlay(mut stack: Stack, site: Site<'_>) -> Result<OwnedFd, LaunchError> {
     if stack.lower.len() > LAYERS_MAX {
         let message = format!("{} layers; at most {LAYERS_MAX} stack", stack.lower.len());
         return Err(LaunchError::invalid(stage::ROOTFS, message));
     }
-    match with {
-        OverlayInterface::PerLayer => {
-            let overlay = overlay_per_layer(stack)?;
-            place(overlay, stack.mount_point)
-        }
-        OverlayInterface::OnePage => overlay_one_page(stack),
+    let scratch = match site.users {
+        Some(users) => Some(show_mapped(&mut stack, site.mount_point, users)?),
+        None => None,
+    };
+    if stack.writable.is_none() && stack.lower.len() == 1 {
+        // The kernel wants two. Bound as it is, a single one would show its whiteouts.
+        let empty = match &scratch {
+            Some(scratch) => scratch.make_directory(EMPTY)?,
+            None => site.mount_point.to_owned(),
+        };
+        stack.lower.push(empty);
     }
+    match site.with {
+        OverlayInterface::PerLayer => overlay_per_layer(&stack),
+        OverlayInterface::OnePage => overlay_one_page(&stack, site.mount_point),
+    }
+}
+
+/// The name of a directory that stays empty, among those of layers, which are numbers.
+const EMPTY: &str = "empty";
+
+/// Mounts each layer once more, with its owners as `users` maps them, and lets the overlay have
+/// those. Before Linux 6.15 it takes attached mounts only.
+fn show_mapped(
+    stack: &mut Stack,
+    mount_point: &Path,
+    users: BorrowedFd<'_>,
+) -> Result<Scratch, LaunchError> {
+    let scratch = Scratch::on(mount_point)?;
+    for (index, layer) in stack.lower.iter_mut().enumerate() {
+        let tree = bind(layer, Some(users))?;
+        let place = scratch.make_directory(&index.to_string())?;
+        move_to(&tree, &place)?;
+        *layer = place;
+    }
+    Ok(scratch)
 }
 
 /// A volatile overlay leaves a mark that forbids using its layer again, because a crash in between
@@ -166,28 +223,14 @@ fn forget_volatile(work: &Path) -> Result<(), LaunchError> {
     Ok(())
 }
 
-fn place(tree: OwnedFd, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
-    move_mount(
-        &tree,
-        c"",
-        CWD,
-        mount_point,
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .at(stage::ROOTFS, || {
-        format!("mount the rootfs on {mount_point:?}")
-    })?;
-    Ok(tree)
-}
-
-fn overlay_per_layer(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
+fn overlay_per_layer(stack: &Stack) -> Result<OwnedFd, LaunchError> {
     let what = || "open an overlay";
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(stage::ROOTFS, what)?;
     let mut handles = Vec::new();
     for layer in &stack.lower {
         set_path(&fs, "lowerdir+", layer, &mut handles)?;
     }
-    if let Some((upper, work)) = stack.writable {
+    if let Some((upper, work)) = &stack.writable {
         set_path(&fs, "upperdir", upper, &mut handles)?;
         set_path(&fs, "workdir", work, &mut handles)?;
     }
@@ -225,7 +268,7 @@ fn set_path(
 
 /// Before Linux 6.5 all options share one page. Descriptors, named from within `/proc/self/fd`, are
 /// short enough for any number of layers, and no path needs escaping.
-fn overlay_one_page(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
+fn overlay_one_page(stack: &Stack, mount_point: &Path) -> Result<OwnedFd, LaunchError> {
     let open =
         |path: &Path| open_directory(path).at(stage::ROOTFS, || format!("use layer {path:?}"));
     let lower: Vec<OwnedFd> = stack
@@ -233,7 +276,7 @@ fn overlay_one_page(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
         .iter()
         .map(|layer| open(layer))
         .collect::<Result<_, _>>()?;
-    let writable = match stack.writable {
+    let writable = match &stack.writable {
         Some((upper, work)) => Some((open(upper)?, open(work)?)),
         None => None,
     };
@@ -255,15 +298,13 @@ fn overlay_one_page(stack: &Stack<'_>) -> Result<OwnedFd, LaunchError> {
         .at(stage::ROOTFS, what)?;
     chdir("/proc/self/fd").at(stage::ROOTFS, || "enter /proc/self/fd")?;
     let flags = MountFlags::empty();
-    mount(
-        "overlay",
-        stack.mount_point,
-        "overlay",
-        flags,
-        data.as_c_str(),
-    )
-    .at(stage::ROOTFS, what)?;
-    open_directory(stack.mount_point).at(stage::ROOTFS, || "open the rootfs")
+    let data = data.as_c_str();
+    mount("overlay", mount_point, "overlay", flags, data).at(stage::ROOTFS, what)?;
+    // Held otherwise, like all others.
+    let tree = bind(mount_point, None)?;
+    unmount(mount_point, UnmountFlags::DETACH)
+        .at(stage::ROOTFS, || format!("clear {mount_point:?}"))?;
+    Ok(tree)
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
@@ -275,8 +316,8 @@ fn open_directory(path: &Path) -> Result<OwnedFd, Errno> {
     )
 }
 
-/// Makes `rootfs` the root of the process and of its mount namespace, and lets go of the node's
-/// tree. From here on no path leads out, because there is no outside.
+/// Makes `rootfs`, which is attached, the root of the process and of its mount namespace, and lets
+/// go of the node's tree. From here on no path leads out, because there is no outside.
 pub(super) fn enter(rootfs: &OwnedFd) -> Result<(), LaunchError> {
     fchdir(rootfs).at(stage::ROOTFS, || "enter the rootfs")?;
     // With both arguments `.` the old root ends up on top of the new one, needs no directory in

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! begin ─► child sets itself up ─► exec        ─► channel closes        ─► Started
+//!    │            ├──────────────► successor   ─► goes on in its place
 //!    │            └──────────────► error       ─► message, child reaped ─► LaunchError
 //!    │            └──────────────► killed      ─► channel closes        ─► LaunchError
 //!    └─ no end in LAUNCH_TIMEOUT ─────────────── killed, reaped          ─► LaunchError
@@ -13,6 +14,11 @@
 //! The shim's own namespaces are never left, with one exception that lasts two system calls: the
 //! PID namespace *for children*, when a child has to be born in an existing one. That is cheaper
 //! than a process in between, and leaves the shim the parent that reaps the child.
+//!
+//! A process in between there is for a pod with a user namespace: its PID namespace has to be made
+//! by somebody who is in the user namespace already, and whoever is has lost the node's privileges.
+//! So the first child takes hold of all that only the node's root can, and its successor, a child
+//! of the same parent, goes on inside.
 
 use std::convert::Infallible;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -22,7 +28,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, setsid, waitid};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
 
 use super::channel::{self, Message};
@@ -31,7 +38,7 @@ use super::launch::{Progress, Started};
 use super::protect::protect_self;
 use super::user::Identity;
 use crate::sys::clone::{self, Child};
-use crate::sys::process::close_all_but;
+use crate::sys::process::{close_all_but, exit_now};
 
 /// How long a child may take to set itself up. Only a hung file system or a frozen cgroup takes
 /// that long.
@@ -73,6 +80,8 @@ pub(super) struct Born<'a> {
 pub struct Launching {
     /// Gone once it is known how the launch ended.
     child: Option<Child>,
+    /// Whom it has succeeded, to be reaped.
+    former: Option<Child>,
     channel: OwnedFd,
     identity: Option<Identity>,
     terminal: Option<OwnedFd>,
@@ -115,10 +124,53 @@ pub(super) fn begin(
     let child = child.at(stage::CLONE, || "create a process")?;
     Ok(Launching {
         child: Some(child),
+        former: None,
         channel: parent_end,
         identity: None,
         terminal: None,
     })
+}
+
+/// Goes on in a successor, which is in new namespaces of the kinds in `created` and otherwise where
+/// the calling child is, and ends that child.
+///
+/// The successor does nothing before the parent can hear of it: it could not be told from others
+/// when it ends.
+pub(super) fn go_on(
+    created: ThreadNameSpaceType,
+    born: &Born<'_>,
+    body: impl FnOnce() -> Result<Infallible, LaunchError>,
+) -> Result<Infallible, LaunchError> {
+    let what = || "create a process in the user namespace";
+    let (gate, key) = pipe_with(PipeFlags::CLOEXEC).at(stage::CLONE, what)?;
+    let mut key = Some(key);
+    let successor = clone::spawn_sibling(created, || {
+        drop(key.take());
+        let mut word = [0_u8; 1];
+        if rustix::io::retry_on_intr(|| rustix::io::read(&gate, &mut word)) != Ok(1) {
+            return FAILED;
+        }
+        let ready = begin_again();
+        let error = match ready.and_then(|()| body()) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        channel::send_failure(born.channel, &error);
+        FAILED
+    });
+    let successor = successor.at(stage::CLONE, what)?;
+    channel::send_successor(born.channel, &successor.pidfd)
+        .at(stage::CLONE, || "name the process in the user namespace")?;
+    if let Some(key) = &key {
+        rustix::io::write(key, b"1").at(stage::CLONE, what)?;
+    }
+    exit_now(0)
+}
+
+/// What a successor does for itself: the user namespace has made it dumpable by the node's rules.
+fn begin_again() -> Result<(), LaunchError> {
+    protect_self().at(stage::CLONE, || "make the process non-dumpable")?;
+    setsid().at(stage::CLONE, || "begin a session").map(drop)
 }
 
 /// The first steps of every child: out of reach of the container, and with nothing in hand that is
@@ -216,23 +268,26 @@ impl Launching {
     /// The child's error, or a timeout; the child has been reaped.
     pub fn wait(mut self) -> Result<Started, LaunchError> {
         let deadline = Instant::now() + LAUNCH_TIMEOUT;
-        let error = loop {
+        let outcome = loop {
             match self.listen() {
-                Ok(true) => return self.started(),
+                Ok(true) => break Ok(()),
                 Ok(false) if wait_readable(self.channel.as_fd(), deadline) => {}
-                Ok(false) => break self.timed_out(),
-                Err(error) => break error,
+                Ok(false) => break Err(self.timed_out()),
+                Err(error) => break Err(error),
             }
         };
-        if let Some(child) = self.child.take() {
-            kill(&child);
-            // One that cannot die (a hung file system) is left to whoever reaps orphans.
-            if wait_readable(child.pidfd.as_fd(), Instant::now() + REAP_TIMEOUT) {
-                let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-                let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
+        if let Some(former) = self.former.take() {
+            end(&former);
+        }
+        match outcome {
+            Ok(()) => self.started(),
+            Err(error) => {
+                if let Some(child) = self.child.take() {
+                    end(&child);
+                }
+                Err(error)
             }
         }
-        Err(error)
     }
 
     /// Whether the command runs.
@@ -248,9 +303,21 @@ impl Launching {
                 Ok(Some(Message::Identity(identity))) => self.identity = Some(identity),
                 Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
                 Ok(Some(Message::Ready)) => return Ok(true),
+                Ok(Some(Message::Successor(pidfd))) => self.is_succeeded_by(pidfd)?,
                 Ok(None) => return self.died_early().map_or(Ok(true), Err),
             }
         }
+    }
+
+    /// From here on another process is the child.
+    fn is_succeeded_by(&mut self, pidfd: OwnedFd) -> Result<(), LaunchError> {
+        let what = || "find the process in the user namespace";
+        let Some(pid) = pid_of(pidfd.as_fd()) else {
+            let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            return Err(LaunchError::refused(stage::CLONE, what(), Errno::SRCH));
+        };
+        self.former = self.child.replace(Child { pid, pidfd });
+        Ok(())
     }
 
     /// At the end of file the child has become the command, or is dying. A dying process has no
@@ -291,14 +358,35 @@ impl Launching {
 /// A launch that is given up is ended. Its process is the caller's to reap, as every child.
 impl Drop for Launching {
     fn drop(&mut self) {
-        if let Some(child) = &self.child {
-            kill(child);
+        let Some(child) = &self.child else { return };
+        kill(child);
+        // It may have got a successor that nobody has heard of. A later one finds its gate shut.
+        while let Ok(Some(message)) = channel::receive(self.channel.as_fd()) {
+            if let Message::Successor(pidfd) = message {
+                let _ = pidfd_send_signal(&pidfd, Signal::KILL);
+            }
         }
     }
 }
 
 fn kill(child: &Child) {
     let _ = pidfd_send_signal(&child.pidfd, Signal::KILL);
+}
+
+/// Kills and reaps. One that cannot die (a hung file system) is left to whoever reaps orphans.
+fn end(child: &Child) {
+    kill(child);
+    if wait_readable(child.pidfd.as_fd(), Instant::now() + REAP_TIMEOUT) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let _ = waitid(WaitId::PidFd(child.pidfd.as_fd()), options);
+    }
+}
+
+/// The number of a process in our own PID namespace (proc(5), `fdinfo`); none once it is reaped.
+fn pid_of(pidfd: BorrowedFd<'_>) -> Option<i32> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    number.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// A child keeps its stage in its name: readable from here whatever it is stuck in.

@@ -3,7 +3,7 @@
 //! A container that was promised a confinement must not run without it. Resources and sysctls are
 //! not here: somebody else has applied them before the launch.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 
 use super::error::{LaunchError, stage};
 
@@ -15,10 +15,7 @@ pub(super) fn refuse(spec: &Spec, compiled: bool) -> Result<(), LaunchError> {
         let message = "linux.seccomp has not been compiled";
         return Err(LaunchError::invalid(stage::PLAN, message));
     }
-    let asked = of_process(spec)
-        .into_iter()
-        .chain(of_linux(spec))
-        .chain(of_mounts(spec));
+    let asked = of_process(spec).into_iter().chain(of_linux(spec));
     let mut asked = asked.chain(spec.hooks().as_ref().map(|_| "hooks"));
     asked.next().map_or(Ok(()), |what| {
         Err(LaunchError::invalid(
@@ -49,8 +46,14 @@ fn of_linux(spec: &Spec) -> Vec<&'static str> {
         return Vec::new();
     };
     named_true([
-        (linux.uid_mappings().is_some(), "linux.uidMappings"),
-        (linux.gid_mappings().is_some(), "linux.gidMappings"),
+        (
+            linux.uid_mappings().is_some() && !has_user_namespace(linux),
+            "linux.uidMappings without a user namespace",
+        ),
+        (
+            linux.gid_mappings().is_some() && !has_user_namespace(linux),
+            "linux.gidMappings without a user namespace",
+        ),
         (linux.mount_label().is_some(), "linux.mountLabel"),
         (linux.intel_rdt().is_some(), "linux.intelRdt"),
         (linux.memory_policy().is_some(), "linux.memoryPolicy"),
@@ -60,11 +63,9 @@ fn of_linux(spec: &Spec) -> Vec<&'static str> {
     ])
 }
 
-fn of_mounts(spec: &Spec) -> Option<&'static str> {
-    let mut mounts = spec.mounts().iter().flatten();
-    let mapped =
-        mounts.any(|mount| mount.uid_mappings().is_some() || mount.gid_mappings().is_some());
-    mapped.then_some("an id-mapped mount")
+fn has_user_namespace(linux: &Linux) -> bool {
+    let mut namespaces = linux.namespaces().iter().flatten();
+    namespaces.any(|namespace| namespace.typ() == LinuxNamespaceType::User)
 }
 
 fn named_true<const N: usize>(parts: [(bool, &'static str); N]) -> Vec<&'static str> {
@@ -98,6 +99,8 @@ mod tests {
         let error = refuse(&spec(seccomp.clone(), json!({})), false).expect_err("refused");
         assert_eq!(error.message, "linux.seccomp has not been compiled");
         assert_eq!(refuse(&spec(seccomp, json!({})), true), Ok(()));
+        let maps = json!({"uidMappings": [{"containerID": 0, "hostID": 7, "size": 1}]});
+        assert!(refuse(&spec(maps, json!({})), true).is_err());
         let label = json!({"selinuxLabel": "system_u:system_r:container_t:s0"});
         assert!(refuse(&spec(json!({}), label), true).is_err());
     }

@@ -192,8 +192,10 @@ impl Tx {
     ) -> Result<Result<SandboxId, StateError>, StateError> {
         // Checked by the front.
         let requested = Requested::of(&spec.annotations).unwrap_or_default();
-        // What is prepared has an IPC namespace of its own.
-        let may_take = configured.prepared > 0 && spec.ipc == NamespaceMode::Pod;
+        // What is prepared has an IPC namespace of its own, and belongs to the node's user
+        // namespace.
+        let may_take =
+            configured.prepared > 0 && spec.ipc == NamespaceMode::Pod && spec.users.is_none();
         let (pool, _) = self.pool_now(configured).await?;
         let taken = if requested.is_any() {
             let unfit = |why| StateError::AddressUnfit {

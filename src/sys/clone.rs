@@ -1,8 +1,8 @@
 //! Creating a process: clone3(2) with a pidfd, new namespaces, and a cgroup to be born in.
 //!
 //! Not a thread library: memory is never shared with the child, which runs a closure and ends
-//! with it. Meant for a single-threaded caller. The child may allocate there, because nobody can
-//! have held the allocator's lock while it was copied.
+//! with it. The child of a single-threaded caller may do what it likes: nobody can have held the
+//! allocator's lock while it was copied. That of any other makes system calls, and nothing else.
 #![expect(unsafe_code, reason = "clone3 and clone have no safe wrapper")]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -49,20 +49,45 @@ pub fn spawn(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce(bool) -> i32,
 ) -> Result<Child, Errno> {
+    let flags = Flags::child(namespaces);
     let mut pidfd: i32 = -1;
     let mut in_cgroup = cgroup.is_some();
-    let mut result = clone3(namespaces, cgroup, &mut pidfd);
+    let mut result = clone3(flags, cgroup, &mut pidfd);
     if in_cgroup && result.is_err() {
         in_cgroup = false;
-        result = clone3(namespaces, None, &mut pidfd);
+        result = clone3(flags, None, &mut pidfd);
     }
     if result == Err(Errno::NOSYS) {
-        result = clone2(namespaces, &mut pidfd);
+        result = clone2(flags, &mut pidfd);
     }
-    let pid = result?;
+    become_or_return(result?, pidfd, || child(in_cgroup))
+}
+
+/// Creates a process as [`spawn`] does, but as another child of the caller's parent, who is told of
+/// its end as of the caller's own. It is where the caller is: cgroups, and namespaces that are not
+/// new.
+///
+/// # Errors
+///
+/// What clone3(2) returns; `INVAL` to the first process of a PID namespace.
+pub fn spawn_sibling(
+    namespaces: ThreadNameSpaceType,
+    child: impl FnOnce() -> i32,
+) -> Result<Child, Errno> {
+    let flags = Flags::sibling(namespaces);
+    let mut pidfd: i32 = -1;
+    let mut result = clone3(flags, None, &mut pidfd);
+    if result == Err(Errno::NOSYS) {
+        result = clone2(flags, &mut pidfd);
+    }
+    become_or_return(result?, pidfd, child)
+}
+
+/// Goes on as the child, or as its parent, who gets a hold on it.
+fn become_or_return(pid: i32, pidfd: i32, child: impl FnOnce() -> i32) -> Result<Child, Errno> {
     if pid == 0 {
         let _guard = NeverReturn;
-        exit_now(child(in_cgroup));
+        exit_now(child());
     }
     // SAFETY: the kernel stored a new descriptor, which nobody else owns, because the call
     // succeeded and asked for CLONE_PIDFD.
@@ -70,16 +95,36 @@ pub fn spawn(
     Ok(Child { pid, pidfd })
 }
 
-fn clone3(
-    namespaces: ThreadNameSpaceType,
-    cgroup: Option<BorrowedFd<'_>>,
-    pidfd: &mut i32,
-) -> Result<i32, Errno> {
+/// How a process is created.
+#[derive(Clone, Copy)]
+struct Flags {
+    bits: u64,
+    exit_signal: u64,
+}
+
+impl Flags {
+    fn child(namespaces: ThreadNameSpaceType) -> Self {
+        Self {
+            bits: u64::from(namespaces.bits()) | libc::CLONE_PIDFD.cast_unsigned_64(),
+            exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        }
+    }
+
+    /// A sibling ends with the signal of its creator's own end, and none may be given (clone(2)).
+    fn sibling(namespaces: ThreadNameSpaceType) -> Self {
+        Self {
+            bits: Self::child(namespaces).bits | libc::CLONE_PARENT.cast_unsigned_64(),
+            exit_signal: 0,
+        }
+    }
+}
+
+fn clone3(flags: Flags, cgroup: Option<BorrowedFd<'_>>, pidfd: &mut i32) -> Result<i32, Errno> {
     // SAFETY: clone_args is a C struct of integers, for which all zeroes is a valid value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = u64::from(namespaces.bits()) | libc::CLONE_PIDFD.cast_unsigned_64();
+    args.flags = flags.bits;
     args.pidfd = std::ptr::from_mut(pidfd).expose_provenance() as u64;
-    args.exit_signal = u64::from(libc::SIGCHLD.cast_unsigned());
+    args.exit_signal = flags.exit_signal;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().cast_unsigned());
@@ -90,10 +135,8 @@ fn clone3(
     pid_from(returned)
 }
 
-fn clone2(namespaces: ThreadNameSpaceType, pidfd: &mut i32) -> Result<i32, Errno> {
-    let flags = u64::from(namespaces.bits())
-        | libc::CLONE_PIDFD.cast_unsigned_64()
-        | u64::from(libc::SIGCHLD.cast_unsigned());
+fn clone2(flags: Flags, pidfd: &mut i32) -> Result<i32, Errno> {
+    let flags = flags.bits | flags.exit_signal;
     // SAFETY: as for clone3; the third argument is where CLONE_PIDFD stores the descriptor, on
     // x86-64 and on arm64 alike, and the last two are unused without their flags.
     let returned = unsafe {

@@ -21,5 +21,6 @@ pub mod seccomp;
 pub mod seqpacket;
 pub mod sqlite;
 pub mod tree;
+pub mod userns;
 pub mod wait;
 pub mod xattr;

@@ -29,12 +29,41 @@ pub fn set_attributes(
     recursive: bool,
     attributes: MountAttributes,
 ) -> Result<(), Errno> {
-    let argument = libc::mount_attr {
-        attr_set: attributes.set,
-        attr_clr: attributes.clear,
-        propagation: attributes.propagation,
-        userns_fd: 0,
-    };
+    change(
+        mount,
+        recursive,
+        &libc::mount_attr {
+            attr_set: attributes.set,
+            attr_clr: attributes.clear,
+            propagation: attributes.propagation,
+            userns_fd: 0,
+        },
+    )
+}
+
+/// Shows the owners of files as the user namespace `users` maps them: what belongs to 0 on the disk
+/// belongs to the namespace' own 0. For a mount that has never been attached, of a file system that
+/// takes it (Linux 5.12; overlays 5.19 for their layers, tmpfs 6.3).
+///
+/// # Errors
+///
+/// What mount_setattr(2) returns; `INVAL` above all, when the file system does not take it. Either
+/// all mounts are changed or none.
+pub fn map_ids(mount: impl AsFd, recursive: bool, users: impl AsFd) -> Result<(), Errno> {
+    let users = users.as_fd().as_raw_fd();
+    change(
+        mount,
+        recursive,
+        &libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: u64::from(users.cast_unsigned()),
+        },
+    )
+}
+
+fn change(mount: impl AsFd, recursive: bool, argument: &libc::mount_attr) -> Result<(), Errno> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a C string and the struct outlives the call, which gets its right size.
     let returned = unsafe {
@@ -43,8 +72,8 @@ pub fn set_attributes(
             mount.as_fd().as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const argument,
-            size_of_val(&argument),
+            std::ptr::from_ref(argument),
+            size_of_val(argument),
         )
     };
     super::process::check(returned)

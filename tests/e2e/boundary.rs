@@ -11,6 +11,7 @@ use crate::support::log::contents;
 use crate::support::node::quiltd;
 use crate::support::pod::{security, shell};
 use crate::support::{Node, Pod, eventually};
+use crate::user_namespace;
 
 /// What kubelet masks and makes read-only in a container that is not privileged.
 fn as_kubelet_hides(config: &mut ContainerConfig) {
@@ -243,4 +244,69 @@ END
 done"#;
     let got = gained(&pod, "nodes", script).await;
     assert!(got.is_empty(), "{got:?}");
+}
+
+#[tokio::test]
+async fn user_namespace_confusion_gives_root_of_a_pod_nothing_of_the_node() {
+    let node = Node::start().await;
+    let pod = user_namespace::pod(&node, "confused").await;
+    let other = node.pod("other").await;
+    let other_id = other.idle("other").await;
+    let first = crate::support::process::in_cgroup_of(&node.names, &other_id);
+    // Files of the node's root, in a volume whose owners are not mapped; and a program that would
+    // make whoever runs it the node's root.
+    let volume = node.path("volumes/nodes");
+    fs::create_dir(&volume).expect("a directory of the test");
+    let mode = |name: &str, mode| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(volume.join(name), mode).expect("chmod");
+    };
+    fs::write(volume.join("secret"), "node").expect("a file of the test");
+    mode("secret", 0o600);
+    fs::copy("/bin/busybox", volume.join("busybox")).expect("busybox-static is installed");
+    mode("busybox", 0o4755);
+    let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    let script = r#"
+cat /nodes/secret 2>/dev/null && echo; (echo x > /nodes/secret) 2>/dev/null && echo wrote secret
+chown 0:0 /nodes/secret 2>/dev/null && echo chowned
+chmod 666 /nodes/secret 2>/dev/null && echo chmodded
+ln /nodes/secret /nodes/link 2>/dev/null && echo linked
+rm -f /nodes/secret 2>/dev/null && echo removed
+b=/nodes/busybox; $b cat /nodes/secret 2>/dev/null; [ "$($b id -u)" = 0 ] || echo other $($b id -u)
+for p in /proc/sys/kernel/core_pattern /proc/sys/vm/drop_caches /proc/sysrq-trigger \
+    /sys/kernel/uevent_helper /proc/sys/kernel/modprobe /proc/sys/fs/suid_dumpable; do
+  umount /proc/sys 2>/dev/null; mount -o remount,rw /proc 2>/dev/null
+  (echo 1 > $p) 2>/dev/null && echo wrote $p
+done
+for k in net uts ipc pid mnt user cgroup; do
+  nsenter -t 1 --$k true 2>/dev/null; [ -e /proc/OTHER/ns/$k ] && echo sees OTHER
+  nsenter --$k=/proc/1/ns/$k true 2>/dev/null
+done
+mkdir /m; mount -t ext4 /dev/vda /m 2>/dev/null && echo mounted a disk
+mount -t overlay -o lowerdir=/nodes:/etc,userxattr none /m 2>/dev/null && \
+  cat /m/secret 2>/dev/null && echo read by overlay
+mount --bind /nodes /m 2>/dev/null && (cat /m/secret 2>/dev/null) && echo read by bind
+unshare -U -r cat /nodes/secret 2>/dev/null && echo read by another namespace
+mknod /m/n c 1 1 2>/dev/null && echo made a device
+hostname stolen; kill -9 OTHER 2>/dev/null && echo killed
+chroot /proc/1/root true; echo done 1>&2"#;
+    let script = script.replace("OTHER", &first.to_string());
+    let mut config = user_namespace::inside(shell("main", &format!("{script}\necho tried all")));
+    config.mounts = vec![Mount {
+        container_path: "/nodes".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    }];
+    // All rights there are, over what is the pod's own.
+    security(&mut config).capabilities = Some(Capability {
+        add_capabilities: vec!["ALL".into()],
+        ..Default::default()
+    });
+    pod.run_to_end(&config).await;
+    let lines = pod.log(&config);
+    assert_eq!(contents(&lines, "stdout"), ["tried all"], "{lines:?}");
+    let after = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    assert_eq!(before, after);
+    assert_eq!(fs::read(volume.join("secret")).expect("there"), b"node");
+    assert_eq!(node.cri.output(&other_id, "hostname").await, "other");
 }

@@ -42,6 +42,7 @@ const LAYERS: &[Layer] = &[
             "metrics",
             "streaming",
             "confinement",
+            "cdi",
             "traces",
         ],
     ),
@@ -89,6 +90,7 @@ const LAYERS: &[Layer] = &[
             "network",
             "cgroup",
             "confinement",
+            "cdi",
             "shim",
             "runtime",
             "sys",
@@ -103,6 +105,7 @@ const LAYERS: &[Layer] = &[
     layer("cgroup", &["lifecycle", "sys", "id"]),
     // Pure but for reading what the node has: also for the front, which refuses what is not there.
     layer("confinement", &[]),
+    layer("cdi", &[]),
     // Node side: lives without the daemon.
     layer("shim", &["runtime", "sys", "id"]),
     layer("runtime", &["sys", "id"]),

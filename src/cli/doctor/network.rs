@@ -176,6 +176,7 @@ fn pod(ground: &Path) -> Result<(), NetworkError> {
         ipc: true,
         hostname: Some("doctor"),
         sysctls: &[],
+        users: None,
     })?;
     network::ensure_pod_link(&PodLinkSpec {
         netns: &dir.join("net"),

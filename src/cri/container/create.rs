@@ -2,8 +2,9 @@
 
 use tonic::Code;
 
+use crate::cdi;
 use crate::cri::call::Deadline;
-use crate::cri::{CallError, Front, sandbox, validate};
+use crate::cri::{CallError, Front, sandbox, user_namespace, validate};
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::State;
 use crate::lifecycle::process;
@@ -38,7 +39,6 @@ pub(in crate::cri) async fn create(
         id: sandbox_id.to_string(),
     })?;
     front.claim(Some(&sandbox));
-    refuse_unbuilt(&spec)?;
     refuse_unlike(&spec, &sandbox)?;
     let twin = front
         .store
@@ -53,6 +53,7 @@ pub(in crate::cri) async fn create(
     }
     check_target(&front, &spec, &sandbox).await?;
     confinement::check(&spec.security).await?;
+    check_devices(&front, &spec).await?;
     let image = front.find_image(&spec.image).await?;
     let image = image.ok_or_else(|| CallError::NotFound {
         noun: "image",
@@ -137,14 +138,20 @@ async fn created(front: &Front, id: &ContainerId) -> Result<Option<()>, CallErro
     }
 }
 
-/// What is understood but cannot be had yet is refused.
-fn refuse_unbuilt(spec: &ContainerSpec) -> Result<(), CallError> {
-    if spec.security.user_namespace {
-        return Err(CallError::Unimplemented(
-            "a user namespace (userns_options mode POD)",
-        ));
+/// CDI devices have to be described. They are looked for again when the container is started.
+async fn check_devices(front: &Front, spec: &ContainerSpec) -> Result<(), CallError> {
+    if spec.cdi_devices.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let (directories, wanted) = (front.info.cdi_directories.clone(), spec.cdi_devices.clone());
+    let found = tokio::task::spawn_blocking(move || cdi::find(&directories, &wanted));
+    let found = found
+        .await
+        .map_err(|error| CallError::Failed(error.to_string()))?;
+    found.map(drop).map_err(|error| CallError::Missing {
+        field: "config.CDI_devices".into(),
+        why: format!("cannot be had: {error}"),
+    })
 }
 
 /// A container may look into another of its own pod, while that one runs.
@@ -188,6 +195,11 @@ fn refuse_unlike(spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallErro
             ));
         }
     }
+    user_namespace::refuse_other(
+        "config.linux.security_context.namespace_options.userns_options",
+        spec.security.users.as_ref(),
+        sandbox.spec.users.as_ref(),
+    )?;
     if spec.security.privileged && !sandbox.spec.privileged {
         let why = "the sandbox is not privileged";
         return Err(CallError::invalid(

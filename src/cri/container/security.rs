@@ -1,7 +1,7 @@
 //! From `LinuxContainerSecurityContext` to [`Security`].
 
-use crate::cri::sandbox::{no_target, pod_or_node, wants_user_namespace};
-use crate::cri::{CallError, validate};
+use crate::cri::sandbox::{no_target, pod_or_node};
+use crate::cri::{CallError, user_namespace, validate};
 use crate::id::ContainerId;
 use crate::lifecycle::spec::{NamespaceMode, Profile, Security};
 use crate::proto::cri as v1;
@@ -66,9 +66,9 @@ pub(super) fn from_context(
         pid: pid(&at("namespace_options"), &namespaces)?,
         network: pod_or_node(&at("namespace_options.network"), namespaces.network)?,
         ipc: pod_or_node(&at("namespace_options.ipc"), namespaces.ipc)?,
-        user_namespace: wants_user_namespace(
+        users: user_namespace::of_options(
             &at("namespace_options.userns_options"),
-            namespaces.userns_options.as_ref(),
+            namespaces.userns_options,
         )?,
         selinux: context
             .selinux_options

@@ -1,6 +1,7 @@
 //! From `ContainerConfig` to [`ContainerSpec`]: all checks, nothing touched.
 
-use crate::cri::{CallError, validate};
+use crate::cdi;
+use crate::cri::{CallError, user_namespace, validate};
 use crate::lifecycle::signal;
 use crate::lifecycle::spec::{
     ContainerSpec, DeviceSpec, ImageMount, MountSpec, Propagation, Resources,
@@ -19,11 +20,13 @@ pub(in crate::cri) fn from_config(
     let image = validate::required(&at("image"), config.image)?;
     validate::no_windows(&at("windows"), config.windows.is_some())?;
     validate::default_handler(&at("image.runtime_handler"), &image.runtime_handler)?;
-    if !config.cdi_devices.is_empty() {
-        return Err(CallError::Unimplemented(
-            "a CDI device (config.CDI_devices)",
-        ));
-    }
+    let annotations = validate::map(&at("annotations"), config.annotations)?;
+    let names: Vec<String> = validate::bounded(&at("CDI_devices"), config.cdi_devices)?
+        .into_iter()
+        .map(|device| device.name)
+        .collect();
+    let cdi_devices = cdi::requested(&names, &annotations)
+        .map_err(|(place, why)| CallError::invalid(at(&place), why))?;
     let linux = config.linux.unwrap_or_default();
     Ok(ContainerSpec {
         name: validate::name(&at("metadata.name"), metadata.name)?,
@@ -45,7 +48,8 @@ pub(in crate::cri) fn from_config(
             .map(|(index, device)| device_spec(&format!("{field}.devices[{index}]"), device))
             .collect::<Result<_, _>>()?,
         labels: validate::map(&at("labels"), config.labels)?,
-        annotations: validate::map(&at("annotations"), config.annotations)?,
+        annotations,
+        cdi_devices,
         log_path: validate::relative_path_or_empty(&at("log_path"), config.log_path)?,
         stdin: config.stdin,
         stdin_once: config.stdin_once,
@@ -103,11 +107,7 @@ fn mount_options(field: &str, options: Vec<String>) -> Result<Vec<String>, CallE
 
 fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
     let at = |name: &str| format!("{field}.{name}");
-    if !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty() {
-        return Err(CallError::Unimplemented(
-            "a mount with mapped ids (mounts.uidMappings, gidMappings)",
-        ));
-    }
+    let ids = user_namespace::of_mount(field, mount.uid_mappings, mount.gid_mappings)?;
     let propagation = match v1::MountPropagation::try_from(mount.propagation) {
         Ok(v1::MountPropagation::PropagationPrivate) => Propagation::Private,
         Ok(v1::MountPropagation::PropagationHostToContainer) => Propagation::HostToContainer,
@@ -148,6 +148,7 @@ fn mount_spec(field: &str, mount: v1::Mount) -> Result<MountSpec, CallError> {
         propagation,
         options: mount_options(&at("mount_options"), mount.mount_options)?,
         image,
+        ids,
     })
 }
 

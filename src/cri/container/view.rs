@@ -1,5 +1,6 @@
 //! A container as clients see it.
 
+use crate::cri::user_namespace;
 use crate::lifecycle::container::State;
 use crate::lifecycle::signal;
 use crate::lifecycle::spec::{ContainerSpec, MountSpec, Propagation, Resources, UserIds};
@@ -87,6 +88,8 @@ fn user(ids: UserIds) -> v1::ContainerUser {
 }
 
 fn mount(mount: MountSpec) -> v1::Mount {
+    let ids = mount.ids.as_ref().map(user_namespace::view);
+    let (uid_mappings, gid_mappings) = ids.unwrap_or_default();
     let propagation = match mount.propagation {
         Propagation::Private => v1::MountPropagation::PropagationPrivate,
         Propagation::HostToContainer => v1::MountPropagation::PropagationHostToContainer,
@@ -109,6 +112,8 @@ fn mount(mount: MountSpec) -> v1::Mount {
             image_ref: image.image_id,
             ..Default::default()
         }),
+        uid_mappings,
+        gid_mappings,
         ..Default::default()
     }
 }

@@ -10,7 +10,7 @@ pub mod stop;
 pub mod update;
 pub(in crate::cri) mod view;
 
-pub(in crate::cri) use spec::{check_config, no_target, pod_or_node, wants_user_namespace};
+pub(in crate::cri) use spec::{check_config, no_target, pod_or_node};
 
 use super::Front;
 use crate::state::sandbox::Sandbox;

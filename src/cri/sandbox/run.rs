@@ -21,10 +21,11 @@ pub(in crate::cri) async fn run(
     validate::default_handler("runtime_handler", &request.runtime_handler)?;
     let config = validate::required("config", request.config)?;
     let spec = spec::from_config("config", config)?;
-    if spec.user_namespace {
-        return Err(CallError::Unimplemented(
-            "a user namespace (userns_options mode POD)",
-        ));
+    if let (Some(_), Err(why)) = (&spec.users, &front.info.user_namespaces) {
+        return Err(CallError::Missing {
+            field: "config.linux.security_context.namespace_options.userns_options".into(),
+            why: format!("asks for what this node cannot do: {why}"),
+        });
     }
     let joins = joins(&front, &spec);
     let id = front

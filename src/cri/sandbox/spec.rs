@@ -1,6 +1,6 @@
 //! From `PodSandboxConfig` to [`SandboxSpec`]: all checks, nothing touched.
 
-use crate::cri::{CallError, validate};
+use crate::cri::{CallError, user_namespace, validate};
 use crate::lifecycle::address::{self, Requested};
 use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::egress;
@@ -70,9 +70,9 @@ pub(in crate::cri) fn from_config(
             namespaces.ipc,
         )?,
         privileged: security.privileged,
-        user_namespace: wants_user_namespace(
+        users: user_namespace::of_options(
             &at("linux.security_context.namespace_options.userns_options"),
-            namespaces.userns_options.as_ref(),
+            namespaces.userns_options,
         )?,
     };
     together(&at, &spec)?;
@@ -81,6 +81,11 @@ pub(in crate::cri) fn from_config(
 
 /// What has to fit together, or is written in annotations.
 fn together(at: &impl Fn(&str) -> String, spec: &SandboxSpec) -> Result<(), CallError> {
+    user_namespace::refuse_nodes(
+        &at("linux.security_context.namespace_options"),
+        spec.users.as_ref(),
+        [("pid", &spec.pid), ("ipc", &spec.ipc)],
+    )?;
     if let Err((name, why)) = Bandwidth::of(&spec.annotations) {
         return Err(CallError::invalid(
             at(&format!("annotations[{name:?}]")),
@@ -257,28 +262,4 @@ pub(in crate::cri) fn no_target(
     }
     let why = "is given, but pid is not TARGET";
     Err(CallError::invalid(format!("{field}.target_id"), why))
-}
-
-/// Absent means the node's own; mode POD (0) in a message that is there means a new one.
-pub(in crate::cri) fn wants_user_namespace(
-    field: &str,
-    options: Option<&v1::UserNamespace>,
-) -> Result<bool, CallError> {
-    let Some(options) = options else {
-        return Ok(false);
-    };
-    match v1::NamespaceMode::try_from(options.mode) {
-        Ok(v1::NamespaceMode::Pod) => Ok(true),
-        Ok(v1::NamespaceMode::Node) if options.uids.is_empty() && options.gids.is_empty() => {
-            Ok(false)
-        }
-        Ok(v1::NamespaceMode::Node) => {
-            let why = "are given, but mode is NODE: the node's namespace has no mappings";
-            Err(CallError::invalid(format!("{field}.uids and gids"), why))
-        }
-        _ => Err(CallError::invalid(
-            format!("{field}.mode"),
-            "is neither POD nor NODE",
-        )),
-    }
 }

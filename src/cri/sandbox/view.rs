@@ -1,5 +1,6 @@
 //! A sandbox as clients see it.
 
+use crate::cri::user_namespace;
 use crate::lifecycle::sandbox::State;
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::proto::cri as v1;
@@ -53,6 +54,11 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
         network: mode(&spec.network),
         pid: mode(&spec.pid),
         ipc: mode(&spec.ipc),
+        userns_options: spec.users.as_ref().map(|maps| {
+            let (uids, gids) = user_namespace::view(maps);
+            let mode = v1::NamespaceMode::Pod.into();
+            v1::UserNamespace { mode, uids, gids }
+        }),
         ..Default::default()
     };
     let additional = sandbox

@@ -422,7 +422,7 @@ pub fn pod_of_mount<'m>(state_dir: &str, mount_point: &'m str) -> Option<&'m str
         .strip_prefix(state_dir)?
         .strip_prefix("/sandboxes/")?;
     let (id, part) = below.split_once('/')?;
-    ["ns/net", "ns/ipc", "ns/uts", "shm"]
+    ["ns/net", "ns/ipc", "ns/uts", "ns/user", "shm"]
         .contains(&part)
         .then_some(id)
 }

@@ -57,6 +57,7 @@ fn namespaces(dir: &Path) -> NamespaceSpec<'_> {
         ipc: true,
         hostname: Some("pod-a"),
         sysctls: &[],
+        users: None,
     }
 }
 

@@ -187,3 +187,59 @@ fn a_recursive_bind_of_the_state_directory_carries_no_pin() {
         assert!(!is_pinned(&copy.join("pod/net")));
     });
 }
+
+#[test]
+fn namespaces_of_a_pod_with_a_user_namespace_belong_to_it_and_are_made_again_in_it() {
+    on_a_node(|dir| {
+        let pod = dir.join("pod");
+        let sysctls = [
+            ("kernel.shmmni".to_owned(), "78".to_owned()),
+            ("net.core.somaxconn".to_owned(), "999".to_owned()),
+        ];
+        let users = UserSpec {
+            uids: "0 70000 65536".into(),
+            gids: "0 80000 65536".into(),
+            root: (70_000, 80_000),
+        };
+        let spec = NamespaceSpec {
+            sysctls: &sysctls,
+            users: Some(&users),
+            ..namespaces(&pod)
+        };
+        let inode = |name: &str| fs::metadata(pod.join(name)).unwrap().ino();
+        let belong = || {
+            for name in ["net", "ipc", "uts"] {
+                let pin = fs::File::open(pod.join(name)).unwrap();
+                let owner = fs::File::from(crate::sys::nsfd::owner_of(&pin).unwrap());
+                assert_eq!(owner.metadata().unwrap().ino(), inode("user"), "{name}");
+            }
+        };
+        assert!(!ensure_namespaces(&spec).unwrap());
+        belong();
+        let in_pod = |name: &str, kind| {
+            let pin = fs::File::open(pod.join(name)).unwrap();
+            let read = move || {
+                nix::sched::setns(&pin, kind).unwrap();
+                let shm = fs::read_to_string("/proc/sys/kernel/shmmni").unwrap();
+                let net = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+                (shm, net)
+            };
+            std::thread::spawn(read).join().unwrap()
+        };
+        assert_eq!(in_pod("ipc", CloneFlags::CLONE_NEWIPC).0, "78\n");
+        assert_eq!(in_pod("net", CloneFlags::CLONE_NEWNET).1, "999\n");
+        // Set again, as for a pod whose set-up a crash has cut short.
+        settle_namespaces(&spec).unwrap();
+
+        // One pin is lost, and then the user namespace' own: the others lead to it.
+        let before = inode("user");
+        for lost in ["net", "user"] {
+            rustix::mount::unmount(pod.join(lost), rustix::mount::UnmountFlags::DETACH).unwrap();
+            assert!(ensure_namespaces(&spec).unwrap());
+            assert_eq!(inode("user"), before);
+            belong();
+        }
+        remove_namespaces(&pod).unwrap();
+        assert!(!pod.exists());
+    });
+}

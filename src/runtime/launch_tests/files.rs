@@ -45,7 +45,8 @@ fn layers_stack_in_order_and_long_paths_fit() {
 #[test]
 fn the_older_overlay_interface_gives_the_same() {
     alone(|| {
-        use crate::runtime::rootfs::{OverlayInterface, assemble, isolate_propagation};
+        use crate::runtime::rootfs::{OverlayInterface, Site, assemble, isolate_propagation};
+        use crate::runtime::scratch::move_to;
         let image = Image::new();
         let mut rootfs = image.rootfs();
         for index in 0..60 {
@@ -57,7 +58,13 @@ fn the_older_overlay_interface_gives_the_same() {
         let child =
             crate::sys::clone::spawn(rustix::thread::ThreadNameSpaceType::MOUNT, None, |_| {
                 isolate_propagation().expect("private");
-                assemble(&rootfs, OverlayInterface::OnePage).expect("assembles");
+                let site = Site {
+                    mount_point: &rootfs.mount_point,
+                    with: OverlayInterface::OnePage,
+                    users: None,
+                };
+                let tree = assemble(&rootfs, site).expect("assembles");
+                move_to(&tree, site.mount_point).expect("mounts");
                 let which = fs::read(rootfs.mount_point.join("which")).expect("read");
                 i32::from(which != b"59" || !rootfs.mount_point.join("bin/sh").is_file())
             });

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::runtime::plan::ImageVolume;
-use crate::runtime::rootfs::OverlayInterface;
+use crate::runtime::rootfs::{OverlayInterface, Site};
 use crate::runtime::{image_volume, rootfs};
 
 /// Two layers: the upper one hides a file of the lower one and links out of the image.
@@ -183,7 +183,12 @@ fn the_older_overlay_interface_gives_the_same_image() {
         let child = crate::sys::clone::spawn(namespaces, None, |_| {
             rootfs::isolate_propagation().expect("private");
             let mount_point = image.path("mount");
-            let open = image_volume::open(&volume, &mount_point, OverlayInterface::OnePage);
+            let site = Site {
+                mount_point: &mount_point,
+                with: OverlayInterface::OnePage,
+                users: None,
+            };
+            let open = image_volume::open(&volume, site);
             let tree = open.expect("assembles");
             let kept = rustix::fs::statat(&tree, "kept", rustix::fs::AtFlags::empty());
             let cleared = fs::read_dir(mount_point).expect("list").count() == 0;

@@ -8,6 +8,7 @@ mod files;
 mod image_volumes;
 mod measure;
 mod pods;
+mod user_namespaces;
 
 use std::fs;
 use std::io::Read;
@@ -313,5 +314,6 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
         cgroup: CgroupEntry::default(),
         apparmor_profile: None,
         seccomp: None,
+        users: None,
     }
 }

@@ -151,6 +151,8 @@ impl Shim {
             Ok(Progress::Started(started)) => return self.launch_has_started(id, launch, started),
             Ok(Progress::Waiting(launching)) => match self.watch_launch(&launching, launch.token) {
                 Ok(()) => {
+                    // In a user namespace another process may have gone on.
+                    launch.pid = launching.pid().unwrap_or(launch.pid);
                     launch.phase = Phase::UnderWay(launching);
                     self.launches.insert(id.clone(), launch);
                     return;
@@ -182,6 +184,17 @@ impl Shim {
     /// A child is dead, and about to be reaped: whether its launch came to something is asked now,
     /// as long as its process id is its own.
     pub(super) fn launch_may_be_over(&mut self, pid: i32) {
+        if self.launch_of(pid).is_none() && !self.children.contains_key(&pid) {
+            // It may be one that goes on for another, of which we have not been told yet: that is
+            // said before it does anything.
+            let launches = self.launches.iter();
+            let under_way =
+                launches.filter(|(_, launch)| matches!(launch.phase, Phase::UnderWay(_)));
+            let ids: Vec<ProcessId> = under_way.map(|(id, _)| id.clone()).collect();
+            for id in ids {
+                self.advance_launch(&id);
+            }
+        }
         if let Some(id) = self.launch_of(pid) {
             self.advance_launch(&id);
         }

@@ -255,5 +255,6 @@ fn exec_plan(script: &str) -> ExecPlan {
         cgroup: CgroupEntry::default(),
         apparmor_profile: None,
         seccomp: None,
+        users: None,
     }
 }

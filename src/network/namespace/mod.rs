@@ -5,6 +5,9 @@
 //! absent ──thread: unshare, host name, lo, sysctls──► made ──bind mount──► pinned
 //! ```
 //!
+//! Those of a pod with a user namespace belong to it, and are made by a process (`sys::userns`),
+//! which is gone as soon as they are pinned.
+//!
 //! The pin is the last step, so what is pinned is complete, and what is not pinned ended with its
 //! thread: a crash leaves nothing half made.
 //!
@@ -21,15 +24,19 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rustix::fs::{AtFlags, CWD, FsWord, StatxAttributes, StatxFlags, statfs, statx};
+use rustix::fs::{AtFlags, CWD, FsWord, Gid, StatxAttributes, StatxFlags, Uid, statfs, statx};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_bind, mount_change, unmount};
+
+use rustix::thread::{set_thread_res_gid, set_thread_res_uid};
 
 use super::error::NetworkError;
 use super::link;
 use super::netlink::Socket;
 use super::sysctl::{Sysctl, SysctlScope};
 use crate::sys::mountinfo;
+
+mod users;
 
 /// `NSFS_MAGIC` of `linux/magic.h`: the file system that namespace files are on.
 const NSFS_MAGIC: FsWord = 0x6e73_6673;
@@ -52,6 +59,19 @@ pub struct NamespaceSpec<'a> {
     /// Names and values. Those of an interface are left to
     /// [`ensure_pod_link`](super::ensure_pod_link).
     pub sysctls: &'a [(String, String)],
+    /// A user namespace of its own, to which the others belong; it is pinned as `user`.
+    pub users: Option<&'a UserSpec>,
+}
+
+/// The ids of a user namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserSpec {
+    /// Lines for `/proc/PID/uid_map`.
+    pub uids: String,
+    /// Lines for `/proc/PID/gid_map`.
+    pub gids: String,
+    /// Which user and group of the node are its root.
+    pub root: (u32, u32),
 }
 
 /// One of the namespaces that can be pinned here.
@@ -60,10 +80,12 @@ enum Pin {
     Net,
     Ipc,
     Uts,
+    /// Who owns the others, and so the last to go.
+    User,
 }
 
 impl Pin {
-    const ALL: [Self; 3] = [Self::Net, Self::Ipc, Self::Uts];
+    const ALL: [Self; 4] = [Self::Net, Self::Ipc, Self::Uts, Self::User];
 
     /// The name of the file in `/proc/*/ns`, and of the pin.
     fn file_name(self) -> &'static str {
@@ -71,6 +93,7 @@ impl Pin {
             Self::Net => "net",
             Self::Ipc => "ipc",
             Self::Uts => "uts",
+            Self::User => "user",
         }
     }
 
@@ -79,6 +102,7 @@ impl Pin {
             Self::Net => CloneFlags::CLONE_NEWNET,
             Self::Ipc => CloneFlags::CLONE_NEWIPC,
             Self::Uts => CloneFlags::CLONE_NEWUTS,
+            Self::User => CloneFlags::CLONE_NEWUSER,
         }
     }
 
@@ -87,6 +111,7 @@ impl Pin {
             Self::Net => spec.net,
             Self::Ipc => spec.ipc,
             Self::Uts => spec.hostname.is_some(),
+            Self::User => spec.users.is_some(),
         }
     }
 }
@@ -173,7 +198,10 @@ pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<bool, NetworkError>
     // would carry the pod's namespaces into its next task.
     std::thread::scope(|scope| {
         scope
-            .spawn(|| make_and_pin(spec, &missing, &sysctls))
+            .spawn(|| match spec.users {
+                None => make_and_pin(spec, &missing, &sysctls),
+                Some(ids) => users::make_and_pin(spec, ids, &missing, &sysctls),
+            })
             .join()
             .map_err(|_| NetworkError::ThreadPanicked("makes the pod's namespaces"))?
     })?;
@@ -189,6 +217,7 @@ pub fn ensure_namespaces(spec: &NamespaceSpec<'_>) -> Result<bool, NetworkError>
 pub fn settle_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
     let sysctls = validate(spec)?;
     let needs = |pin| match pin {
+        Pin::User => false,
         Pin::Uts => spec.hostname.is_some(),
         Pin::Net => sysctls
             .iter()
@@ -216,9 +245,8 @@ pub fn settle_namespaces(spec: &NamespaceSpec<'_>) -> Result<(), NetworkError> {
         if let Some(name) = spec.hostname {
             set_hostname(name)?;
         }
-        let of_interfaces = |sysctl: &&Sysctl| matches!(sysctl.scope(), SysctlScope::Interface(_));
-        let mut sysctls = sysctls.iter().filter(|sysctl| !of_interfaces(sysctl));
-        sysctls.try_for_each(Sysctl::apply)
+        let set = Pin::ALL.into_iter().filter(|pin| needs(*pin));
+        apply_sysctls(&sysctls, &set.collect::<Vec<_>>(), spec.users)
     };
     std::thread::scope(|scope| {
         let set = scope.spawn(set);
@@ -236,7 +264,8 @@ fn set_hostname(name: &str) -> Result<(), NetworkError> {
 }
 
 /// Pins a namespace of a pod again, whose pin was lost while a process still lives in it. `kind` is
-/// `net`, `ipc` or `uts`; `source` is that namespace, opened from the process' `/proc/PID/ns`.
+/// `net`, `ipc`, `uts` or `user`; `source` is that namespace, opened from the process'
+/// `/proc/PID/ns`.
 ///
 /// # Errors
 ///
@@ -384,25 +413,48 @@ fn make_and_pin(
     if missing.contains(&Pin::Net) {
         set_loopback_up()?;
     }
-    for sysctl in sysctls {
-        let new = match sysctl.scope() {
-            SysctlScope::Network => missing.contains(&Pin::Net),
-            SysctlScope::Ipc => missing.contains(&Pin::Ipc),
-            SysctlScope::Interface(_) => false,
-        };
-        if new {
-            sysctl.apply()?;
-        }
-    }
+    apply_sysctls(sysctls, missing, None)?;
     // 3. Pin them, now that they are complete.
-    for pin in missing {
-        let file = Path::new("/proc/thread-self/ns").join(pin.file_name());
-        let path = spec.dir.join(pin.file_name());
-        mount_bind(&file, &path).map_err(|e| NetworkError::file("pin", &path)(e.into()))?;
-        mount_change(&path, MountPropagationFlags::UNBINDABLE)
-            .map_err(|e| NetworkError::file("make unbindable", &path)(e.into()))?;
+    let own = Path::new("/proc/thread-self/ns");
+    missing
+        .iter()
+        .try_for_each(|pin| pin_one(spec.dir, *pin, &own.join(pin.file_name())))
+}
+
+/// Sets the sysctls of `new` namespaces, which the calling thread is in and ends in.
+///
+/// Those of an IPC namespace belong to the root of its user namespace, and to nobody else since
+/// Linux 6.9 (proc_sys(5)); this thread becomes him for them.
+fn apply_sysctls(
+    sysctls: &[Sysctl],
+    new: &[Pin],
+    users: Option<&UserSpec>,
+) -> Result<(), NetworkError> {
+    let of = |scope: SysctlScope, pin| {
+        let all = sysctls
+            .iter()
+            .filter(move |sysctl| *sysctl.scope() == scope);
+        all.filter(move |_| new.contains(&pin))
+    };
+    of(SysctlScope::Network, Pin::Net).try_for_each(Sysctl::apply)?;
+    let mut of_ipc = of(SysctlScope::Ipc, Pin::Ipc).peekable();
+    if let (Some(users), Some(_)) = (users, of_ipc.peek()) {
+        let (uid, gid) = (Uid::from_raw(users.root.0), Gid::from_raw(users.root.1));
+        set_thread_res_gid(None, gid, None)
+            .and_then(|()| set_thread_res_uid(None, uid, None))
+            .map_err(|errno| NetworkError::System {
+                action: "become the root of the pod",
+                source: errno.into(),
+            })?;
     }
-    Ok(())
+    of_ipc.try_for_each(Sysctl::apply)
+}
+
+fn pin_one(dir: &Path, pin: Pin, namespace: &Path) -> Result<(), NetworkError> {
+    let path = dir.join(pin.file_name());
+    mount_bind(namespace, &path).map_err(|e| NetworkError::file("pin", &path)(e.into()))?;
+    mount_change(&path, MountPropagationFlags::UNBINDABLE)
+        .map_err(|e| NetworkError::file("make unbindable", &path)(e.into()))
 }
 
 fn set_loopback_up() -> Result<(), NetworkError> {
