@@ -15,6 +15,8 @@ readonly NEEDS=(
     protoc:protobuf-compiler
     jq:jq
     ip:iproute2
+    runc:runc
+    crun:crun
     openssl:openssl
     /usr/lib/cni/bridge:containernetworking-plugins
     iptables:iptables

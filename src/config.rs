@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
 use crate::image::{ImageConfig, Limits, Policy, Proxies};
+use crate::lifecycle::handler::Handlers;
+use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -31,6 +33,8 @@ pub struct Config {
     pub cleanup: CleanupConfig,
     /// Calls.
     pub cri: CriConfig,
+    /// Hooks that operators drop into directories.
+    pub hooks: HooksConfig,
     /// Registries and layers.
     pub image: ImageSection,
     /// The queue of jobs.
@@ -43,6 +47,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// OCI runtimes beside our own, by RuntimeClass handler.
+    pub runtimes: Handlers,
     /// Writable layers.
     pub snapshot: SnapshotConfig,
     /// How much history is kept.
@@ -464,6 +470,13 @@ impl Config {
         if let Err((key, why)) = config.logs.validate() {
             return Err(value(key, why));
         }
+        if let Err(why) = config.hooks.check() {
+            return Err(value("hooks", why));
+        }
+        let mut runtimes = config.runtimes.iter();
+        if let Some(why) = runtimes.find_map(|(name, handler)| handler.check(name).err()) {
+            return Err(value("runtimes", why));
+        }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
     }
@@ -507,6 +520,7 @@ mod tests {
         assert!(error("[image]\nlayer_ratio_max = 0\n").contains("limit of layers"));
         assert!(error("[image]\ndevice_nodes = \"some\"\n").contains("device_nodes"));
         assert!(error("[image]\npinned = [\"*\"]\n").contains("image.pinned"));
+        assert!(error("[runtimes.a]\npath = \"runc\"\n").contains("runtimes: a.path"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

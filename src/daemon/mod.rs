@@ -1,10 +1,12 @@
 //! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
 
 mod database;
+mod handlers;
 mod listen;
 mod servers;
 mod snapshots;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address;
+use crate::lifecycle::handler::Features;
 use crate::metrics::Metrics;
 use crate::network;
 use crate::reconcile::plugin_network::PluginNetwork;
@@ -101,7 +104,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         root: paths.root.clone(),
         started_at_ns: now_ns(),
     };
-    let pool = node_info(&config, &paths).pool;
+    let pool = prepared::pool(&config.network);
     let page = MetricsPage::new(back.store.clone(), address::capacity(&pool));
     if let Some(listener) = metrics {
         tasks.spawn(endpoint::run(listener, page.clone(), stopped.clone()));
@@ -192,6 +195,8 @@ async fn start(
         image_records: tokio::sync::Notify::new(),
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
+        hooks: config.hooks.clone(),
+        handlers: config.runtimes.clone(),
         unused_layers: tokio::sync::Notify::new(),
     });
     let executable = std::env::current_exe().context("cannot find this executable")?;
@@ -226,7 +231,8 @@ async fn start(
     };
     let metrics = Arc::clone(store.metrics());
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
-    let front = Front::new(store, desired, signals, node_info(config, paths), door);
+    let info = node_info(config, paths, handlers::probe(&config.runtimes).await);
+    let front = Front::new(store, desired, signals, info, door);
     attend(&front, tasks);
     Ok((front, back))
 }
@@ -348,8 +354,9 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(config: &Config, paths: &Paths) -> NodeInfo {
+fn node_info(config: &Config, paths: &Paths, handlers: BTreeMap<String, Features>) -> NodeInfo {
     NodeInfo {
+        handlers,
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),

@@ -12,6 +12,8 @@ pub mod digest;
 pub mod docker_auth;
 pub mod egress;
 pub mod event;
+pub mod handler;
+pub mod hook;
 pub mod image;
 pub mod image_check;
 pub mod job;

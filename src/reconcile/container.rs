@@ -1,8 +1,8 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
 use super::{
-    Back, ReconcileError, blocking, container_launch, container_update, image_volume, processes,
-    records, sandbox_files,
+    Back, ReconcileError, blocking, container_launch, container_update, external, hooks,
+    image_volume, processes, records, sandbox_files,
 };
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -201,7 +201,9 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
     fault::point("container.stopping").await?;
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
-    if let Some(handle) = back.processes.get(&container.id) {
+    if let Some(handle) = back.processes.get(&container.id)
+        && !external::signal(back, &container.id, number).await
+    {
         processes::signal(&handle.pidfd, number)?;
     }
     fault::point("container.signal_sent").await?;
@@ -237,6 +239,8 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
             return Ok(false);
         }
     }
+    external::delete(back, container).await?;
+    hooks::poststop(back, &container.id).await?;
     fault::point("container.cgroup_removed").await?;
     back.store.samples().remove(&container.id);
     back.observed

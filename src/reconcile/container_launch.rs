@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
-    Back, ReconcileError, blocking, container, container_confinement, devices, image_volume,
-    sampler,
+    Back, ReconcileError, blocking, container, container_confinement, devices, hooks, image_volume,
+    propagation, sampler,
 };
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -151,6 +151,7 @@ async fn start(
         for mount in sources.iter().filter(|mount| mount.image.is_none()) {
             make_source(&mount.host_path)?;
         }
+        propagation::check(&sources)?;
         fault::blocking_point("container.sources")?;
         write_plan(&plan, &plan_path_too)
     })
@@ -158,7 +159,9 @@ async fn start(
     fault::point("container.plan").await?;
     stages.enter("launch");
     let asked_at = now_ns();
-    let launched = shim.launch(container.id.as_str(), &plan_path).await?;
+    let launched = shim.launch(container.id.as_str(), &plan_path).await;
+    hooks::record(back, &container.id).await?;
+    let launched = launched?;
     fault::point("container.launched").await?;
     let started = Started {
         pid: launched.pid,
@@ -249,19 +252,22 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
     };
     let lower = image_volume::directories(back, &chain).await?;
     let spec = container.spec.clone();
+    let directories = back.hooks.directories.clone();
     let of_node = move || {
         Ok((
             container_confinement::of(&spec.security)?,
             devices::nodes(&spec)?,
+            hooks::load(&directories)?,
         ))
     };
-    let (confinement, devices) = blocking(of_node).await?;
+    let (confinement, devices, hooks) = blocking(of_node).await?;
     let parts = Parts {
         snapshot,
         lower,
         image_volumes: image_volume::plan(back, container).await?,
         confinement,
         devices,
+        hooks,
         target: target_namespace(back, container).await?,
     };
     container_plan::build(back, container, &sandbox, parts)

@@ -1,6 +1,6 @@
 //! The socket between a launching parent and its child, which closes on exec.
 //!
-//! The child says at most four kinds of things and the parent nothing. End of file means that exec
+//! The child says at most five kinds of things and the parent nothing. End of file means that exec
 //! succeeded (or that the child was killed, which its exit status tells).
 
 use std::io::{IoSlice, IoSliceMut};
@@ -28,6 +28,8 @@ pub(super) enum Message {
     Identity(Identity),
     /// The master side of its terminal.
     Terminal(OwnedFd),
+    /// It is the driver of a runtime, and this is the process that runs now: its id and pidfd.
+    Process(i32, OwnedFd),
     /// It has no exec ahead of it (the init of a pod) and is done setting up.
     Ready,
 }
@@ -36,6 +38,7 @@ const FAILED: u8 = b'E';
 const IDENTITY: u8 = b'U';
 const TERMINAL: u8 = b'T';
 const READY: u8 = b'R';
+const PROCESS: u8 = b'P';
 
 /// The parent's end and the child's end. Messages keep their boundaries; both close on exec.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -93,6 +96,15 @@ pub(super) fn send_terminal(channel: BorrowedFd<'_>, master: impl AsFd) -> Resul
     send(channel, TERMINAL, &[], Some(master.as_fd()))
 }
 
+/// Hands over the process that a runtime has made.
+pub(super) fn send_process(
+    channel: BorrowedFd<'_>,
+    pid: i32,
+    pidfd: impl AsFd,
+) -> Result<(), Errno> {
+    send(channel, PROCESS, &pid.to_ne_bytes(), Some(pidfd.as_fd()))
+}
+
 /// Says that setting up is done.
 pub(super) fn send_ready(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     send(channel, READY, &[], None)
@@ -125,6 +137,10 @@ pub(super) fn receive(channel: BorrowedFd<'_>) -> Result<Option<Message>, Errno>
         (IDENTITY, _) => parse_identity(body).map(Message::Identity),
         (TERMINAL, Some(master)) => Some(Message::Terminal(master)),
         (READY, _) => Some(Message::Ready),
+        (PROCESS, Some(pidfd)) => {
+            let pid = body.try_into().ok().map(i32::from_ne_bytes);
+            pid.map(|pid| Message::Process(pid, pidfd))
+        }
         _ => None,
     };
     message.ok_or(Errno::PROTO).map(Some)

@@ -14,6 +14,7 @@ use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
 use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
+use super::hooks::Gate;
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
 use super::plan::{LaunchPlan, PlanUser};
@@ -36,6 +37,8 @@ pub(super) struct Task<'a> {
     pub(super) process: &'a Process,
     pub(super) namespaces: &'a Namespaces,
     pub(super) overlay: OverlayInterface,
+    /// What has its hooks run, if it has any.
+    pub(super) gate: Option<&'a Gate>,
 }
 
 /// Sets the process up and becomes the command.
@@ -67,6 +70,9 @@ pub(super) fn run(
 
     // 4. to 7. Namespaces and the root.
     join_namespaces(task)?;
+    if let Some(gate) = task.gate {
+        gate.ask()?;
+    }
     let root = build_root(task)?;
 
     // 8. The terminal: its devpts is mounted now. The master goes out while there is a channel.
@@ -120,7 +126,10 @@ pub(super) fn run(
     let last = Last::of(&confinement, no_new_privileges);
     capabilities::become_user(&account.identity, sets, last)?;
 
-    // 16. Confinement, and the command.
+    // 16. Hooks inside can do no more than the command could; then confinement, and the command.
+    if let Some(gate) = task.gate {
+        gate.run("startContainer", plan, Some(&confinement))?;
+    }
     reached(stage::EXEC);
     command.exec(&confinement)
 }
@@ -177,6 +186,9 @@ fn build_root(task: &Task<'_>) -> Result<Root, LaunchError> {
     let (images, mount_point) = (&plan.image_volumes, &plan.rootfs.mount_point);
     mounts::assemble_images(&mut mounts, images, mount_point, task.overlay)?;
     let mount = rootfs::assemble(&plan.rootfs, task.overlay)?;
+    if let Some(gate) = task.gate {
+        gate.run("createContainer", plan, None)?;
+    }
     rootfs::enter(&mount)?;
     drop(mount);
     let root = Root::of_this_process().at(stage::ROOTFS, || "open the new root")?;

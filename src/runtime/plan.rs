@@ -37,6 +37,30 @@ pub struct LaunchPlan {
     /// `spec.linux.seccomp`, compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
+    /// The OCI runtime that starts it, when that is not us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRuntime>,
+}
+
+/// An OCI runtime that is a program of its own, and what it has of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalRuntime {
+    /// The RuntimeClass handler.
+    pub name: String,
+    /// The program.
+    pub path: PathBuf,
+    /// Options before its command.
+    pub options: Vec<String>,
+    /// Where it keeps what it knows of its containers (`--root`).
+    pub root: PathBuf,
+    /// Longest time of one call, in seconds.
+    pub timeout_s: u64,
+    /// The container's name there.
+    pub id: String,
+    /// The directory of the container's bundle.
+    pub bundle: PathBuf,
+    /// The container's cgroup, as a path in all hierarchies.
+    pub cgroup: String,
 }
 
 /// A program that the kernel runs at every system call, ready to be installed.
@@ -165,6 +189,9 @@ pub struct ExecPlan {
     /// The container's own filter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
+    /// The runtime that has the container, when that is not us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRuntime>,
 }
 
 impl LaunchPlan {
@@ -191,6 +218,7 @@ impl LaunchPlan {
             cgroup: self.cgroup.clone(),
             apparmor_profile: process.apparmor_profile().clone(),
             seccomp: self.seccomp.clone(),
+            external: self.external.clone(),
         })
     }
 }

@@ -17,9 +17,15 @@ pub(in crate::cri) async fn run(
     request: v1::RunPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<v1::RunPodSandboxResponse, CallError> {
-    validate::default_handler("runtime_handler", &request.runtime_handler)?;
+    let handler = request.runtime_handler;
+    if !handler.is_empty() && !front.info.handlers.contains_key(&handler) {
+        // In containerd's words, for which its operators look.
+        let why = format!("no runtime for {handler:?} is configured");
+        return Err(CallError::invalid("runtime_handler", why));
+    }
     let config = validate::required("config", request.config)?;
-    let spec = spec::from_config("config", config)?;
+    let mut spec = spec::from_config("config", config)?;
+    spec.runtime_handler = handler;
     if spec.user_namespace {
         return Err(CallError::Unimplemented(
             "a user namespace (userns_options mode POD)",

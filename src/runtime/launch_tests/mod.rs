@@ -138,6 +138,7 @@ impl Image {
                 stdin_once: false,
             },
             seccomp: None,
+            external: None,
         }
     }
 
@@ -313,5 +314,6 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
         cgroup: CgroupEntry::default(),
         apparmor_profile: None,
         seccomp: None,
+        external: None,
     }
 }

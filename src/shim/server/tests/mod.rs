@@ -147,6 +147,7 @@ impl Node {
                 stdin_once: false,
             },
             seccomp: None,
+            external: None,
         };
         change(&mut plan);
         let path = containers.join("plan.json");
@@ -255,5 +256,6 @@ fn exec_plan(script: &str) -> ExecPlan {
         cgroup: CgroupEntry::default(),
         apparmor_profile: None,
         seccomp: None,
+        external: None,
     }
 }
