@@ -100,6 +100,14 @@ fn apply_v1(dir: &Path, memory: &LinuxMemory) -> Result<(), CgroupError> {
     Ok(())
 }
 
+/// Bytes in use but for the page cache that the kernel would give back first.
+fn needed_v2(dir: &Path) -> Result<u64, CgroupError> {
+    let usage = file::read_number(dir, "memory.current")?.unwrap_or(0);
+    let text = file::read_if_present(dir, "memory.stat")?.unwrap_or_default();
+    let cache = file::keyed(&text, "inactive_file").unwrap_or(0);
+    Ok(usage.saturating_sub(cache))
+}
+
 fn apply_v2(dir: &Path, memory: &LinuxMemory) -> Result<(), CgroupError> {
     let limit = memory.limit().filter(|limit| *limit != 0);
     let size = |bytes: i64| {
@@ -109,11 +117,10 @@ fn apply_v2(dir: &Path, memory: &LinuxMemory) -> Result<(), CgroupError> {
             bytes.to_string()
         }
     };
-    if let Some(limit) = limit
+    if let Some(limit) = limit.filter(|limit| *limit > 0)
         && memory.check_before_update() == Some(true)
-        && let Some(usage) = file::read_number(dir, "memory.current")?
-        && limit > 0
-        && limit.unsigned_abs() < usage
+        && file::read_number(dir, "memory.max")? != Some(limit.unsigned_abs())
+        && limit.unsigned_abs() < needed_v2(dir)?
     {
         let reason = "less than the memory in use";
         return Err(invalid("memory.limit", &limit.to_string(), reason));

@@ -346,7 +346,7 @@ mod tests {
             ("cpu.weight", ""),
             ("cpu.max", "max 100000"),
             ("cpuset.cpus", ""),
-            ("memory.max", ""),
+            ("memory.max", "max"),
             ("memory.low", ""),
             ("memory.current", "5000"),
             ("memory.swap.max", ""),
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_limit_below_what_is_used_is_refused_when_asked_to_check() {
-        let (_root, cgroups, path) = v2();
+        let (root, cgroups, path) = v2();
         let memory = LinuxMemoryBuilder::default()
             .limit(4096i64)
             .check_before_update(true);
@@ -442,5 +442,12 @@ mod tests {
             .unwrap();
         let error = apply(&cgroups, &path, &resources).unwrap_err();
         assert!(matches!(error, CgroupError::InvalidValue { .. }), "{error}");
+        // What the kernel has of it is a limit that is in force, or cache that it gives back.
+        let dir = root.path().join("c");
+        std::fs::write(dir.join("memory.max"), "4096").unwrap();
+        apply(&cgroups, &path, &resources).unwrap();
+        std::fs::write(dir.join("memory.max"), "8192").unwrap();
+        std::fs::write(dir.join("memory.stat"), "anon 4000\ninactive_file 1000\n").unwrap();
+        apply(&cgroups, &path, &resources).unwrap();
     }
 }

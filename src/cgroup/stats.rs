@@ -109,12 +109,15 @@ impl Cgroups {
     }
 
     fn fill_cpu(&self, path: &CgroupPath, usage: &mut Usage) -> Result<(), CgroupError> {
+        let (times, limits) = (self.v1_dir("cpuacct", path), self.v1_dir("cpu", path));
         let unified = match self.unified_dir(path) {
-            Some(dir) => read_if_present(&dir, "cpu.stat")?.unwrap_or_default(),
-            None => String::new(),
+            Some(dir) if times.is_none() || limits.is_none() => {
+                read_if_present(&dir, "cpu.stat")?.unwrap_or_default()
+            }
+            _ => String::new(),
         };
         let ns = |key: &str| keyed(&unified, key).map(|us| us.saturating_mul(1000));
-        if let Some(dir) = self.v1_dir("cpuacct", path) {
+        if let Some(dir) = times {
             usage.cpu_usage_ns = read_number(&dir, "cpuacct.usage")?;
             usage.cpu_user_ns = read_number(&dir, "cpuacct.usage_user")?;
             usage.cpu_system_ns = read_number(&dir, "cpuacct.usage_sys")?;
@@ -124,7 +127,7 @@ impl Cgroups {
             usage.cpu_user_ns = ns("user_usec");
             usage.cpu_system_ns = ns("system_usec");
         }
-        if let Some(dir) = self.v1_dir("cpu", path) {
+        if let Some(dir) = limits {
             let text = read_if_present(&dir, "cpu.stat")?.unwrap_or_default();
             usage.throttling = throttling(&text, keyed(&text, "throttled_time"));
         } else {

@@ -185,6 +185,10 @@ fn memory_limits_grow_and_shrink() {
         .build()
         .unwrap();
     scratch.cgroups.update(&leaf, &more).unwrap();
+    let before = scratch.cgroups.update(&leaf, &limits(-1, -1)).unwrap();
+    before.put_back();
+    let limit = |scratch: &Scratch| scratch.cgroups.stats(&leaf).unwrap().memory_limit_bytes;
+    assert_eq!(limit(&scratch), Some(1 << 30));
     scratch.cgroups.update(&leaf, &limits(-1, -1)).unwrap();
     let stats = scratch.cgroups.stats(&leaf).unwrap();
     assert_eq!(

@@ -43,7 +43,12 @@ const V2: [(&str, &str); 10] = [
     ("pids", "pids.max"),
 ];
 
+/// The limits that a cgroup had before a change.
+#[derive(Debug)]
+pub struct Before(Vec<Held>);
+
 /// A file, and what it held.
+#[derive(Debug)]
 struct Held {
     dir: PathBuf,
     name: String,
@@ -67,15 +72,21 @@ impl Cgroups {
     ///
     /// As [`Cgroups::check`]; otherwise the file and value that the kernel refused: `EBUSY` for
     /// less memory than is in use, `EINVAL` and `EACCES` for what the parent does not allow.
-    pub fn update(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<(), CgroupError> {
+    pub fn update(
+        &self,
+        path: &CgroupPath,
+        resources: &LinuxResources,
+    ) -> Result<Before, CgroupError> {
         require_not_root(path)?;
         resources::validate(self, resources)?;
-        let held = self.held(path, resources)?;
-        let applied = resources::apply(self, path, resources);
-        if applied.is_err() {
-            put_back(&held);
+        let before = Before(self.held(path, resources)?);
+        match resources::apply(self, path, resources) {
+            Ok(()) => Ok(before),
+            Err(error) => {
+                before.put_back();
+                Err(error)
+            }
         }
-        applied
     }
 
     /// What every file that may be written holds now.
@@ -113,24 +124,26 @@ impl Cgroups {
     }
 }
 
-/// Writes back what has changed. Some limits bound each other, so one may be taken only after
-/// another: rounds go on as long as one is taken.
-fn put_back(held: &[Held]) {
-    let differs = |held: &&Held| is_other(&held.dir, held);
-    let mut left: Vec<&Held> = held.iter().filter(differs).collect();
-    loop {
-        let before = left.len();
-        left.retain(|held| write_lines(held).is_err() || is_other(&held.dir, held));
-        if left.is_empty() || left.len() == before {
-            break;
+impl Before {
+    /// Writes back what has changed. Some limits bound each other, so one may be taken only after
+    /// another: rounds go on as long as one is taken. What the kernel does not take is logged.
+    pub fn put_back(&self) {
+        let differs = |held: &&Held| is_other(&held.dir, held);
+        let mut left: Vec<&Held> = self.0.iter().filter(differs).collect();
+        loop {
+            let before = left.len();
+            left.retain(|held| write_lines(held).is_err() || is_other(&held.dir, held));
+            if left.is_empty() || left.len() == before {
+                break;
+            }
         }
-    }
-    for held in left {
-        tracing::warn!(
-            file = %held.dir.join(&held.name).display(),
-            value = held.value,
-            "cannot put a limit back"
-        );
+        for held in left {
+            tracing::warn!(
+                file = %held.dir.join(&held.name).display(),
+                value = held.value,
+                "cannot put a limit back"
+            );
+        }
     }
 }
 
@@ -138,8 +151,35 @@ fn is_other(dir: &Path, held: &Held) -> bool {
     !matches!(file::read(dir, &held.name), Ok(now) if now == held.value)
 }
 
-/// Files with a line for each device or node take one line at a time.
+/// Files with a line for each device or node take one line at a time. One that was empty (a v2
+/// cpuset without a set) becomes so again by an empty line.
 fn write_lines(held: &Held) -> Result<(), CgroupError> {
+    if held.value.is_empty() {
+        return file::write(&held.dir, &held.name, "\n");
+    }
     let mut lines = held.value.lines();
     lines.try_for_each(|line| file::write(&held.dir, &held.name, line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_held_nothing_is_emptied_and_what_held_lines_gets_each() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = |name: &str, value: &str| {
+            std::fs::write(dir.path().join(name), value).unwrap();
+            let (dir, name, value) = (dir.path().to_owned(), name.into(), value.into());
+            Held { dir, name, value }
+        };
+        let before = Before(vec![held("cpuset.cpus", ""), held("cpu.max", "max 100000")]);
+        for name in ["cpuset.cpus", "cpu.max"] {
+            std::fs::write(dir.path().join(name), "0").unwrap();
+        }
+        before.put_back();
+        let now = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert_eq!(now("cpuset.cpus").trim(), "");
+        assert_eq!(now("cpu.max").trim(), "max 100000");
+    }
 }

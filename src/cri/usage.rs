@@ -1,6 +1,6 @@
 //! What containers and pods use, as the interface puts it.
 
-use crate::lifecycle::usage::{Interface, Pressure, Stall, Usage};
+use crate::lifecycle::usage::{Interface, POD_INTERFACE, Pressure, Stall, Usage};
 use crate::proto::cri as v1;
 
 pub(super) fn number(value: Option<u64>) -> Option<v1::UInt64Value> {
@@ -60,8 +60,9 @@ fn pressure(pressure: Pressure) -> v1::PsiStats {
     }
 }
 
-/// The first interface is the pod's default one. Without any there is no network usage: kubelet
-/// does not survive one without a default interface.
+/// The default interface is the one with the pod's addresses, or the first: the kernel may list
+/// tunnels before it. Without any there is no network usage: kubelet does not survive one without
+/// a default interface.
 pub(super) fn network(at: i64, interfaces: &[Interface]) -> Option<v1::NetworkUsage> {
     let usage = |interface: &Interface| v1::NetworkInterfaceUsage {
         name: interface.name.clone(),
@@ -70,10 +71,41 @@ pub(super) fn network(at: i64, interfaces: &[Interface]) -> Option<v1::NetworkUs
         tx_bytes: number(Some(interface.sent.bytes)),
         tx_errors: number(Some(interface.sent.errors)),
     };
-    let (default, others) = interfaces.split_first()?;
+    let is_default = |one: &Interface| one.name == POD_INTERFACE;
+    let at_default = interfaces.iter().position(is_default).unwrap_or(0);
+    let default = interfaces.get(at_default)?;
+    let others = interfaces.iter().enumerate();
+    let others = others.filter(|(place, _)| *place != at_default);
     Some(v1::NetworkUsage {
         timestamp: at,
         default_interface: Some(usage(default)),
-        interfaces: others.iter().map(usage).collect(),
+        interfaces: others.map(|(_, one)| usage(one)).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_interface_is_the_pods_own_wherever_the_kernel_lists_it() {
+        let named = |names: &[&str]| -> Vec<Interface> {
+            let one = |name: &&str| Interface {
+                name: (*name).into(),
+                ..Interface::default()
+            };
+            names.iter().map(one).collect()
+        };
+        let told = |names: &[&str]| {
+            let usage = network(7, &named(names))?;
+            let others = usage.interfaces.into_iter().map(|one| one.name);
+            Some((usage.default_interface?.name, others.collect::<Vec<_>>()))
+        };
+        assert_eq!(
+            told(&["tunl0", "eth0", "net1"]),
+            Some(("eth0".into(), vec!["tunl0".into(), "net1".into()]))
+        );
+        assert_eq!(told(&["net1"]), Some(("net1".into(), vec![])));
+        assert_eq!(told(&[]), None);
+    }
 }

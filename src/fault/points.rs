@@ -11,7 +11,7 @@ pub const POINTS: &[&str] = &[
     "recovery.jobs_reclaimed",
     "recovery.imports_ended",
     "recovery.queued",
-    "network.bridge",
+    "network.bridge_up",
     "network.rules",
     "shim.connected",
     "shim.listed",

@@ -171,6 +171,9 @@ pub struct Traffic {
     pub dropped: u64,
 }
 
+/// The interface that a pod has its addresses on, whatever others the kernel or a plugin adds.
+pub const POD_INTERFACE: &str = "eth0";
+
 impl Interface {
     /// Reads `/proc/PID/net/dev` (proc_pid_net(5)); the loopback interface is left out, as in
     /// cAdvisor.

@@ -273,7 +273,8 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
     container_plan::build(back, container, &sandbox, parts)
 }
 
-/// The PID namespace of the container that this one is to join (`kubectl debug --target`).
+/// The PID namespace of the container that this one is to join (`kubectl debug --target`); `None`
+/// also when that is the node's.
 async fn target_namespace(
     back: &Back,
     container: &Container,
@@ -288,6 +289,9 @@ async fn target_namespace(
     };
     let id = ContainerId::try_from(id.clone()).map_err(|_| gone())?;
     let target = back.store.container(&id).await?.ok_or_else(gone)?;
+    if target.spec.security.pid == NamespaceMode::Node {
+        return Ok(None);
+    }
     match target.process {
         Some((pid, start)) if processes::is_alive(pid, start) => {
             Ok(Some(format!("/proc/{pid}/ns/pid").into()))

@@ -235,7 +235,8 @@ fn namespaces(
         (NamespaceMode::Target(_), _, Some(path)) => {
             list.push(joined(LinuxNamespaceType::Pid, path.clone())?);
         }
-        (NamespaceMode::Node, ..) if sandbox.spec.pid == NamespaceMode::Node => {}
+        (NamespaceMode::Node, ..) | (NamespaceMode::Target(_), _, None)
+            if sandbox.spec.pid == NamespaceMode::Node => {}
         // Never the node's for want of another.
         (mode, ..) => {
             let why = format!("its PID namespace ({mode:?}) is not there: the pod's init is gone");

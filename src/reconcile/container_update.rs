@@ -61,15 +61,30 @@ async fn put_in_force(
         _ => None,
     };
     let back_too = back.clone();
-    blocking(move || {
-        match &path {
-            Some(path) => back_too.cgroups.update(path, &limits)?,
-            None => back_too.cgroups.check(&limits)?,
+    let before = blocking(move || match &path {
+        Some(path) => Ok(Some(back_too.cgroups.update(path, &limits)?)),
+        None => {
+            back_too.cgroups.check(&limits)?;
+            Ok(None)
         }
-        Ok(fault::blocking_point("container.limits_set")?)
     })
     .await?;
     container.spec.resources = wanted.clone();
+    match (write_record(back, container).await, before) {
+        // It is not tried again, and so the client is told that the limits are as before.
+        (Err(error), Some(before)) if !error.is_passing() => {
+            blocking(move || {
+                before.put_back();
+                Err(error)
+            })
+            .await
+        }
+        (written, _) => written,
+    }
+}
+
+async fn write_record(back: &Back, container: &Container) -> Result<(), ReconcileError> {
+    fault::point("container.limits_set").await?;
     let record = container::record(back, container).await?;
     let dir = back.paths.container(&container.id);
     blocking(move || records::write(&dir, &record)).await

@@ -80,7 +80,11 @@ fn walk(
 ) -> Result<(), ReconcileError> {
     let mut directories = vec![(host.to_owned(), inside.to_owned(), 0)];
     while let Some((host, inside, depth)) = directories.pop() {
-        let entries = std::fs::read_dir(&host).map_err(ReconcileError::file("list", &host))?;
+        let entries = match std::fs::read_dir(&host) {
+            // A device that is unplugged just now takes its directory along.
+            Err(error) if depth > 0 && error.kind() == std::io::ErrorKind::NotFound => continue,
+            other => other.map_err(ReconcileError::file("list", &host))?,
+        };
         for entry in entries.filter_map(Result::ok) {
             // One that has gone meanwhile is not there.
             let Ok(found) = lstat(entry.path()) else {

@@ -246,7 +246,7 @@ pub(super) async fn ensure(back: &Back) -> Result<(), ReconcileError> {
 async fn put_in_place(target: Wanted) -> Result<(), ReconcileError> {
     blocking(move || {
         network::ensure_bridge(&target.bridge())?;
-        fault::blocking_point("network.bridge")?;
+        fault::blocking_point("network.bridge_up")?;
         network::ensure_rules(&target.rules)?;
         fault::blocking_point("network.rules")?;
         Ok(())

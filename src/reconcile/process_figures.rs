@@ -25,7 +25,7 @@ pub(super) fn figures(pids: &[i32], first: Option<i32>) -> ProcessFigures {
             Ok(count) => count,
             Err(_) => 0,
         };
-        let Ok(entries) = fs::read_dir(&dir) else {
+        let Some(entries) = (left > 0).then(|| fs::read_dir(&dir).ok()).flatten() else {
             continue;
         };
         for entry in entries.flatten().take(left) {

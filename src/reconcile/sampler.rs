@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::process_figures::figures;
 use super::{Back, ReconcileError, blocking};
 use crate::cgroup::CgroupPath;
-use crate::id::ContainerId;
+use crate::id::{ContainerId, SandboxId};
 use crate::lifecycle::container::State;
 use crate::lifecycle::spec::NamespaceMode;
 use crate::lifecycle::usage::Interface;
@@ -34,6 +34,8 @@ pub async fn run(back: Back, interval: Duration, mut stop: watch::Receiver<bool>
 }
 
 async fn round(back: &Back) -> Result<(), ReconcileError> {
+    // Before it is known who is there: one that starts meanwhile has its first sample already.
+    let held = back.store.samples().held();
     let running = ContainerFilter {
         state: Some(State::Running),
         ..Default::default()
@@ -44,6 +46,7 @@ async fn round(back: &Back) -> Result<(), ReconcileError> {
         ..Default::default()
     };
     let pods = back.store.sandboxes(&ready).await?;
+    forget_gone(back, held, &running, &pods);
     let back = back.clone();
     blocking(move || {
         sample_file_system(&back);
@@ -52,11 +55,28 @@ async fn round(back: &Back) -> Result<(), ReconcileError> {
             let members: Vec<&Container> = members.collect();
             sample_pod(&back, pod, &members);
         }
-        let known: HashSet<_> = pods.iter().map(|pod| &pod.id).collect();
-        back.store.samples().keep_pods(|id| known.contains(id));
         Ok(())
     })
     .await
+}
+
+/// Forgets those that have samples and are gone: one that ended while it was looked at has got its
+/// last sample after it was forgotten.
+fn forget_gone(
+    back: &Back,
+    (containers, pods): (Vec<ContainerId>, Vec<SandboxId>),
+    running: &[Container],
+    ready: &[Sandbox],
+) {
+    let samples = back.store.samples();
+    let there: HashSet<_> = running.iter().map(|one| &one.id).collect();
+    for id in containers.iter().filter(|id| !there.contains(id)) {
+        samples.remove_container(id);
+    }
+    let there: HashSet<_> = ready.iter().map(|pod| &pod.id).collect();
+    for id in pods.iter().filter(|id| !there.contains(id)) {
+        samples.remove_pod(id);
+    }
 }
 
 /// Takes the sample of a container that has just been started, and of its pod.

@@ -147,6 +147,11 @@ fn enter_pid_namespace(wanted: &PidNamespace<'_>) -> Result<Option<OwnedFd>, Lau
         PidNamespace::Inherited => Ok(None),
         PidNamespace::At(path) => {
             let (there, home) = (open(path)?, open(Path::new("/proc/self/ns/pid"))?);
+            // The process that the path names may have ended, and its number be another's.
+            if is_same_file(&there, &home)? {
+                let what = format!("{path:?} is the node's own PID namespace");
+                return Err(LaunchError::refused(stage::NAMESPACE, what, Errno::PERM));
+            }
             move_into_link_name_space(there.as_fd(), kind).at(stage::NAMESPACE, what)?;
             Ok(Some(home))
         }
@@ -161,6 +166,14 @@ fn enter_pid_namespace(wanted: &PidNamespace<'_>) -> Result<Option<OwnedFd>, Lau
             Ok(Some(home))
         }
     }
+}
+
+fn is_same_file(one: &OwnedFd, other: &OwnedFd) -> Result<bool, LaunchError> {
+    let file = |fd: &OwnedFd| {
+        let found = rustix::fs::fstat(fd).at(stage::NAMESPACE, || "look at a PID namespace")?;
+        Ok((found.st_dev, found.st_ino))
+    };
+    Ok(file(one)? == file(other)?)
 }
 
 /// A shim whose children were born in a container's namespace would be worse than none: the daemon

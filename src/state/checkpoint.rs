@@ -33,10 +33,17 @@ impl Checkpointer {
     }
 
     /// Ends the task and closes its connection.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(mut self) {
         self.end.notify_one();
         // It is no error when it has ended by a panic: nothing is lost with it.
-        let _ = self.task.await;
+        let _ = (&mut self.task).await;
+    }
+}
+
+/// The task has a handle of the writer, which ends with its last one.
+impl Drop for Checkpointer {
+    fn drop(&mut self) {
+        self.end.notify_one();
     }
 }
 

@@ -120,9 +120,21 @@ impl Samples {
         samples.insert(id.clone(), Arc::new(sample));
     }
 
-    /// Forgets the pods that are none of these.
-    pub fn keep_pods(&self, is_known: impl Fn(&SandboxId) -> bool) {
-        lock(&self.pods).retain(|id, _| is_known(id));
+    /// Of whom there are samples.
+    #[must_use]
+    pub fn held(&self) -> (Vec<ContainerId>, Vec<SandboxId>) {
+        let containers = lock(&self.containers).keys().cloned().collect();
+        (containers, lock(&self.pods).keys().cloned().collect())
+    }
+
+    /// Forgets what a container used, though not of its writable layer.
+    pub fn remove_container(&self, id: &ContainerId) {
+        lock(&self.containers).remove(id);
+    }
+
+    /// Forgets a pod.
+    pub fn remove_pod(&self, id: &SandboxId) {
+        lock(&self.pods).remove(id);
     }
 
     /// The file system of the writable layers, as it was last looked at.
@@ -255,7 +267,8 @@ mod tests {
         let pod = samples.pod(&id).expect("a sample");
         assert_eq!(pod.cpu_rate_nano_cores, Some(250_000_000));
         assert_eq!(pod.interfaces, interfaces);
-        samples.keep_pods(|_| false);
+        assert_eq!(samples.held(), (vec![], vec![id.clone()]));
+        samples.remove_pod(&id);
         assert_eq!(samples.pod(&id), None);
     }
 }

@@ -195,6 +195,21 @@ fn namespaces_given_by_path_are_joined() {
     });
 }
 
+/// As when the process that the path names has ended, and its number is one of the node's.
+#[test]
+fn the_nodes_pid_namespace_is_never_joined_by_path() {
+    alone(|| {
+        let image = Image::new();
+        let mut plan = image.plan(&["true"]);
+        edit(&mut plan, |spec| {
+            let path = json!(format!("/proc/{}/ns/pid", std::process::id()));
+            spec["linux"]["namespaces"][0]["path"] = path;
+        });
+        let error = refusal(&plan).to_string();
+        assert!(error.contains("node's own PID namespace"), "{error}");
+    });
+}
+
 #[test]
 fn a_container_can_share_the_nodes_pid_namespace() {
     alone(|| {

@@ -23,7 +23,7 @@ struct Engine {
     store: Store,
     desired: DesiredWriter,
     observed: ObservedWriter,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 async fn engine() -> Engine {
@@ -34,7 +34,7 @@ async fn engine() -> Engine {
         store,
         desired,
         observed,
-        _dir: dir,
+        dir,
     }
 }
 
@@ -94,7 +94,7 @@ impl Engine {
             store,
             desired,
             observed,
-            _dir: dir,
+            dir,
         } = self;
         drop((store, desired, observed));
         let opened = Store::open(&dir.path().join("quilt.db")).await;
@@ -103,7 +103,7 @@ impl Engine {
             store,
             desired,
             observed,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -532,6 +532,31 @@ async fn a_reader_does_not_wait_for_a_writer() {
     let (written, read) = tokio::join!(writing, reading);
     written.expect("written");
     assert!(read.is_some());
+}
+
+#[tokio::test]
+async fn a_store_that_nobody_has_any_more_is_closed() {
+    let Engine {
+        store,
+        desired,
+        observed,
+        dir,
+    } = engine().await;
+    let is_open = || {
+        let open = std::fs::read_dir("/proc/self/fd").expect("descriptors");
+        let file = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read_link(entry?.path());
+        let mut files = open.filter_map(|entry| file(entry).ok());
+        files.any(|file| file.starts_with(dir.path()))
+    };
+    assert!(is_open());
+    drop((store, desired, observed));
+    let closed = async {
+        while is_open() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    let bound = std::time::Duration::from_secs(20);
+    tokio::time::timeout(bound, closed).await.expect("closed");
 }
 
 #[tokio::test]
