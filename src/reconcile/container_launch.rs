@@ -134,6 +134,7 @@ async fn start(
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
+    let hooked = plan.spec.hooks().is_some();
     let plan_path = back.paths.container(&container.id).join("plan.json");
     let (back_too, path_too, plan_path_too) = (back.clone(), path.clone(), plan_path.clone());
     let sources = container.spec.mounts.clone();
@@ -160,7 +161,9 @@ async fn start(
     stages.enter("launch");
     let asked_at = now_ns();
     let launched = shim.launch(container.id.as_str(), &plan_path).await;
-    hooks::record(back, &container.id).await?;
+    if hooked {
+        hooks::record(back, &container.id).await?;
+    }
     let launched = launched?;
     fault::point("container.launched").await?;
     let started = Started {

@@ -17,7 +17,7 @@ use crate::fault;
 use crate::id::ContainerId;
 use crate::lifecycle::handler::{Features, Handler};
 use crate::lifecycle::spec::Map;
-use crate::runtime::plan::{ExternalRuntime, LaunchPlan};
+use crate::runtime::plan::{BUNDLE, ExternalRuntime, LaunchPlan};
 use crate::state::container::Container;
 use crate::state::sandbox::Sandbox;
 
@@ -52,7 +52,7 @@ pub(super) fn of(
         root: handler.root.clone().unwrap_or(own),
         timeout_s: handler.timeout_s,
         id: id.to_string(),
-        bundle: back.paths.container(id).join("bundle"),
+        bundle: back.paths.container(id).join(BUNDLE),
         cgroup: cgroup.to_string(),
     }))
 }
@@ -102,10 +102,18 @@ pub(super) async fn delete(back: &Back, container: &Container) -> Result<(), Rec
 
 /// The runtime that started a container.
 async fn runtime_of(back: &Back, id: &ContainerId) -> Option<ExternalRuntime> {
-    let plan = back.paths.container(id).join("plan.json");
-    let text = tokio::fs::read(&plan).await.ok()?;
-    let plan: LaunchPlan = serde_json::from_slice(&text).ok()?;
-    plan.external
+    plan_with_bundle(back, id).await?.external
+}
+
+/// The launch plan of a container that was started from a bundle, for another runtime or for hooks.
+/// Others are not asked for theirs: a pod that goes does not wait for it to be read.
+pub(super) async fn plan_with_bundle(back: &Back, id: &ContainerId) -> Option<LaunchPlan> {
+    let directory = back.paths.container(id);
+    if !directory.join(BUNDLE).exists() {
+        return None;
+    }
+    let text = tokio::fs::read(directory.join("plan.json")).await.ok()?;
+    serde_json::from_slice(&text).ok()
 }
 
 async fn call(runtime: &ExternalRuntime, arguments: &[&str]) -> Result<(), String> {

@@ -16,13 +16,12 @@ use oci_spec::runtime::{HookBuilder, Hooks, HooksBuilder};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
-use super::{Back, ReconcileError};
+use super::{Back, ReconcileError, external};
 use crate::id::ContainerId;
 use crate::lifecycle::handler::passes;
 use crate::lifecycle::hook::{Hook, Stage, Subject};
 use crate::lifecycle::spec::Map;
 use crate::runtime::hooks::{RECORD, Ran, State};
-use crate::runtime::plan::LaunchPlan;
 use crate::state::container::Container;
 use crate::state::sandbox::Sandbox;
 
@@ -66,10 +65,6 @@ fn parse(path: &Path) -> Result<Hook, ReconcileError> {
 }
 
 /// The hooks of a container, as its spec has them; `None` if there is none for it.
-#[expect(
-    deprecated,
-    reason = "operators write prestart, and other runtimes run it"
-)]
 pub(super) fn of(
     back: &Back,
     container: &Container,
@@ -178,11 +173,7 @@ async fn told(back: &Back, id: &ContainerId, ran: &Ran) -> Result<(), ReconcileE
 /// Runs the hooks of a container of which nothing is left. What fails is told, and holds nothing
 /// up for longer than its time. Another runtime has run its own.
 pub(super) async fn poststop(back: &Back, id: &ContainerId) -> Result<(), ReconcileError> {
-    let directory = back.paths.container(id);
-    let Ok(text) = tokio::fs::read(directory.join("plan.json")).await else {
-        return Ok(());
-    };
-    let Ok(plan) = serde_json::from_slice::<LaunchPlan>(&text) else {
+    let Some(plan) = external::plan_with_bundle(back, id).await else {
         return Ok(());
     };
     let hooks = plan.spec.hooks().as_ref();

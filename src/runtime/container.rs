@@ -18,6 +18,7 @@ use super::hooks::Gate;
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
 use super::plan::{LaunchPlan, PlanUser};
+use super::protect::leave_keyring;
 use super::root::Root;
 use super::rootfs::{self, OverlayInterface};
 use super::spawn::{Born, reached};
@@ -56,6 +57,7 @@ pub(super) fn run(
     //    of what is made from here on are given exactly.
     umask(Mode::empty());
     setsid().at(stage::CLONE, || "begin a session")?;
+    leave_keyring().at(stage::CLONE, || "leave the session keyring")?;
 
     // 2. Cgroups, first of all: what follows is the container's work and counts as such.
     reached(stage::CGROUP);

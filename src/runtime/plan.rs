@@ -123,6 +123,9 @@ pub struct PlanUser {
     pub merge_image_groups: bool,
 }
 
+/// In a container's directory: the bundle, for another runtime and for hooks.
+pub const BUNDLE: &str = "bundle";
+
 /// How the name of a command's own cgroup begins, below its container's.
 pub const EXEC_LEAF_PREFIX: &str = "exec-";
 

@@ -13,7 +13,7 @@ use super::super::error::{At, LaunchError, stage};
 use super::super::image_volume;
 use super::super::mounts::{attach, is_directory};
 use super::super::oci;
-use super::super::plan::{ExternalRuntime, LaunchPlan};
+use super::super::plan::{BUNDLE, ExternalRuntime, LaunchPlan};
 use super::super::rootfs::OverlayInterface;
 use super::super::user::Account;
 use super::driver::as_errno;
@@ -117,7 +117,7 @@ pub(super) fn write(
 /// Writes `config.json` for the hooks of a container that we start ourselves: their programs look
 /// there for what it is.
 pub(in super::super) fn write_for_hooks(plan: &LaunchPlan) -> Result<(), LaunchError> {
-    let bundle = plan.stdio.fifo_dir.join("bundle");
+    let bundle = plan.stdio.fifo_dir.join(BUNDLE);
     let what = || format!("write the bundle {bundle:?}");
     let mut spec = oci::spec(plan, None);
     let root = RootBuilder::default().path(&plan.rootfs.mount_point);

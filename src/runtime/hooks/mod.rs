@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
-use super::plan::LaunchPlan;
+use super::plan::{BUNDLE, LaunchPlan};
 
 pub(super) use driver::begin;
 
@@ -55,7 +55,7 @@ impl State {
             id: name.to_string_lossy().into_owned(),
             status,
             pid,
-            bundle: directory.join("bundle").display().to_string(),
+            bundle: directory.join(BUNDLE).display().to_string(),
             annotations: annotations.into_iter().collect(),
         }
     }
@@ -100,7 +100,6 @@ pub(super) fn are_in(spec: &Spec) -> bool {
 }
 
 /// The stage that the specification has given another name. It is still what operators write.
-#[expect(deprecated, reason = "operators write it, and other runtimes run it")]
 fn of_prestart(spec: &Spec) -> &Option<Vec<Hook>> {
     static NONE: Option<Vec<Hook>> = None;
     spec.hooks()

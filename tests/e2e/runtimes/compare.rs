@@ -8,7 +8,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::{configured, printed};
+use super::printed;
 use crate::support::cri::*;
 use crate::support::pod::{resources, security, shell};
 use crate::support::{Node, Pod};
@@ -72,9 +72,7 @@ fn requests() -> Vec<ContainerConfig> {
 
 #[tokio::test]
 async fn what_is_seen_from_inside_is_the_same_with_runc() {
-    let mut node = Node::prepare(&configured());
-    node.spawn();
-    node.answers().await;
+    let node = Node::start().await;
     let mut config = node.pod_config("alike");
     let linux = config.linux.get_or_insert_default();
     linux.security_context.get_or_insert_default().privileged = true;

@@ -5,6 +5,10 @@ mod compare;
 mod hostile;
 mod recovery;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
 use tonic::Code;
 
 use crate::support::cri::*;
@@ -12,23 +16,32 @@ use crate::support::log::contents;
 use crate::support::pod::{exited, resources, security, shell};
 use crate::support::{Node, Pod};
 
-/// The runtimes that are tried, with their programs and options. Debian's crun refuses nodes whose
-/// unified hierarchy has controllers beside those of cgroup v1; the cgroup is ours to make anyway.
-const RUNTIMES: [(&str, &str, &str); 2] = [
-    ("runc", "/usr/sbin/runc", ""),
-    ("crun", "/usr/bin/crun", "\"--cgroup-manager=disabled\""),
-];
+/// The runtimes that are tried.
+const RUNTIMES: [&str; 2] = ["runc", "crun"];
 
-/// Their sections of the configuration.
-fn configured() -> String {
-    let section = |(name, path, options): (&str, &str, &str)| {
-        format!("[runtimes.{name}]\npath = \"{path}\"\noptions = [{options}]\n")
-    };
-    RUNTIMES.map(section).concat()
+/// crun refuses a node whose unified hierarchy has controllers beside those of cgroup v1. There it
+/// runs in a mount namespace of its own without that hierarchy, which is ours to enter anyway.
+const CRUN_OF_HYBRID_NODE: &str = "#!/bin/sh
+exec unshare --mount --propagation slave \\
+    sh -c 'umount -l /sys/fs/cgroup/unified; exec crun \"$@\"' sh \"$@\"\n";
+
+/// Has both in the configuration.
+fn configure(node: &Node) {
+    let controllers = fs::read_to_string("/sys/fs/cgroup/unified/cgroup.controllers");
+    let mut crun = PathBuf::from("/usr/bin/crun");
+    if controllers.is_ok_and(|controllers| !controllers.trim().is_empty()) {
+        crun = node.path("crun.sh");
+        fs::write(&crun, CRUN_OF_HYBRID_NODE).expect("a file of the test");
+        fs::set_permissions(&crun, fs::Permissions::from_mode(0o755)).expect("its own file");
+    }
+    node.configure(&format!(
+        "[runtimes.runc]\npath = \"/usr/sbin/runc\"\n[runtimes.crun]\npath = {crun:?}\n"
+    ));
 }
 
 async fn start() -> Node {
-    let mut node = Node::prepare(&configured());
+    let mut node = Node::prepare("");
+    configure(&node);
     node.spawn();
     node.answers().await;
     node
@@ -45,7 +58,7 @@ async fn printed(pod: &Pod, config: &ContainerConfig) -> Vec<String> {
 #[tokio::test]
 async fn a_pod_of_another_runtime_lives_as_ours_do() {
     let node = start().await;
-    let lives = RUNTIMES.map(|(handler, ..)| live(&node, handler));
+    let lives = RUNTIMES.map(|handler| live(&node, handler));
     futures_util::future::join_all(lives).await;
 }
 

@@ -13,7 +13,7 @@ async fn containers_of_other_runtimes_outlive_daemon_and_shim() {
     let script = "while [ ! -e /tmp/end ]; do echo tick; sleep 0.05; done; exit 7";
     let config = shell("ticks", script);
     let mut all = Vec::new();
-    for (handler, ..) in RUNTIMES {
+    for handler in RUNTIMES {
         let pod = node.pod_of(handler, node.pod_config(handler)).await;
         let id = pod.run(&config).await;
         let log = pod.log_path(&config);
