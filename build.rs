@@ -17,5 +17,25 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // What we do not answer yet is routed all the same: UNIMPLEMENTED is an answer.
         .generate_default_stubs(true)
         .compile_fds(descriptors)?;
+    tonic_prost_build::configure().compile_fds(protox::compile(
+        ["proto/opentelemetry/trace.proto"],
+        ["proto"],
+    )?)?;
+    let services = [
+        "version",
+        "containers",
+        "tasks",
+        "namespaces",
+        "images",
+        "content",
+        "introspection",
+    ];
+    let files = services.map(|service| format!("proto/containerd/{service}.proto"));
+    tonic_prost_build::configure()
+        .build_client(true)
+        .build_server(true)
+        // Its packages name each other by their place in one tree.
+        .include_file("containerd.rs")
+        .compile_fds(protox::compile(files, ["proto"])?)?;
     Ok(())
 }

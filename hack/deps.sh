@@ -20,6 +20,7 @@ readonly NEEDS=(
     openssl:openssl
     /usr/lib/cni/bridge:containernetworking-plugins
     iptables:iptables
+    nft:nftables
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
 )
 
@@ -94,6 +95,19 @@ shell() {
     mv "$deb.part" "$deb"
 }
 
+# containerd's own client. The package would bring the daemon as well, so it is only unpacked.
+ctr() {
+    local deb=$OUT/containerd
+    [[ -x $deb/usr/bin/ctr ]] && return
+    command -v apt-get >/dev/null || fail "unpack usr/bin/ctr of Debian's package 'containerd' into $deb"
+    rm -rf "$deb.part" && mkdir -p "$deb.part"
+    (cd "$deb.part" && { apt-get download -qq containerd || { apt-get update -qq && apt-get download -qq containerd; }; }) \
+        >"$OUT/apt.log" 2>&1 || fail "apt-get could not download containerd: $(tail -n 3 "$OUT/apt.log")"
+    dpkg-deb --fsys-tarfile "$deb.part"/containerd_*.deb | tar -x -C "$deb.part" ./usr/bin/ctr
+    rm "$deb.part"/containerd_*.deb
+    mv "$deb.part" "$deb"
+}
+
 # The programs of the test images, and the program that makes the images.
 images() {
     (cd hack/images && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "../../$OUT/programs/" ./nnp ./pause &&
@@ -111,6 +125,9 @@ cri_tools() {
     [[ $bin/critest -nt hack/critest/go.mod ]] ||
         (cd hack/critest && go test -c -trimpath -ldflags "$version" -o bin/critest sigs.k8s.io/cri-tools/cmd/critest) ||
         fail "critest could not be built"
+    [[ $bin/sessions -nt hack/critest/sessions/main.go ]] ||
+        (cd hack/critest && go build -trimpath -o bin/sessions ./sessions) ||
+        fail "the client of sessions could not be built"
 }
 
 for tool in cargo:'Rust (rustup.rs)' go:'Go 1.26 or newer' cc:'gcc and libc6-dev'; do
@@ -119,5 +136,6 @@ done
 mkdir -p $OUT
 packages
 shell
+ctr
 images
 cri_tools

@@ -19,6 +19,7 @@ use crate::reconcile::worker::JobRules;
 use crate::shim::log::LogsConfig;
 use crate::streaming::StreamingConfig;
 use crate::telemetry::LogConfig;
+use crate::traces::TracingConfig;
 
 /// Where the file is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/quilt/config.toml";
@@ -57,6 +58,8 @@ pub struct Config {
     pub stats: StatsConfig,
     /// Exec, attach and port-forward.
     pub streaming: StreamingConfig,
+    /// Where spans of calls go.
+    pub tracing: TracingConfig,
 }
 
 /// `[stats]`
@@ -465,6 +468,9 @@ impl Config {
             return Err(value("jobs.long_running_s", "must not be 0".into()));
         }
         if let Err((key, why)) = config.streaming.validate() {
+            return Err(value(key, why));
+        }
+        if let Err((key, why)) = config.tracing.check() {
             return Err(value(key, why));
         }
         if let Err((key, why)) = config.logs.validate() {

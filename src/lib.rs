@@ -9,6 +9,7 @@ pub mod telemetry;
 
 // Front: what clients ask.
 pub mod admin;
+pub mod containerd;
 pub mod cri;
 pub mod streaming;
 
@@ -36,3 +37,4 @@ pub mod id;
 pub mod metrics;
 pub mod proto;
 pub mod sys;
+pub mod traces;

@@ -128,7 +128,7 @@ fn create_levels(mount_point: &Path, path: &CgroupPath) -> Result<(), CgroupErro
 }
 
 /// False when the directory above is missing.
-fn create_dir(dir: &Path) -> Result<bool, CgroupError> {
+pub(super) fn create_dir(dir: &Path) -> Result<bool, CgroupError> {
     match std::fs::create_dir(dir) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

@@ -18,6 +18,7 @@ mod path;
 mod processes;
 mod remove;
 mod resources;
+mod stand_in;
 mod stats;
 mod update;
 

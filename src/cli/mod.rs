@@ -5,6 +5,7 @@
 
 mod check;
 mod db;
+mod doctor;
 mod events;
 mod explain;
 mod find;
@@ -77,6 +78,9 @@ enum Command {
     /// Compare what is on this node with what the database says: 0 nothing differs or all is
     /// mended, 1 something is left, 2 it could not be checked.
     Check(check::Check),
+    /// Say what this node offers and what is missing, what that costs and how it is mended: 0
+    /// nothing is missing, 1 a feature is, 2 no pod runs.
+    Doctor(doctor::Doctor),
     /// Count the rows of every table.
     Inventory(output::Reading),
     /// Work with the database: dump, query, check, backup, restore, reset.
@@ -132,6 +136,7 @@ pub fn run() -> ExitCode {
         Command::Explain(explain) => link::block_on(explain::run(&explain)),
         Command::Logs(logs) => link::block_on(logs::run(&logs)),
         Command::Check(check) => return check::run(&check),
+        Command::Doctor(doctor) => return doctor::run(&doctor),
         Command::Image(image) => match image::run(&image) {
             Ok(code) => return code,
             Err(error) => Err(error),

@@ -12,6 +12,7 @@ use super::error::code_name;
 use super::{CallError, Front};
 use crate::id::{ContainerId, ObjectKey};
 use crate::state::{now_ns, pull};
+use crate::traces;
 
 /// Answer this long before the client gives up, or a tenth of its patience if that is shorter, so
 /// that it hears the stage and not silence. Of this, a quarter is for finding out the stage; a call
@@ -93,12 +94,18 @@ impl Front {
         R: Future<Output = Result<A, CallError>>,
     {
         let deadline = Deadline::of(&request, self.info.default_deadline);
+        let traced = self.begin_trace(&request);
         let span = tracing::info_span!("call", rpc, id = tracing::field::Empty);
         let started = Instant::now();
         let handled =
             handler(self.clone(), request.into_inner(), deadline).instrument(span.clone());
-        let result = tokio::time::timeout_at(deadline.latest(), handled).await;
+        let handled = traces::noting(tokio::time::timeout_at(deadline.latest(), handled));
+        let (result, subjects) = handled.await;
         let result = result.unwrap_or(Err(CallError::Late { rpc }));
+        if let Some(traced) = traced {
+            let error = result.as_ref().err();
+            self.end_trace(traced, rpc, error, subjects);
+        }
         let code = result.as_ref().err().map_or(Code::Ok, CallError::code);
         let took = started.elapsed();
         let labels = [rpc, code_name(code)];

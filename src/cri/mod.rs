@@ -15,6 +15,7 @@ mod pieces;
 pub mod runtime_service;
 pub mod sandbox;
 mod sessions;
+mod traced;
 mod usage;
 mod validate;
 
@@ -30,6 +31,7 @@ use crate::lifecycle::handler::Features;
 use crate::shim::client::ShimClient;
 use crate::state::{DesiredWriter, Store};
 use crate::streaming::Door;
+use crate::traces::Tracer;
 
 pub use error::CallError;
 
@@ -66,6 +68,7 @@ pub struct Front {
     range_told: Arc<Notify>,
     streams: Arc<Semaphore>,
     door: Door,
+    tracer: Tracer,
 }
 
 /// The shim that is connected now; sessions take it as they come.
@@ -97,7 +100,7 @@ impl Front {
         desired: DesiredWriter,
         signals: Signals,
         info: NodeInfo,
-        door: Door,
+        (door, tracer): (Door, Tracer),
     ) -> Self {
         Self {
             store,
@@ -109,7 +112,14 @@ impl Front {
             range_told: signals.range_told,
             streams: Arc::new(Semaphore::new(events::STREAMS)),
             door,
+            tracer,
         }
+    }
+
+    /// The database, through the front's own connections.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The shim, for a session.

@@ -258,8 +258,13 @@ impl v1::runtime_service_server::RuntimeService for Front {
     }
     async fn update_pod_sandbox_resources(
         &self,
-        _request: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<v1::UpdatePodSandboxResourcesResponse>, Status> {
-        Err(unimplemented("UpdatePodSandboxResources"))
+        self.call(
+            "UpdatePodSandboxResources",
+            request,
+            sandbox::update::update,
+        )
+        .await
     }
 }

@@ -7,6 +7,7 @@ use crate::lifecycle::sandbox::State;
 use crate::lifecycle::spec::{NamespaceMode, PortMapping};
 use crate::proto::cri as v1;
 use crate::streaming::{Ask, AttachAsk, ExecAsk, PodNetwork, PortForwardAsk, TokenError};
+use crate::traces;
 
 /// Most ports that one request may name.
 const PORTS_MAX: usize = 64;
@@ -96,7 +97,7 @@ pub(super) async fn port_forward(
     let id = front
         .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let not_found = || CallError::NotFound {
         noun: "sandbox",
         id: id.to_string(),

@@ -5,6 +5,7 @@ mod handlers;
 mod listen;
 mod servers;
 mod snapshots;
+mod trace_export;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::admin::{
 };
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::config::{Config, MetricsConfig};
+use crate::containerd::Reader;
 use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
@@ -38,6 +40,7 @@ use crate::reconcile::{
 use crate::state::health::Report;
 use crate::state::now_ns;
 use crate::streaming;
+use crate::traces::{Tracer, TracingConfig};
 
 pub use listen::Endpoint;
 pub(crate) use listen::Lock;
@@ -114,7 +117,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     engine
         .write(&paths.state)
         .context("cannot write engine.json")?;
-    let mut servers = Servers::start(sockets, front, admin, &stopped);
+    let reader = Reader::new(front.store().clone(), &paths.root);
+    let mut servers = Servers::start(sockets, front, reader, admin, &stopped);
     tracing::info!(endpoint = %listen, root = %paths.root.display(), "ready");
     notify(&[sd_notify::NotifyState::Ready]);
 
@@ -204,7 +208,7 @@ async fn start(
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
-    plugin_network::begin(&back, &health).await?;
+    let seen = plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
     let pins = back.image_rules.pins.clone();
     back.observed.pin_images(pins).await?;
@@ -219,7 +223,7 @@ async fn start(
         health,
     };
     let range_told = Arc::new(Notify::new());
-    follow_networks(&back, &sweeper.health, &range_told, tasks, stopped);
+    follow_networks(&back, &sweeper.health, (&range_told, seen), tasks, stopped);
     meet_shim(&back, link, watched, tasks, stopped).await;
     sweeper.at_start().await;
     spawn_upkeep(&back, config, sweeper, checks, tasks, stopped);
@@ -231,8 +235,9 @@ async fn start(
     };
     let metrics = Arc::clone(store.metrics());
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
+    let tracer = trace(config, tasks, stopped, store.metrics())?;
     let info = node_info(config, paths, handlers::probe(&config.runtimes).await);
-    let front = Front::new(store, desired, signals, info, door);
+    let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
     Ok((front, back))
 }
@@ -241,7 +246,7 @@ async fn start(
 fn follow_networks(
     back: &Back,
     health: &watch::Sender<Report>,
-    range_told: &Arc<Notify>,
+    (range_told, seen): (&Arc<Notify>, plugin_network::Watch),
     tasks: &mut JoinSet<()>,
     stopped: &watch::Receiver<bool>,
 ) {
@@ -254,8 +259,31 @@ fn follow_networks(
     tasks.spawn(plugin_network::run(
         back.clone(),
         health.clone(),
+        seen,
         stopped.clone(),
     ));
+}
+
+/// Sends spans of calls from here on, if a collector is configured.
+fn trace(
+    config: &Config,
+    tasks: &mut JoinSet<()>,
+    stopped: &watch::Receiver<bool>,
+    metrics: &Arc<Metrics>,
+) -> anyhow::Result<Tracer> {
+    let TracingConfig {
+        endpoint,
+        sampling_rate_per_million: rate,
+    } = &config.tracing;
+    if endpoint.is_empty() {
+        return Ok(Tracer::default());
+    }
+    let collector = tonic::transport::Endpoint::from_shared(endpoint.clone());
+    let collector = collector.with_context(|| format!("tracing.endpoint: {endpoint:?}"))?;
+    let (tracer, spans) = Tracer::new(*rate, Arc::clone(metrics));
+    let export = trace_export::run(collector, spans, Arc::clone(metrics), stopped.clone());
+    tasks.spawn(export);
+    Ok(tracer)
 }
 
 /// What the front does beside its calls.

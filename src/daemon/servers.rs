@@ -13,9 +13,11 @@ use tokio::net::UnixListener;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::admin::AdminService;
+use crate::containerd::{Reader, RefuseWrites};
 use crate::cri::Front;
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::cri::image_service_server::ImageServiceServer;
@@ -50,6 +52,7 @@ impl Servers {
     pub(super) fn start(
         sockets: Sockets,
         front: Front,
+        reader: Reader,
         admin: AdminService,
         stopped: &watch::Receiver<bool>,
     ) -> Self {
@@ -64,8 +67,10 @@ impl Servers {
             Server::builder()
                 .max_concurrent_streams(STREAMS)
                 .layer(Count(Arc::clone(&calls)))
+                .layer(RefuseWrites)
         };
-        let cri = builder().add_service(runtime).add_service(image);
+        let cri = reader.serve(Routes::new(runtime).add_service(image));
+        let cri = builder().add_routes(cri);
         let admin = builder().add_service(AdminServer::new(admin));
         let mut running = JoinSet::new();
         for (router, socket) in [(cri, sockets.cri), (admin, sockets.admin)] {

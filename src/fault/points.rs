@@ -11,6 +11,7 @@ pub const POINTS: &[&str] = &[
     "recovery.jobs_reclaimed",
     "recovery.imports_ended",
     "recovery.queued",
+    "netlink.sent",
     "network.bridge_up",
     "network.rules",
     "shim.connected",
@@ -77,6 +78,10 @@ pub const POINTS: &[&str] = &[
     "attachment.leaving",
     "attachment.detached",
     "attachment.deleted",
+    // A sandbox that is up gets other limits.
+    "sandbox.update_wanted",
+    "sandbox.limits_set",
+    "sandbox.updated",
     // A sandbox that is up has lost something.
     "sandbox.lacking",
     "sandbox.pinned",

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use tokio::sync::mpsc;
 
 use super::digest::{Digest, Hasher};
+use super::kept;
 use super::layers::{LayerError, failed, rename_new};
 use super::progress::LayerProgress;
 use crate::sys::tree::{self, Usage};
@@ -341,22 +342,14 @@ impl Download {
     /// Blocks: whether a blob of which nothing is missing is what its digest says; if not,
     /// [`Download::wrong`] tells what it is. For a reader that has not come to the end.
     pub(super) fn verify(&self) -> io::Result<()> {
-        let mut hasher = Hasher::new(self.digest.algorithm());
-        let mut buffer = vec![0; READ_BYTES];
-        for piece in 0..piece_of(self.size.saturating_sub(1)) + 1 {
-            let mut file = File::open(self.file(piece))?;
-            loop {
-                match file.read(&mut buffer)? {
-                    0 => break,
-                    read => hasher.update(&buffer[..read]),
-                }
+        match kept::read(&self.directory, &self.digest, &mut |_| true)? {
+            Some(found) if found.bytes != self.size => Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(found) if found.digest != self.digest => {
+                lock(&self.arrived).wrong = Some(found.digest);
+                Ok(())
             }
+            _ => Ok(()),
         }
-        let actual = hasher.finish();
-        if actual != self.digest {
-            lock(&self.arrived).wrong = Some(actual);
-        }
-        Ok(())
     }
 
     /// Blocks: how much of each piece is here. A piece longer than its place is none of ours.

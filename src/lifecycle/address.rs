@@ -86,6 +86,12 @@ impl Requested {
         Ok(requested)
     }
 
+    /// All that are asked for, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let ipv4 = self.ipv4.map(IpAddr::V4);
+        ipv4.into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+
     /// Whether anything is asked for.
     #[must_use]
     pub fn is_any(&self) -> bool {

@@ -83,6 +83,21 @@ pub fn admit(to: Desired, desired: Desired, state: State) -> Verdict {
     }
 }
 
+/// Whether a sandbox may be given other limits: only one that is up and is to stay so.
+#[must_use]
+pub fn admit_update(desired: Desired, state: State) -> Verdict {
+    if desired == Desired::Ready && state == State::Ready {
+        return Verdict::Admitted;
+    }
+    Verdict::Refused(Impossible {
+        noun: "sandbox",
+        id: String::new(),
+        from: state.as_str(),
+        to: "updated",
+        because: "only a ready sandbox has limits to change",
+    })
+}
+
 /// Whether one state may come after another.
 #[must_use]
 pub const fn may_follow(from: State, to: State) -> bool {

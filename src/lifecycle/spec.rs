@@ -203,6 +203,9 @@ pub struct DeviceSpec {
     pub permissions: String,
 }
 
+/// The most CPU shares that the kernel takes.
+const CPU_SHARES_MAX: i64 = 262_144;
+
 /// Limits of a container (CRI `LinuxContainerResources`); 0 is "not set".
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Resources {
@@ -263,6 +266,37 @@ impl fmt::Display for Resources {
 }
 
 impl Resources {
+    /// The limits of a pod whose containers may use this much together, and that takes `overhead`
+    /// besides (CRI `LinuxPodSandboxConfig`). What is not limited stays so, whatever the overhead;
+    /// the OOM score is the processes' own.
+    #[must_use]
+    pub fn with_overhead(&self, overhead: &Self) -> Self {
+        let sum = |limit: i64, more: i64| match limit > 0 {
+            true => limit.saturating_add(more.max(0)),
+            false => limit,
+        };
+        // Quotas are comparable for one period only.
+        let period = |us: i64| if us > 0 { us } else { 100_000 };
+        let (own, other) = (period(self.cpu_period_us), period(overhead.cpu_period_us));
+        let quota = i128::from(overhead.cpu_quota_us.max(0)) * i128::from(own) / i128::from(other);
+        let pages = self.hugepage_limits.iter().map(|(size, limit)| {
+            let mut more = overhead.hugepage_limits.iter();
+            let more = more
+                .find(|(other, _)| other == size)
+                .map_or(0, |found| found.1);
+            (size.clone(), limit.saturating_add(more))
+        });
+        Self {
+            cpu_quota_us: sum(self.cpu_quota_us, i64::try_from(quota).unwrap_or(i64::MAX)),
+            cpu_shares: sum(self.cpu_shares, overhead.cpu_shares).min(CPU_SHARES_MAX),
+            memory_limit_bytes: sum(self.memory_limit_bytes, overhead.memory_limit_bytes),
+            memory_swap_limit_bytes: sum(self.memory_swap_limit_bytes, overhead.memory_limit_bytes),
+            hugepage_limits: pages.collect(),
+            oom_score_adj: 0,
+            ..self.clone()
+        }
+    }
+
     /// These limits with what `change` sets; what it leaves at 0 or empty stays as it is. Huge
     /// pages are changed size by size, files of cgroup v2 name by name.
     #[must_use]
@@ -384,4 +418,43 @@ pub struct ImageSpec {
     pub stop_signal: String,
     /// Labels.
     pub labels: Map,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overhead_is_added_to_what_is_limited_and_to_nothing_else() {
+        let limits = Resources {
+            cpu_period_us: 100_000,
+            cpu_quota_us: 20_000,
+            memory_limit_bytes: 192 << 20,
+            hugepage_limits: vec![("2MB".into(), 4 << 20)],
+            ..Resources::default()
+        };
+        assert_eq!(limits.with_overhead(&Resources::default()), limits);
+        let overhead = Resources {
+            cpu_period_us: 50_000,
+            cpu_quota_us: 5_000,
+            cpu_shares: 100,
+            memory_limit_bytes: 8 << 20,
+            hugepage_limits: vec![("2MB".into(), 2 << 20), ("1GB".into(), 1 << 30)],
+            ..Resources::default()
+        };
+        let sum = limits.with_overhead(&overhead);
+        assert_eq!((sum.cpu_quota_us, sum.cpu_period_us), (30_000, 100_000));
+        assert_eq!(sum.memory_limit_bytes, 200 << 20);
+        assert_eq!(sum.hugepage_limits, [("2MB".into(), 6 << 20)]);
+        assert_eq!((sum.cpu_shares, sum.memory_swap_limit_bytes), (0, 0));
+        let most = Resources {
+            cpu_shares: CPU_SHARES_MAX,
+            memory_limit_bytes: i64::MAX,
+            cpu_quota_us: -1,
+            ..Resources::default()
+        };
+        let sum = most.with_overhead(&overhead);
+        assert_eq!((sum.cpu_shares, sum.cpu_quota_us), (CPU_SHARES_MAX, -1));
+        assert_eq!(sum.memory_limit_bytes, i64::MAX);
+    }
 }

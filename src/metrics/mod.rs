@@ -48,6 +48,8 @@ pub struct Metrics {
     pub exit_lag: Histogram,
     /// Whether a shim is connected.
     pub shim_connected: Gauge,
+    /// Spans of calls by what became of them: `sent`, `failed` or `lost`.
+    pub trace_spans: Family<1, Counter>,
     /// When the last sweep ended, ns since 1970; 0 before the first one.
     pub last_sweep_ns: Gauge,
 }
@@ -114,6 +116,12 @@ impl Metrics {
             Kind::Gauge,
         );
         to.sample("quilt_shim_connected", &[], self.shim_connected.get());
+        let help = "Spans of calls by what became of them.";
+        to.describe("quilt_trace_spans_total", help, Kind::Counter);
+        self.trace_spans.each(|values, counter| {
+            let labels = pairs(["outcome"], values);
+            to.sample("quilt_trace_spans_total", &labels, counter.get());
+        });
         let help = "When the last sweep ended, seconds since 1970; 0 before the first.";
         to.describe("quilt_last_sweep_timestamp_seconds", help, Kind::Gauge);
         let at = u64::try_from(self.last_sweep_ns.get()).unwrap_or(0);

@@ -12,7 +12,9 @@ use super::bridge::BridgeSpec;
 use super::error::NetworkError;
 use super::link;
 use super::netlink::Socket;
-use super::pod::{PodLinkSpec, are_a_pair, in_namespace, mac_address, open_netns, open_socket};
+use super::pod::{
+    PodLinkSpec, are_a_pair, in_namespace, mac_address, on_the_node, open_netns, open_socket,
+};
 
 /// Something about a pod's link that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,9 +156,7 @@ pub fn check_bridge(spec: &BridgeSpec<'_>) -> Result<Vec<BridgeProblem>, Network
 /// When the kernel cannot be asked; a thing that is missing is a problem, not an error.
 pub fn check_pod_link(spec: &PodLinkSpec<'_>) -> Result<Vec<Problem>, NetworkError> {
     let mut problems = Vec::new();
-    let mut host = open_socket(spec.host_name)?;
-    let bridge = link::find(&mut host, spec.bridge)?;
-    let host_end = link::find(&mut host, spec.host_name)?;
+    let (bridge, host_end) = on_the_node(&mut open_socket(spec.host_name)?, spec)?;
     match &host_end {
         None => problems.push(Problem::HostLinkMissing),
         Some(found) => {

@@ -23,6 +23,8 @@ use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
+use crate::fault::{self, Fault};
+
 /// Longest wait for an answer. The kernel answers before `sendmsg` returns, except for dumps, so
 /// this only bounds what should not happen.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -57,6 +59,9 @@ pub enum NetlinkError {
     /// The answer does not have netlink's form.
     #[error("the kernel's answer is not understood: {0}")]
     Malformed(&'static str),
+    /// A point made the request fail (`crate::fault`).
+    #[error(transparent)]
+    Fault(#[from] Fault),
 }
 
 impl NetlinkError {
@@ -279,7 +284,8 @@ impl Socket {
         self.inner
             .send_to(bytes, &kernel, 0)
             .map_err(NetlinkError::Socket)?;
-        Ok(())
+        // The kernel has done all of it by now, whether or not we live to hear of it.
+        Ok(fault::blocking_point("netlink.sent")?)
     }
 
     /// Receives one datagram and hands out the messages in it.

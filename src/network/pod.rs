@@ -104,13 +104,7 @@ pub fn is_connected(spec: &PodLinkSpec<'_>) -> Result<bool, NetworkError> {
     if !validate(spec)?.is_empty() {
         return Ok(false);
     }
-    let mut host = open_socket(spec.host_name)?;
-    let outcomes = host
-        .batch(vec![link::get(spec.bridge), link::get(spec.host_name)])
-        .map_err(NetworkError::netlink("read", spec.host_name))?;
-    let [bridge, found] = <[_; 2]>::try_from(outcomes).map_err(|_| vanished(spec.bridge))?;
-    let bridge = link::read(bridge, spec.bridge)?;
-    let found = link::read(found, spec.host_name)?;
+    let (bridge, found) = on_the_node(&mut open_socket(spec.host_name)?, spec)?;
     Ok(bridge.zip(found).is_some_and(|(bridge, found)| {
         found.is_kind("veth")
             && found.alias.as_deref() == Some(spec.alias)
@@ -222,6 +216,19 @@ fn require_ours(found: &Link, alias: &str) -> Result<(), NetworkError> {
     })
 }
 
+/// The bridge, and the node's end of the pair, in one round trip.
+pub(super) fn on_the_node(
+    host: &mut Socket,
+    spec: &PodLinkSpec<'_>,
+) -> Result<(Option<Link>, Option<Link>), NetworkError> {
+    let outcomes = host
+        .batch(vec![link::get(spec.bridge), link::get(spec.host_name)])
+        .map_err(NetworkError::netlink("read", spec.host_name))?;
+    let [bridge, found] = <[_; 2]>::try_from(outcomes).map_err(|_| vanished(spec.bridge))?;
+    let bridge = link::read(bridge, spec.bridge)?;
+    Ok((bridge, link::read(found, spec.host_name)?))
+}
+
 /// Makes sure that the pair exists, is marked and attached.
 fn prepare(
     host: &mut Socket,
@@ -229,16 +236,13 @@ fn prepare(
     netns: &File,
     spec: &PodLinkSpec<'_>,
 ) -> Result<(), NetworkError> {
-    let outcomes = host
-        .batch(vec![link::get(spec.bridge), link::get(spec.host_name)])
-        .map_err(NetworkError::netlink("read", spec.host_name))?;
-    let [bridge, found] = <[_; 2]>::try_from(outcomes).map_err(|_| vanished(spec.bridge))?;
-    let bridge = link::read(bridge, spec.bridge)?
+    let (bridge, found) = on_the_node(host, spec)?;
+    let bridge = bridge
         .filter(|bridge| bridge.is_kind("bridge"))
         .ok_or_else(|| NetworkError::NoBridge {
             name: spec.bridge.to_owned(),
         })?;
-    let Some(found) = link::read(found, spec.host_name)? else {
+    let Some(found) = found else {
         return match create(host, netns, &bridge, spec) {
             // The pod has an interface of that name already: the half of a lost pair.
             Err(NetworkError::Netlink { source, .. }) if source.is(libc::EEXIST) => {

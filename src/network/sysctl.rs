@@ -7,6 +7,8 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use ipnet::IpNet;
+
 use super::error::NetworkError;
 use super::link::ipv6_exists;
 
@@ -140,6 +142,15 @@ pub(super) fn prepare_for_ipv6(interface: &str) -> Result<(), NetworkError> {
 /// Where the node's own settings are that pods' networks need.
 const FORWARD_IPV4: &str = "net/ipv4/ip_forward";
 const FORWARD_IPV6: &str = "net/ipv6/conf/all/forwarding";
+
+/// Whether the node's packet rules see packets of this family that a bridge carries from one port
+/// to another (`br_netfilter`).
+pub(super) fn sees_bridged(family_of: IpNet) -> bool {
+    is_on(match family_of {
+        IpNet::V4(_) => "net/bridge/bridge-nf-call-iptables",
+        IpNet::V6(_) => "net/bridge/bridge-nf-call-ip6tables",
+    })
+}
 
 /// Lets the node pass on packets that are not its own: without that, nothing leaves or reaches the
 /// pod network. Written only where it is not so yet.

@@ -13,10 +13,12 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::plugin_network::count;
+use super::pod_network::Given;
 use super::pod_request::Parameters;
 use super::{Back, ReconcileError, blocking, pod_network, sandbox, sandbox_files};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
+use crate::lifecycle::address::Requested;
 use crate::lifecycle::attachment::{State, Step, next_step};
 use crate::lifecycle::record::AttachmentRecord;
 use crate::lifecycle::sandbox::{Desired, State as SandboxState, effective};
@@ -143,7 +145,10 @@ async fn add(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     let id = &sandbox.id;
     let list = back.plugins.network().map_err(ReconcileError::NoNetwork)?;
     let parameters = match Parameters::of(back, sandbox).await {
-        Ok(parameters) => parameters,
+        Ok(parameters) => match parameters.check(&list) {
+            Ok(()) => parameters,
+            Err(error) => return fail(back, sandbox, list, error).await,
+        },
         Err(ReconcileError::Plugin(error)) => return fail(back, sandbox, list, error).await,
         Err(error) => return Err(error),
     };
@@ -161,7 +166,7 @@ async fn add(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
         .await;
     count(back, &calls);
     fault::point("attachment.called").await?;
-    let result = match outcome.and_then(|result| with_addresses(&work.list, result)) {
+    let result = match outcome.and_then(|result| looked_through(sandbox, &work.list, result)) {
         Ok(result) => result,
         Err(error) => {
             let again = error.is_passing();
@@ -189,8 +194,8 @@ async fn add(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError> {
     if sandbox.state == SandboxState::Ready {
         // It was up before, under another address.
         let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-        let addresses = addresses.clone();
-        blocking(move || sandbox_files::write(&back_too, &sandbox_too, &addresses)).await?;
+        let given = Given::by_plugins(addresses.clone(), Some(&result.to_string()));
+        blocking(move || sandbox_files::write(&back_too, &sandbox_too, &given)).await?;
     }
     let added = Added {
         result: result.to_string(),
@@ -234,22 +239,47 @@ async fn fail(
         .await?)
 }
 
-/// The result with the pod's addresses, of which there must be one.
-fn with_addresses(list: &NetworkList, result: Value) -> Result<(Value, Vec<IpAddr>), CniError> {
+/// The result with the pod's addresses, of which there must be one, and those that it asked for.
+fn looked_through(
+    sandbox: &Sandbox,
+    list: &NetworkList,
+    result: Value,
+) -> Result<(Value, Vec<IpAddr>), CniError> {
     let last = list.plugin_names().last().unwrap_or_default().to_owned();
     let bad = |why: String| CniError::BadAnswer {
         plugin: last,
         verb: cni::Verb::Add,
         why,
     };
-    match cni::addresses(&result) {
-        Ok(addresses) if addresses.is_empty() => Err(bad(format!(
-            "its result has no address of the pod's interface {}",
-            cni::INTERFACE
-        ))),
+    match usable(sandbox, &result) {
         Ok(addresses) => Ok((result, addresses)),
         Err(why) => Err(bad(why)),
     }
+}
+
+/// The addresses of a result that a pod can do with; the error says in words why it cannot.
+fn usable(sandbox: &Sandbox, result: &Value) -> Result<Vec<IpAddr>, String> {
+    let addresses = cni::addresses(result)?;
+    if addresses.is_empty() {
+        let name = cni::INTERFACE;
+        return Err(format!(
+            "its result has no address of the pod's interface {name}"
+        ));
+    }
+    let asked = Requested::of(&sandbox.spec.annotations).unwrap_or_default();
+    if let Some(missing) = asked.addresses().find(|ip| !addresses.contains(ip)) {
+        return Err(format!(
+            "its result has not the address that was asked for, {missing}"
+        ));
+    }
+    // What the pod has of its own is taken in any case.
+    if sandbox.spec.dns.is_none()
+        && let Some(dns) = cni::dns(result)?
+    {
+        let rendered = network::render_resolv_conf(&dns.servers, &dns.searches, &dns.options);
+        rendered.map_err(|error| error.to_string())?;
+    }
+    Ok(addresses)
 }
 
 /// Sysctls of the pod's interface, which is there only now.

@@ -2,7 +2,7 @@
 
 use super::{
     Back, ReconcileError, blocking, container_launch, container_update, external, hooks,
-    image_volume, processes, records, sandbox_files,
+    image_volume, processes, records, sandbox_files, stand_in,
 };
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -201,16 +201,24 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
     fault::point("container.stopping").await?;
     let number = container.spec.process.stop_signal;
     let number = if number == 0 { signal::TERM } else { number };
-    if let Some(handle) = back.processes.get(&container.id)
-        && !external::signal(back, &container.id, number).await
-    {
-        processes::signal(&handle.pidfd, number)?;
+    let path = cgroup_path(back, container).await?;
+    let ooms = path.map_or(0, |path| ooms_so_far(back, &path));
+    if let Some(handle) = back.processes.get(&container.id) {
+        handle.ooms_before_stop.get_or_init(|| ooms);
+        if !external::signal(back, &container.id, number).await {
+            processes::signal(&handle.pidfd, number)?;
+        }
     }
     fault::point("container.signal_sent").await?;
     back.observed
-        .container_signalled(container.id.clone(), number)
+        .container_signalled(container.id.clone(), number, ooms)
         .await?;
     Ok(fault::point("container.signalled").await?)
+}
+
+/// What the kernel has killed so far is not what ends a container that is told to end from now on.
+fn ooms_so_far(back: &Back, path: &CgroupPath) -> u64 {
+    back.cgroups.oom_kills(path).unwrap_or(0)
 }
 
 /// Kills everything the container is made of. The exit comes through the monitor.
@@ -220,6 +228,11 @@ async fn kill(back: &Back, container: &Container) -> Result<(), ReconcileError> 
     let back = back.clone();
     blocking(move || {
         if let Some(path) = path.filter(|path| back.cgroups.exists(path)) {
+            if let Some(handle) = &handle {
+                handle
+                    .ooms_before_stop
+                    .get_or_init(|| ooms_so_far(&back, &path));
+            }
             back.cgroups.kill(&path)?;
         }
         if let Some(handle) = handle {
@@ -247,6 +260,8 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
         .container_released(container.id.clone())
         .await?;
     fault::point("container.released").await?;
+    // Whoever stood for the pod's network may have been this one.
+    stand_in::follow(back, &container.sandbox_id).await;
     Ok(true)
 }
 

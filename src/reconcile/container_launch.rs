@@ -2,12 +2,13 @@
 //! how far it had come.
 
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
     Back, ReconcileError, blocking, container, container_confinement, devices, hooks, image_volume,
-    propagation, sampler,
+    propagation, sampler, stand_in,
 };
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -76,8 +77,9 @@ pub(super) async fn launch(
                 .container_running(id.clone(), started, done)
                 .await?;
             // Many small reads of kernel files, for which nobody has to wait.
-            let (back, id) = (back.clone(), id.clone());
+            let (back, id, pod) = (back.clone(), id.clone(), container.sandbox_id.clone());
             tokio::spawn(async move {
+                stand_in::follow(&back, &pod).await;
                 if let Err(error) = sampler::first_sample(&back, &id).await {
                     tracing::debug!(container = %id, error = error.full_text(), "cannot sample");
                 }
@@ -185,6 +187,7 @@ async fn start(
         pidfd: launched.pidfd,
         _outputs: launched.outputs,
         terminal: launched.terminal,
+        ooms_before_stop: OnceLock::new(),
     };
     back.processes.put(&container.id, handle);
     fault::point("container.held").await?;

@@ -1,7 +1,7 @@
 //! Puts changed limits of a container in force: in its cgroup, in its record, then in its row.
 
 use super::container_plan::limits_of;
-use super::{Back, ReconcileError, blocking, container, records};
+use super::{Back, ReconcileError, blocking, container, oom_score, records};
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::State;
@@ -61,8 +61,18 @@ async fn put_in_force(
         _ => None,
     };
     let back_too = back.clone();
+    let scores = (container.spec.resources.oom_score_adj, wanted.oom_score_adj);
     let before = blocking(move || match &path {
-        Some(path) => Ok(Some(back_too.cgroups.update(path, &limits)?)),
+        Some(path) => {
+            let before = back_too.cgroups.update(path, &limits)?;
+            match oom_score::change(&back_too.cgroups, path, scores) {
+                Ok(()) => Ok(Some(before)),
+                Err(error) => {
+                    before.put_back();
+                    Err(error)
+                }
+            }
+        }
         None => {
             back_too.cgroups.check(&limits)?;
             Ok(None)

@@ -6,8 +6,8 @@ use crate::cgroup::CgroupError;
 use crate::confinement::seccomp::SeccompError;
 use crate::image::{ImageError, LayerError};
 use crate::lifecycle::image;
-use crate::network::NetworkError;
 use crate::network::cni::CniError;
+use crate::network::{NetlinkError, NetworkError};
 use crate::runtime::error::LaunchError;
 use crate::shim::client::ShimClientError;
 use crate::snapshot::SnapshotError;
@@ -140,6 +140,10 @@ impl ReconcileError {
                 Self::Fault(fault)
                     | Self::Layer(LayerError::Fault(fault))
                     | Self::Snapshot(SnapshotError::Fault(fault))
+                    | Self::Network(NetworkError::Netlink {
+                        source: NetlinkError::Fault(fault),
+                        ..
+                    })
                     if fault.is_passing()
             )
     }

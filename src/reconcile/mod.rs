@@ -27,6 +27,7 @@ mod log_loss;
 pub mod monitor;
 mod mounts;
 pub mod node_network;
+mod oom_score;
 pub mod plugin_network;
 mod pod_network;
 mod pod_request;
@@ -43,7 +44,9 @@ pub mod sampler;
 mod sandbox;
 mod sandbox_files;
 mod sandbox_repair;
+mod sandbox_update;
 pub mod shim_link;
+mod stand_in;
 pub mod sweep;
 pub mod worker;
 

@@ -13,11 +13,15 @@ use tokio::task::JoinSet;
 
 use super::processes::{Handle, Watched};
 use super::{Back, ReconcileError, container, processes, sandbox_repair};
+use crate::cgroup::{CgroupPath, Cgroups};
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey, SandboxId};
-use crate::lifecycle::container::may_live;
+use crate::lifecycle::container::{Desired, may_live};
+use crate::lifecycle::ending::{self, judge};
+use crate::lifecycle::sandbox;
 use crate::shim::client::{Seen, ShimClient};
 use crate::shim::protocol::{ExitRecord, LOST_EXIT_CODE, ProcessKind};
+use crate::state::container::Container;
 use crate::state::container_facts::Exit;
 use crate::state::{StateError, now_ns};
 use crate::sys::async_fd;
@@ -87,14 +91,16 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
     let exit = match pidfd_info::exit_status(handle.pidfd.as_fd()) {
         Ok(PidfdExit::Status(status)) => {
             let code = code_of(status);
-            let oom_killed = oom_killed(&back, &id).await;
-            Exit {
-                code,
-                at: now_ns(),
-                reason: reason_of(code, oom_killed),
-                error: None,
-                ran: true,
-            }
+            let signal = Some(status & 0x7f).filter(|signal| *signal != 0);
+            let witness = match back.store.container(&id).await {
+                Ok(Some(known)) => seen_of(&back, &known, code, signal).await,
+                _ => ending::Seen {
+                    code,
+                    signal,
+                    ..ending::Seen::default()
+                },
+            };
+            exit_by(&witness, now_ns())
         }
         _ => unseen(),
     };
@@ -155,15 +161,42 @@ async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
     registered.readable().await.map(drop)
 }
 
-/// Whether the kernel killed something of the container for want of memory. The cgroup stays until
-/// the exit is recorded, so the count is there to be read.
-async fn oom_killed(back: &Back, id: &ContainerId) -> bool {
-    let Ok(Some(known)) = back.store.container(id).await else {
-        return false;
+/// What the kernel and the rows know of a container that has ended. Its cgroup stays until the exit
+/// is recorded, so what the kernel counts in it is there to be read.
+async fn seen_of(back: &Back, known: &Container, code: i32, signal: Option<i32>) -> ending::Seen {
+    let path = container::cgroup_path(back, known).await.ok().flatten();
+    let (wanted, pod) = (known.desired, known.sandbox.0);
+    let told = back.processes.get(&known.id);
+    let told = told.and_then(|handle| handle.ooms_before_stop.get().copied());
+    let stopped = wanted > Desired::Running || pod != sandbox::Desired::Ready;
+    let witness = ending::Seen {
+        code,
+        signal,
+        oom_kills_before_stop: told.or(known.ooms_before_stop).unwrap_or(0),
+        stopped,
+        ..ending::Seen::default()
     };
-    match container::cgroup_path(back, &known).await {
-        Ok(Some(path)) => back.cgroups.oom_kills(&path).is_ok_and(|kills| kills > 0),
-        _ => false,
+    match path {
+        Some(path) => of_cgroup(&back.cgroups, &path, witness),
+        None => witness,
+    }
+}
+
+/// Adds what a cgroup tells.
+pub(super) fn of_cgroup(
+    cgroups: &Cgroups,
+    path: &CgroupPath,
+    witness: ending::Seen,
+) -> ending::Seen {
+    let oom_kills = cgroups.oom_kills(path).unwrap_or(0);
+    // Asked for only when there is something to explain.
+    let failed = witness.code != 0;
+    let oom = failed && oom_kills > 0;
+    ending::Seen {
+        oom_kills,
+        exhausted: oom.then(|| cgroups.exhausted(path).ok()).flatten(),
+        oomd: failed && cgroups.killed_by_oomd(path),
+        ..witness
     }
 }
 
@@ -186,29 +219,27 @@ fn unseen() -> Exit {
     }
 }
 
-fn reason_of(code: i32, oom_killed: bool) -> &'static str {
-    match (code, oom_killed) {
-        (0, _) => "Completed",
-        (_, true) => "OOMKilled",
-        _ => "Error",
+/// How a process ended, by what is known of it.
+fn exit_by(witness: &ending::Seen, at: i64) -> Exit {
+    let ending = judge(witness);
+    Exit {
+        code: witness.code,
+        at,
+        reason: ending.reason,
+        error: ending.particulars,
+        ran: true,
     }
 }
 
-/// How a process ended, as the shim tells it.
-pub(super) fn exit_of(record: &ExitRecord, oom_killed: bool) -> Exit {
+/// How a process ended, as the shim tells it; `witness` is asked only if the shim knows.
+pub(super) fn exit_of(record: &ExitRecord, witness: impl FnOnce() -> ending::Seen) -> Exit {
     if record.lost {
         return Exit {
             at: record.at_ns,
             ..unseen()
         };
     }
-    Exit {
-        code: record.code,
-        at: record.at_ns,
-        reason: reason_of(record.code, oom_killed),
-        error: None,
-        ran: true,
-    }
+    exit_by(&witness(), record.at_ns)
 }
 
 /// Records an exit the shim tells of, and then says so to the shim.
@@ -226,8 +257,8 @@ pub(super) async fn exited(
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
     {
-        let oom_killed = oom_killed(back, &known.id).await;
-        let exit = exit_of(&record, oom_killed);
+        let witness = seen_of(back, &known, record.code, record.signal).await;
+        let exit = exit_of(&record, || witness);
         back.observed.container_exited(id.clone(), exit).await?;
         let lag = u64::try_from(now_ns() - record.at_ns).unwrap_or(0);
         back.store

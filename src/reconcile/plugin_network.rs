@@ -210,14 +210,15 @@ pub(super) fn count(back: &Back, calls: &[Call]) {
 }
 
 /// The first look, before anything is answered: ends what a former daemon's plugins still do, and
-/// finds out which network new pods get.
+/// finds out which network new pods get. [`run`] goes on from what was seen.
 ///
 /// # Errors
 /// When the database cannot be read.
-pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<(), ReconcileError> {
+pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<Watch, ReconcileError> {
+    let mut first = Watch::default();
     let states = back.store.attachment_states().await?;
     if back.plugins.mode == NetworkMode::Native && states.is_empty() {
-        return Ok(());
+        return Ok(first);
     }
     back.plugins
         .attached
@@ -240,7 +241,6 @@ pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<(), Re
             tracing::warn!(error, "plugins of a former daemon may still be running");
         }
     }
-    let mut first = Watch::default();
     if tokio::time::timeout(FIRST_LOOK, first.look(back, health))
         .await
         .is_err()
@@ -251,7 +251,7 @@ pub async fn begin(back: &Back, health: &watch::Sender<Report>) -> Result<(), Re
     if !pod_network::is_native(back).await? {
         withdraw(back).await;
     }
-    Ok(())
+    Ok(first)
 }
 
 /// What an earlier daemon needed to connect pods itself, and no pod needs any more.
@@ -270,7 +270,7 @@ async fn withdraw(back: &Back) {
 
 /// What was seen of the directory and of the plugins.
 #[derive(Default)]
-struct Watch {
+pub struct Watch {
     seen: Option<Result<Directory, String>>,
     /// Whether the network was read from what was seen, with nothing wrong.
     settled: bool,
@@ -279,12 +279,17 @@ struct Watch {
     verified_at: Option<Instant>,
 }
 
-/// Looks at the directory and the plugins until `stop` turns true.
-pub async fn run(back: Back, health: watch::Sender<Report>, mut stop: watch::Receiver<bool>) {
+/// Looks at the directory and the plugins until `stop` turns true, from what was `seen` on.
+pub async fn run(
+    back: Back,
+    health: watch::Sender<Report>,
+    seen: Watch,
+    mut stop: watch::Receiver<bool>,
+) {
     if back.plugins.mode == NetworkMode::Native {
         return;
     }
-    let mut watch = Watch::default();
+    let mut watch = seen;
     loop {
         let look = async {
             watch.look(&back, &health).await;

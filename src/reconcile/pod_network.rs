@@ -9,6 +9,7 @@ use super::{Back, ReconcileError};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::attachment::State;
+use crate::network::cni;
 use crate::state::attachment::Attachment;
 use crate::state::sandbox::Sandbox;
 
@@ -75,15 +76,43 @@ pub(super) async fn disconnect(back: &Back, sandbox: &Sandbox) -> Result<bool, R
     }
 }
 
-/// A pod's addresses, however it got them.
-pub(super) async fn addresses(back: &Back, id: &SandboxId) -> Result<Vec<IpAddr>, ReconcileError> {
+/// What its network has given a pod, for the files by which it finds names.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Given {
+    pub(super) addresses: Vec<IpAddr>,
+    /// Name servers, where plugins name some.
+    pub(super) dns: Option<cni::Dns>,
+}
+
+impl Given {
+    /// What plugins have answered, which was looked through when they did.
+    pub(super) fn by_plugins(addresses: Vec<IpAddr>, result: Option<&str>) -> Self {
+        let result = result.and_then(|text| serde_json::from_str(text).ok());
+        let dns = result.and_then(|result| cni::dns(&result).ok());
+        let dns = dns.flatten();
+        Self { addresses, dns }
+    }
+
+    /// What an address of ours comes with.
+    pub(super) fn by_us(addresses: Vec<IpAddr>) -> Self {
+        let dns = None;
+        Self { addresses, dns }
+    }
+}
+
+impl From<Attachment> for Given {
+    fn from(attachment: Attachment) -> Self {
+        Self::by_plugins(attachment.addresses, attachment.result.as_deref())
+    }
+}
+
+/// What a pod has been given, however it got it.
+pub(super) async fn given(back: &Back, id: &SandboxId) -> Result<Given, ReconcileError> {
     if let Some(allocation) = back.store.allocation(id).await? {
-        return Ok(super::sandbox::addresses(&allocation));
+        return Ok(Given::by_us(super::sandbox::addresses(&allocation)));
     }
     let attachment = attachment(back, id).await?;
-    Ok(attachment
-        .map(|attachment| attachment.addresses)
-        .unwrap_or_default())
+    Ok(attachment.map(Given::from).unwrap_or_default())
 }
 
 /// Whether there is anything for the node's own pod network: new pods get its addresses, or there

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{Back, ReconcileError};
-use crate::lifecycle::address::parse_range;
+use crate::lifecycle::address::{REQUESTED, Requested, parse_range};
 use crate::lifecycle::bandwidth::Bandwidth;
+use crate::lifecycle::hardware::{self, MAC};
 use crate::lifecycle::port::host_ports;
 use crate::lifecycle::spec::SandboxSpec;
 use crate::network::cni;
@@ -36,6 +37,30 @@ impl Parameters {
             arguments: arguments(spec, sandbox.id.as_str()).map_err(ReconcileError::Plugin)?,
             capabilities: capabilities(spec, &sandbox.hostname(), &range.unwrap_or_default()),
         })
+    }
+
+    /// What the pod asks for must not be lost on plugins that have no ear for it.
+    pub(super) fn check(&self, list: &cni::NetworkList) -> Result<(), cni::CniError> {
+        for (capability, what, why) in [
+            (
+                "ips",
+                REQUESTED,
+                "no plugin of the network has the capability ips",
+            ),
+            (
+                "mac",
+                MAC,
+                "no plugin of the network has the capability mac",
+            ),
+        ] {
+            if let Some(value) = self.capabilities.get(capability)
+                && !list.has_capability(capability)
+            {
+                let value = value.to_string();
+                return Err(cni::CniError::Argument { what, value, why });
+            }
+        }
+        Ok(())
     }
 
     /// As the database keeps it.
@@ -98,6 +123,13 @@ fn capabilities(spec: &SandboxSpec, hostname: &str, range: &[IpNet]) -> Map<Stri
             .iter()
             .map(|net| json!([{ "subnet": net.to_string() }]));
         tell("ipRanges", sets.collect());
+    }
+    let addresses = Requested::of(&spec.annotations).unwrap_or_default();
+    if addresses.is_any() {
+        tell("ips", addresses.addresses().map(|ip| json!(ip)).collect());
+    }
+    if let Ok(Some(mac)) = hardware::requested(&spec.annotations) {
+        tell("mac", mac.into());
     }
     tell("aliases", json!([hostname]));
     if !spec.cgroup_parent.is_empty() {

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
@@ -21,6 +21,8 @@ pub struct Handle {
     pub(super) _outputs: Vec<OwnedFd>,
     /// The master side of its terminal, for the next shim too.
     pub(super) terminal: Option<OwnedFd>,
+    /// Processes of it that the kernel had killed for want of memory when it was first told to end.
+    pub(super) ooms_before_stop: OnceLock<u64>,
 }
 
 /// Handles by container, and news of each new one for the monitor.

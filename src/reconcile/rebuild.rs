@@ -19,6 +19,7 @@ use std::time::UNIX_EPOCH;
 use super::records::Records;
 use super::{Back, ReconcileError, blocking, image, monitor, processes};
 use crate::id::SandboxId;
+use crate::lifecycle::ending;
 use crate::lifecycle::record::{ContainerRecord, ImageRecord, SandboxRecord};
 use crate::lifecycle::sandbox;
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec, UserIds};
@@ -301,9 +302,20 @@ fn how_it_ended(
 ) -> Exit {
     let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent);
     let path = pod.ok().and_then(|pod| pod.join(record.id.as_str()).ok());
-    // A cgroup that is gone no longer tells; then it was some error.
-    let oom_killed = path.is_some_and(|path| back.cgroups.oom_kills(&path).is_ok_and(|n| n > 0));
-    monitor::exit_of(exit, oom_killed)
+    monitor::exit_of(exit, || {
+        let seen = ending::Seen {
+            code: exit.code,
+            signal: exit.signal,
+            // Whether it was told to end the lost database alone knew.
+            stopped: true,
+            ..ending::Seen::default()
+        };
+        // A cgroup that is gone no longer tells; then it was some error.
+        match &path {
+            Some(path) => monitor::of_cgroup(&back.cgroups, path, seen),
+            None => seen,
+        }
+    })
 }
 
 /// The exit of a container that is not running, and that is all that is known.

@@ -1,6 +1,7 @@
 //! After a start: take over what lives, and have everything looked at once.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 
@@ -212,6 +213,7 @@ pub(super) async fn hold(back: &Back, shim: &ShimClient, id: &ContainerId, pid: 
                     pidfd: launched.pidfd,
                     _outputs: launched.outputs,
                     terminal: launched.terminal,
+                    ooms_before_stop: OnceLock::new(),
                 },
             );
         }
@@ -224,6 +226,7 @@ pub(super) async fn hold(back: &Back, shim: &ShimClient, id: &ContainerId, pid: 
                         pidfd,
                         _outputs: Vec::new(),
                         terminal: None,
+                        ooms_before_stop: OnceLock::new(),
                     },
                 );
             }

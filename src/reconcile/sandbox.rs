@@ -5,9 +5,9 @@ use std::path::Path;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-use super::pod_network::{self, Connected};
+use super::pod_network::{self, Connected, Given};
 use super::{Back, ReconcileError, blocking, node_network, records};
-use super::{sandbox_files, sandbox_repair};
+use super::{sandbox_files, sandbox_repair, sandbox_update, stand_in};
 use crate::fault;
 use crate::id::{ObjectKey, SandboxId};
 use crate::lifecycle::bandwidth::Bandwidth;
@@ -62,12 +62,20 @@ async fn steps(back: &Back, id: &SandboxId, key: &ObjectKey) -> Result<Outcome, 
         };
         let desired = effective(sandbox.desired, sandbox.init_ended);
         match next_step(desired, sandbox.state, counts) {
+            Step::Rest
+                if sandbox.update.is_wanted()
+                    && desired == Desired::Ready
+                    && sandbox.state == State::Ready =>
+            {
+                sandbox_update::update(back, &sandbox).await?;
+            }
             Step::Rest if checked || desired != Desired::Ready || sandbox.state != State::Ready => {
                 return Ok(Outcome::Done);
             }
             // A look at a pod that is up: what somebody took from it is given back.
             Step::Rest => {
                 sandbox_repair::complete(back, &sandbox, &containers).await?;
+                stand_in::follow(back, id).await;
                 checked = true;
             }
             Step::SetUp => {
@@ -189,18 +197,18 @@ async fn make(
         node_network::open_policy(back, sandbox, &allocation).await?;
         node_network::open_ports(back, sandbox, &allocation).await?;
     }
-    let mut addresses = allocation.as_ref().map(addresses).unwrap_or_default();
+    let mut given = Given::by_us(allocation.as_ref().map(addresses).unwrap_or_default());
     if let Some(attachment) = attachment {
         stages.record("plugins", attachment.add_ns);
         match pod_network::connect(back, attachment).await? {
-            Connected::Yes(attachment) => addresses = attachment.addresses,
+            Connected::Yes(attachment) => given = attachment.into(),
             Connected::NotYet => return Ok(false),
         }
     }
     fault::point("sandbox.network").await?;
     stages.enter("files");
     let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
-    blocking(move || sandbox_files::write(&back_too, &sandbox_too, &addresses)).await?;
+    blocking(move || sandbox_files::write(&back_too, &sandbox_too, &given)).await?;
     fault::point("sandbox.files").await?;
     if sandbox.spec.pid == NamespaceMode::Pod {
         stages.enter("init");
@@ -458,10 +466,12 @@ async fn tear_down(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError>
     fault::point("sandbox.ports_closed").await?;
     stages.enter("namespaces");
     let (dir, id_too) = (back.paths.sandbox(id), id.clone());
+    let (back_too, sandbox_too) = (back.clone(), sandbox.clone());
     blocking(move || {
         note_here(&dir, &id_too, |record| {
             record.stopping_at = Some(started_at);
         });
+        stand_in::remove(&back_too, &sandbox_too)?;
         network::remove_namespaces(&dir.join("ns"))?;
         fault::blocking_point("sandbox.namespaces_removed")?;
         sandbox_files::unmount_shm(&dir)

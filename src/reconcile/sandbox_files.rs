@@ -1,12 +1,12 @@
 //! The files a sandbox gives its containers: `/etc/hosts`, `/etc/resolv.conf`, `/etc/hostname`.
 
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::pod_network::Given;
 use super::{Back, ReconcileError};
 use crate::lifecycle::spec::NamespaceMode;
 use crate::network;
@@ -14,22 +14,22 @@ use crate::state::sandbox::Sandbox;
 use crate::sys::{mountinfo, tree};
 
 /// Writes the three files; writing them again gives the same.
-pub(super) fn write(
-    back: &Back,
-    sandbox: &Sandbox,
-    addresses: &[IpAddr],
-) -> Result<(), ReconcileError> {
+pub(super) fn write(back: &Back, sandbox: &Sandbox, given: &Given) -> Result<(), ReconcileError> {
     let dir = back.paths.sandbox(&sandbox.id);
     let hostname = sandbox.hostname();
-    let resolv_conf = match &sandbox.spec.dns {
-        Some(spec) => network::render_resolv_conf(&spec.servers, &spec.searches, &spec.options)?,
-        None => network::read_node_resolv_conf(Path::new("/"))?,
+    // What the request says, else what the pod's network says, else what the node has.
+    let resolv_conf = match (&sandbox.spec.dns, &given.dns) {
+        (Some(own), _) => network::render_resolv_conf(&own.servers, &own.searches, &own.options)?,
+        (None, Some(its)) => {
+            network::render_resolv_conf(&its.servers, &its.searches, &its.options)?
+        }
+        (None, None) => network::read_node_resolv_conf(Path::new("/"))?,
     };
     let hosts = if sandbox.spec.network == NamespaceMode::Node {
         let path = Path::new("/etc/hosts");
         std::fs::read_to_string(path).map_err(ReconcileError::file("read", path))?
     } else {
-        network::render_hosts(&hostname, addresses)?
+        network::render_hosts(&hostname, &given.addresses)?
     };
     let files = [
         ("resolv.conf", resolv_conf),

@@ -4,9 +4,9 @@
 //! mended: it is brought down.
 
 use std::fs::File;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
+use super::pod_network::Given;
 use super::sandbox::{self, Namespaces};
 use super::sandbox_files;
 use super::{Back, ReconcileError, blocking, inspect, node_network, pod_network, processes};
@@ -47,14 +47,14 @@ pub(super) async fn complete(
     if allocation.is_some() {
         node_network::ensure(back).await?;
     }
-    let addresses = pod_network::addresses(back, &id).await?;
+    let given = pod_network::given(back, &id).await?;
     let (back_too, sandbox_too, lost) = (back.clone(), sandbox.clone(), seen);
     let allocation_too = allocation.clone();
     let network_lost = blocking(move || {
         give_back(
             (&back_too, &sandbox_too),
             allocation_too.as_ref(),
-            &addresses,
+            &given,
             &lost,
             &living,
         )
@@ -97,7 +97,7 @@ async fn look(
 fn give_back(
     (back, sandbox): (&Back, &Sandbox),
     allocation: Option<&Allocation>,
-    addresses: &[IpAddr],
+    given: &Given,
     lost: &PodSeen,
     living: &[(i32, u64)],
 ) -> Result<bool, ReconcileError> {
@@ -116,7 +116,7 @@ fn give_back(
         sandbox::make_link(back, sandbox, allocation)?;
     }
     if !lost.files_missing.is_empty() {
-        sandbox_files::write(back, sandbox, addresses)?;
+        sandbox_files::write(back, sandbox, given)?;
     } else if lost.shm_missing {
         sandbox_files::mount_shm(&dir)?;
     }

@@ -51,6 +51,8 @@ pub struct Container {
     pub error: Option<String>,
     /// When the stop signal was sent, ns.
     pub signalled_at: Option<i64>,
+    /// Processes of it that the kernel had killed for want of memory by then.
+    pub ooms_before_stop: Option<u64>,
     /// Whether its cgroup is gone.
     pub released: bool,
     /// Updates of its limits.
@@ -92,6 +94,7 @@ struct Row {
     update_error: Option<String>,
     lost_log_lines: i64,
     lost_log_bytes: i64,
+    ooms_before_stop: Option<i64>,
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
@@ -101,7 +104,7 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state,
      c.resources, c.wanted_resources, c.updates_wanted, c.updates_done, c.update_error,
-     c.lost_log_lines, c.lost_log_bytes
+     c.lost_log_lines, c.lost_log_bytes, c.ooms_before_stop
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
 /// The container that a retry of its creation means.
@@ -139,6 +142,7 @@ impl Row {
             update_error: row.get(25)?,
             lost_log_lines: row.get(26)?,
             lost_log_bytes: row.get(27)?,
+            ooms_before_stop: row.get(28)?,
         })
     }
 }
@@ -189,6 +193,7 @@ impl TryFrom<Row> for Container {
             reason: row.reason,
             error: row.error,
             signalled_at: row.signalled_at,
+            ooms_before_stop: row.ooms_before_stop.and_then(|n| u64::try_from(n).ok()),
             released: row.released,
             update: Update {
                 wanted: limits(

@@ -202,7 +202,8 @@ impl ObservedWriter {
             .await
     }
 
-    /// The stop signal has been sent; it is sent once.
+    /// The stop signal has been sent; it is sent once. Before, the kernel had killed `ooms`
+    /// processes of the container for want of memory.
     ///
     /// # Errors
     /// When the database fails.
@@ -210,12 +211,18 @@ impl ObservedWriter {
         &self,
         id: ContainerId,
         signal: i32,
+        ooms: u64,
     ) -> Result<(), StateError> {
         self.0
             .write_later("record a stop signal", None, move |tx| {
                 Box::pin(async move {
-                    let sql = "UPDATE containers SET signalled_at = ? WHERE id = ?";
-                    tx.run("record a stop signal", sql, params![now_ns(), id.as_str()])?;
+                    let ooms = i64::try_from(ooms).unwrap_or(i64::MAX);
+                    tx.run(
+                        "record a stop signal",
+                        "UPDATE containers SET signalled_at = ?2, ooms_before_stop = ?3
+                         WHERE id = ?1",
+                        params![id.as_str(), now_ns(), ooms],
+                    )?;
                     let message = format!("signal {signal} sent");
                     tx.event(Subject::Container(&id), "signalled", &message)
                         .await

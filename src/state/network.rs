@@ -201,7 +201,7 @@ impl Tx {
                 why,
             };
             requested.check(&pool).map_err(unfit)?;
-            match self.take_requested(&requested, may_take).await? {
+            match self.take_requested(&requested, &pool, may_take).await? {
                 Ok(taken) => taken,
                 Err(refused) => return Ok(Err(refused)),
             }

@@ -72,7 +72,6 @@ struct Holder {
     address6: Option<String>,
     status: String,
     is_prepared: bool,
-    is_ready: bool,
     pod: Option<String>,
 }
 
@@ -84,8 +83,7 @@ impl Holder {
             address6: row.get(2)?,
             status: row.get(3)?,
             is_prepared: row.get(4)?,
-            is_ready: row.get(5)?,
-            pod: row.get(6)?,
+            pod: row.get(5)?,
         })
     }
 
@@ -150,13 +148,10 @@ impl Tx {
         Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(usize::MAX))
     }
 
-    /// Makes a sandbox the owner of a network that waits, if there is one that fits: the id is the
-    /// sandbox' own then.
-    pub(super) async fn take_prepared(
-        &mut self,
-        pool: &Pool,
-    ) -> Result<Option<SandboxId>, StateError> {
-        let waiting: Vec<(String, bool)> = self.all(
+    /// The networks that are complete, and whether a pod can take them: those made before the range
+    /// or the configuration changed wait only until a look drops them.
+    fn complete(&mut self, pool: &Pool) -> Result<Vec<(String, bool)>, StateError> {
+        self.all(
             "find a prepared network",
             "SELECT p.id, p.mtu = ?1 AND n.gateway = ?2 AND n.prefix_length = ?3 AND n.bridge = ?4
                  AND n.status = 'allocated' AND n.gateway6 IS ?5 AND n.prefix6_length IS ?6
@@ -171,7 +166,16 @@ impl Tx {
                 pool.subnet6.map(|net| net.prefix_len()),
             ],
             pair,
-        )?;
+        )
+    }
+
+    /// Makes a sandbox the owner of a network that waits, if there is one that fits: the id is the
+    /// sandbox' own then.
+    pub(super) async fn take_prepared(
+        &mut self,
+        pool: &Pool,
+    ) -> Result<Option<SandboxId>, StateError> {
+        let waiting = self.complete(pool)?;
         let fitting = waiting.iter().find(|(_, fits)| *fits);
         let left = waiting.len().saturating_sub(1);
         // Several are made at a time.
@@ -192,17 +196,18 @@ impl Tx {
     }
 
     /// Looks who has the addresses that a pod asks for: a network that waits becomes the pod's if
-    /// it has just these, and makes room if it has not. `None` says that they are free. The inner
-    /// error is a refusal after which what was written is kept.
+    /// it has just these and fits otherwise, and makes room if not. `None` says that they are free.
+    /// The inner error is a refusal after which what was written is kept.
     pub(super) async fn take_requested(
         &mut self,
         requested: &Requested,
+        pool: &Pool,
         may_take: bool,
     ) -> Result<Result<Option<SandboxId>, StateError>, StateError> {
         let holders: Vec<Holder> = self.all(
             "find who has an address",
             "SELECT n.sandbox_id, n.address, n.address6, n.status, p.id IS NOT NULL,
-                 p.ready_at IS NOT NULL, s.namespace || '/' || s.name
+                 s.namespace || '/' || s.name
              FROM network_allocations n LEFT JOIN prepared_networks p ON p.id = n.sandbox_id
              LEFT JOIN sandboxes s ON s.id = n.sandbox_id
              WHERE n.address = ?1 OR n.address6 = ?2",
@@ -221,7 +226,12 @@ impl Tx {
                 holder: held.name(),
             });
         }
-        if may_take && holders.len() == 1 && first.is_ready && first.meets(requested) {
+        let fits = |(id, fits): &(String, bool)| *fits && *id == first.id;
+        if may_take
+            && holders.len() == 1
+            && first.meets(requested)
+            && self.complete(pool)?.iter().any(fits)
+        {
             let id = self.take(&first.id)?;
             self.enqueue_later(&ObjectKey::Prepared, REFILL_NS)?;
             return Ok(Ok(Some(id)));

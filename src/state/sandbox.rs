@@ -3,6 +3,7 @@
 use rusqlite::params;
 
 use super::attachment::Joins;
+use super::container_update::{Update, limits};
 use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
@@ -11,9 +12,9 @@ use super::transition::{Change, Table};
 use super::writer::Tx;
 use super::{DesiredWriter, ObservedWriter, StateError, Store, now_ns};
 use crate::id::{ObjectKey, SandboxId};
-use crate::lifecycle::address::REQUESTED;
 use crate::lifecycle::egress;
 use crate::lifecycle::event::{Announced, Stopper};
+use crate::lifecycle::hardware;
 use crate::lifecycle::port::host_ports;
 use crate::lifecycle::sandbox::{Desired, State, admit};
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
@@ -44,6 +45,8 @@ pub struct Sandbox {
     pub error: Option<String>,
     /// Whether the caller that asked for it has not come back yet.
     pub unclaimed: bool,
+    /// Updates of its limits.
+    pub update: Update,
 }
 
 impl Sandbox {
@@ -75,12 +78,17 @@ struct Row {
     more_addresses: Option<String>,
     error: Option<String>,
     unclaimed: bool,
+    wanted_resources: Option<String>,
+    updates_wanted: i64,
+    updates_done: i64,
+    update_error: Option<String>,
 }
 
 const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.init_pid,
      s.init_start, s.init_ended_at IS NOT NULL AS init_ended, coalesce(n.address, a.address),
      coalesce(n.address6, a.more_addresses), s.error,
-     s.unclaimed_since IS NOT NULL AS unclaimed
+     s.unclaimed_since IS NOT NULL AS unclaimed,
+     s.wanted_resources, s.updates_wanted, s.updates_done, s.update_error
      FROM sandboxes s LEFT JOIN network_allocations n ON n.sandbox_id = s.id
          AND n.status IN ('allocated', 'active')
      LEFT JOIN network_attachments a ON a.sandbox_id = s.id AND a.state = 'added'";
@@ -100,6 +108,10 @@ impl Row {
             more_addresses: row.get(9)?,
             error: row.get(10)?,
             unclaimed: row.get(11)?,
+            wanted_resources: row.get(12)?,
+            updates_wanted: row.get(13)?,
+            updates_done: row.get(14)?,
+            update_error: row.get(15)?,
         })
     }
 }
@@ -129,6 +141,15 @@ impl TryFrom<Row> for Sandbox {
                 .collect(),
             error: row.error,
             unclaimed: row.unclaimed,
+            update: Update {
+                wanted: limits(
+                    row.wanted_resources.as_deref(),
+                    "sandboxes.wanted_resources",
+                )?,
+                asked: row.updates_wanted,
+                done: row.updates_done,
+                error: row.update_error,
+            },
         })
     }
 }
@@ -239,11 +260,14 @@ impl DesiredWriter {
                     }
                     let mut id = id;
                     match &joins {
-                        Joins::Pool(pool) => match tx.give_address(id, &spec, pool).await? {
-                            Ok(given) => id = given,
-                            Err(refused) => return Ok(Err(refused)),
-                        },
-                        Joins::Plugins => refuse_own_annotations(&spec)?,
+                        Joins::Pool(pool) => {
+                            refuse(&spec, hardware::MAC, FOLLOWS_ADDRESS)?;
+                            match tx.give_address(id, &spec, pool).await? {
+                                Ok(given) => id = given,
+                                Err(refused) => return Ok(Err(refused)),
+                            }
+                        }
+                        Joins::Plugins => refuse(&spec, egress::EGRESS, BY_PLUGINS)?,
                         Joins::Node | Joins::Nothing(_) => {}
                     }
                     tx.insert_sandbox(&id, &spec).await?;
@@ -280,17 +304,18 @@ impl DesiredWriter {
     }
 }
 
-/// What only our own network can do: plugins would not, and whoever wrote it would not know.
-fn refuse_own_annotations(spec: &SandboxSpec) -> Result<(), StateError> {
-    for annotation in [REQUESTED, egress::EGRESS] {
-        if spec.annotations.contains_key(annotation) {
-            return Err(StateError::AddressUnfit {
-                annotation,
-                why: "cannot be met: network plugins connect the pods of this node".into(),
-            });
-        }
+/// Why an annotation cannot be met on this node now.
+const FOLLOWS_ADDRESS: &str =
+    "cannot be met: a pod's hardware address follows from its IPv4 address";
+const BY_PLUGINS: &str = "cannot be met: network plugins connect the pods of this node";
+
+/// Refuses an annotation that would mean nothing, and whoever wrote it would not know.
+fn refuse(spec: &SandboxSpec, annotation: &'static str, why: &str) -> Result<(), StateError> {
+    if !spec.annotations.contains_key(annotation) {
+        return Ok(());
     }
-    Ok(())
+    let why = why.to_owned();
+    Err(StateError::AddressUnfit { annotation, why })
 }
 
 fn to<'a>(operation: &'static str, id: &'a SandboxId, state: State) -> Change<'a> {

@@ -6,16 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
 
+use super::backlog::Unread;
 use super::spdy::StreamWriter;
+use super::spdy::frame::Reset;
 use super::websocket::ChannelWriter;
 use crate::metrics::Counter;
-
-/// What a channel holds for a session that does not read, per channel. A client that sends more
-/// waits; the windows of SPDY begin with the same size.
-pub(super) const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The client is gone, or the session is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -75,19 +72,19 @@ impl Activity {
 /// What comes from the client on one channel.
 #[derive(Debug)]
 pub struct Inlet {
-    pipe: DuplexStream,
+    unread: Unread,
     credit: Option<super::spdy::Credit>,
     activity: Activity,
 }
 
 impl Inlet {
     pub(super) fn new(
-        pipe: DuplexStream,
+        unread: Unread,
         credit: Option<super::spdy::Credit>,
         activity: Activity,
     ) -> Self {
         Self {
-            pipe,
+            unread,
             credit,
             activity,
         }
@@ -95,19 +92,22 @@ impl Inlet {
 
     /// Reads what is there, and waits for it; 0 is the end. An end that comes because the client is
     /// gone looks the same: see [`Line::gone`].
-    ///
-    /// # Errors
-    /// None that are to be expected.
-    pub async fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    pub async fn read(&mut self, buffer: &mut [u8]) -> usize {
         if let Some(credit) = &mut self.credit {
             credit.settle().await;
         }
-        let length = self.pipe.read(buffer).await?;
+        let length = self.unread.read(buffer).await;
         self.activity.note_received(length);
         if let Some(credit) = &mut self.credit {
             credit.consumed(length);
         }
-        Ok(length)
+        length
+    }
+
+    /// Whether the client cannot send on any channel because so much waits to be read on this one.
+    #[must_use]
+    pub fn holds_up_others(&self) -> bool {
+        self.unread.holds_up_others()
     }
 }
 
@@ -140,6 +140,15 @@ impl Outlet {
         match self {
             Self::Spdy(stream) => stream.finish().await,
             Self::WebSocket(channel) => channel.finish().await,
+        }
+    }
+
+    /// Gives the channel up, in both directions; where channels cannot be ended, what the client
+    /// still writes is thrown away.
+    pub async fn reset(&mut self) {
+        match self {
+            Self::Spdy(stream) => stream.reset(Reset::Cancel).await,
+            Self::WebSocket(_) => {}
         }
     }
 }

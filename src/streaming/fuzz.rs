@@ -18,8 +18,11 @@ use super::websocket::channels::{Said, Subprotocol};
 
 /// A session that has not ended by itself by then hangs: all that its client sends is there.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Streams of a connection.
-const STREAMS: usize = 8;
+/// Few streams and little room, so that both ends are met.
+const BOUNDS: spdy::Bounds = spdy::Bounds {
+    streams: 8,
+    waiting: 1024,
+};
 
 thread_local! {
     static RUNTIME: Runtime = Builder::new_current_thread()
@@ -99,7 +102,7 @@ fn joined(frames: Vec<Frame>) -> Vec<Frame> {
 pub fn spdy_connection(data: &[u8]) {
     run(data, async |io| {
         let never = std::future::pending();
-        let mut connection = spdy::serve(io, STREAMS, Activity::default(), never);
+        let mut connection = spdy::serve(io, BOUNDS, Activity::default(), never);
         while let Some(stream) = connection.next().await {
             if stream.accept().await.is_err() {
                 break;
@@ -136,7 +139,8 @@ pub fn websocket(data: &[u8]) {
     run(rest, async |io| {
         let never = std::future::pending();
         let read_channels = [0, 4];
-        let serving = websocket::serve(io, protocol, &read_channels, Activity::default(), never);
+        let channels = (read_channels.as_slice(), BOUNDS.waiting);
+        let serving = websocket::serve(io, protocol, channels, Activity::default(), never);
         let mut connection = serving.await;
         for inlet in read_channels.map(|channel| connection.inlet(channel)) {
             tokio::spawn(async move {
@@ -151,7 +155,7 @@ pub fn websocket(data: &[u8]) {
 
 async fn read(mut inlet: Inlet) {
     let mut buffer = [0; 1024];
-    while let Ok(1..) = inlet.read(&mut buffer).await {}
+    while inlet.read(&mut buffer).await > 0 {}
 }
 
 /// Serves a client that sends `data`, reads whatever comes, and has gone when all is said.

@@ -11,6 +11,7 @@
 //! A session changes no state and outlives nothing: it ends with its client, with what it is about,
 //! or with the daemon. One that is not read holds back what it is about, and nothing else.
 
+mod backlog;
 pub mod channel;
 mod command;
 mod config;

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::node::quiltd;
 use crate::support::operator::{column, complained, said};
 use crate::support::pod::{exited, resources, shell};
-use crate::support::{Node, container, eventually};
+use crate::support::{Node, container, eventually, process};
 
 /// Commands that only read, and so answer with and without a daemon.
 const READING: [&[&str]; 8] = [
@@ -107,6 +107,7 @@ async fn explain_tells_who_ended_a_container_and_how_long_each_stage_took() {
     let pod = node.pod("ends").await;
     let itself = pod.run_to_end(&shell("itself", "exit 7")).await.id;
     let client = pod.idle("client").await;
+    process::catches_sigterm(process::in_cgroup_of(&node.names, &client)).await;
     node.cri.stop(&client, 10).await.expect("StopContainer");
     exited(&node.cri, &client).await;
     let mut hungry = container("hungry", &["tail", "/dev/zero"]);

@@ -58,6 +58,7 @@ const ELSEWHERE: &[&str] = &[
     "snapshot.copied",
     "container.runtime_deleted",
     "sandbox.policy",
+    "netlink.sent",
     "prepared.dropped",
 ];
 
@@ -352,6 +353,10 @@ impl Walk {
             cri.update(&waits, limits.clone()).await
         })
         .await;
+        self.call("UpdatePodSandboxResources", async |cri| {
+            limit_pod(&cri, &id).await
+        })
+        .await;
         self.go_down(&id, &waits, &stubborn, name).await;
     }
 
@@ -466,6 +471,22 @@ async fn check_whole(cri: &Cri, when: &str) {
 }
 
 /// The exit code of a container that ends by itself.
+/// Other limits for a pod, in terms of the newest API.
+async fn limit_pod(cri: &Cri, id: &str) -> Result<(), Status> {
+    let message = quilt::proto::cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: id.into(),
+        resources: Some(quilt::proto::cri::LinuxContainerResources {
+            cpu_shares: 300,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut runtime =
+        quilt::proto::cri::runtime_service_client::RuntimeServiceClient::new(cri.channel());
+    let updated = runtime.update_pod_sandbox_resources(cri.wrap(message));
+    updated.await.map(drop)
+}
+
 async fn ended(cri: &Cri, id: &str) -> Result<i32, Status> {
     let end = appears(BOUND, || async {
         match cri.status(id).await {

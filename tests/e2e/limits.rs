@@ -2,7 +2,7 @@
 
 use crate::support::cri::*;
 use crate::support::pod::{exited, resources, shell};
-use crate::support::{Node, cgroup};
+use crate::support::{Node, cgroup, eventually};
 
 #[tokio::test]
 async fn limits_arrive_in_the_cgroup() {
@@ -89,4 +89,86 @@ async fn unified_entries_reach_their_files_or_are_refused() {
             }
         },
     }
+}
+
+/// A shell that has lost a child for want of memory, and goes on until it is told to end.
+fn bereaved(bytes: i64) -> ContainerConfig {
+    let script = "tail /dev/zero; echo lost; trap 'exit 7' TERM; while :; do sleep 0.05; done";
+    let mut config = shell("main", script);
+    resources(&mut config).memory_limit_in_bytes = bytes;
+    config
+}
+
+#[tokio::test]
+async fn who_is_stopped_after_a_child_was_killed_is_not_called_oom() {
+    let mut node = Node::start().await;
+    let pod = node.pod("bereaved").await;
+    let config = bereaved(24 << 20);
+    for restart in [false, true] {
+        let mut config = config.clone();
+        let name = if restart { "second" } else { "first" };
+        config.metadata.get_or_insert_default().name = name.into();
+        config.log_path = format!("{name}/0.log");
+        let id = pod.run(&config).await;
+        eventually("its child was killed", || {
+            let lost = pod.log(&config).iter().any(|line| line.content == b"lost");
+            async move { lost.then_some(()) }
+        })
+        .await;
+        if restart {
+            node.kill();
+            node.restart().await;
+        }
+        node.cri.stop(&id, 10).await.expect("StopContainer");
+        let ended = exited(&node.cri, &id).await;
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (7, "Error"));
+        assert_eq!(ended.message, "");
+    }
+    // One that ends by itself after that has not come through.
+    let mut config = shell("third", "tail /dev/zero; exit 3");
+    resources(&mut config).memory_limit_in_bytes = 24 << 20;
+    let ended = pod.run_to_end(&config).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (3, "OOMKilled"));
+    assert!(ended.message.contains("25165824 bytes"), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_pod_without_memory_left_is_told_from_a_container_at_its_limit() {
+    let node = Node::start().await;
+    let pod = node.pod("full").await;
+    pod.idle("small").await;
+    let message = quilt::proto::cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        resources: Some(quilt::proto::cri::LinuxContainerResources {
+            memory_limit_in_bytes: 40 << 20,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let mut runtime =
+        quilt::proto::cri::runtime_service_client::RuntimeServiceClient::new(node.cri.channel());
+    let limited = runtime.update_pod_sandbox_resources(crate::support::client::request(message));
+    limited.await.expect("UpdatePodSandboxResources");
+    let config = crate::support::container("main", &["tail", "/dev/zero"]);
+    let ended = pod.run_to_end(&config).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+    let parent = &pod.config.linux.as_ref().expect("linux").cgroup_parent;
+    let words = format!("{parent}, above it, is limited to 41943040 bytes");
+    assert!(ended.message.contains(&words), "{ended:?}");
+}
+
+#[tokio::test]
+async fn a_signal_that_no_client_sent_is_told() {
+    let node = Node::start().await;
+    let pod = node.pod("shot").await;
+    let id = pod.idle("main").await;
+    let pid = crate::support::process::in_cgroup_of(&node.names, &id);
+    crate::support::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    let ended = exited(&node.cri, &id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "Error"));
+    assert!(ended.message.contains("SIGKILL; no client"), "{ended:?}");
+    let story = node.operate(&["explain", &id]);
+    let story = String::from_utf8_lossy(&story.stdout).into_owned();
+    assert!(story.contains("no client ended it"), "{story}");
+    assert!(story.contains("SIGKILL"), "{story}");
 }

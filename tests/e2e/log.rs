@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use crate::support::log::contents;
 use crate::support::operator::said;
 use crate::support::pod::{exited, shell};
-use crate::support::{Node, eventually, in_time, process};
+use crate::support::{Node, eventually, in_time, is_soak, process};
 
 #[tokio::test]
 async fn every_line_has_its_time_its_stream_and_its_tag() {
@@ -335,4 +335,27 @@ async fn limits_of_logs_are_those_of_the_configuration() {
         .join("plan.json");
     let plan = fs::read_to_string(plan).expect("a launch plan");
     assert!(plan.contains("\"bytes_per_s\":4000000"), "{plan}");
+}
+
+/// Containers that write as fast as they can keep nobody waiting for the end of another, nor for
+/// their own (100 of them with `QUILT_SOAK=1`).
+#[tokio::test]
+async fn chatty_containers_hold_up_no_exit() {
+    let mut node = Node::prepare("[logs]\nmax_bytes = 1048576\nfiles = 2\n");
+    node.restart().await;
+    let pod = node.pod("chatty").await;
+    let mut chatty = Vec::new();
+    for number in 0..if is_soak() { 100 } else { 6 } {
+        let config = shell(&format!("chatty-{number}"), "exec yes");
+        chatty.push((pod.run(&config).await, config));
+    }
+    for number in 0..5 {
+        let brief = shell(&format!("brief-{number}"), &format!("exit {number}"));
+        assert_eq!(pod.run_to_end(&brief).await.exit_code, number);
+    }
+    for (id, config) in chatty {
+        assert!(pod.log_len(&config) > 0, "{id} was never heard");
+        node.cri.stop(&id, 0).await.expect("StopContainer");
+        assert_eq!(exited(&node.cri, &id).await.exit_code, 137);
+    }
 }

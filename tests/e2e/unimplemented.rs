@@ -24,8 +24,6 @@ async fn what_is_not_there_yet_says_so_by_its_name() {
         checkpoint_container(CheckpointContainerRequest) = "CheckpointContainer",
         checkpoint_pod(CheckpointPodRequest) = "CheckpointPod",
         restore_pod(RestorePodRequest) = "RestorePod",
-        update_pod_sandbox_resources(UpdatePodSandboxResourcesRequest) =
-            "UpdatePodSandboxResources",
     );
     for (name, outcome) in of_the_runtime {
         let error = outcome.expect_err("it is not there yet");

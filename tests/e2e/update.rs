@@ -198,3 +198,33 @@ async fn a_bad_request_is_refused_by_its_field() {
         .await
         .expect("UpdateContainerResources");
 }
+
+#[tokio::test]
+async fn the_oom_score_of_what_runs_changes_as_well() {
+    let node = Node::start().await;
+    let pod = node.pod("score").await;
+    let mut config = shell(
+        "main",
+        &format!("echo 500 > /proc/self/oom_score_adj; {IDLE}"),
+    );
+    resources(&mut config).oom_score_adj = 200;
+    let own = pod.run(&config).await;
+    let mut config = shell("plain", IDLE);
+    resources(&mut config).oom_score_adj = 200;
+    let plain = pod.run(&config).await;
+    let score = async |id: &str| node.cri.output(id, "cat /proc/1/oom_score_adj").await;
+    eventually("it has given itself another score", || async {
+        (score(&own).await == "500").then_some(())
+    })
+    .await;
+    for id in [&own, &plain] {
+        let limits = LinuxContainerResources {
+            oom_score_adj: 300,
+            ..Default::default()
+        };
+        let updated = node.cri.update(id, limits).await;
+        updated.expect("UpdateContainerResources");
+    }
+    assert_eq!(score(&plain).await, "300");
+    assert_eq!(score(&own).await, "500");
+}

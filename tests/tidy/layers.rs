@@ -42,6 +42,7 @@ const LAYERS: &[Layer] = &[
             "metrics",
             "streaming",
             "confinement",
+            "traces",
         ],
     ),
     layer(
@@ -59,7 +60,7 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "containerd",
-        &["state", "lifecycle", "proto", "id", "telemetry"],
+        &["state", "lifecycle", "proto", "id", "telemetry", "metrics"],
     ),
     layer(
         "admin",
@@ -110,6 +111,7 @@ const LAYERS: &[Layer] = &[
     layer("fault", &[]),
     layer("metrics", &[]),
     layer("engine", &[]),
+    layer("traces", &["metrics"]),
     layer("sys", &[]),
     layer("id", &[]),
 ];

@@ -140,6 +140,7 @@ impl Story {
         }
         let code = row.integer("exit_code").unwrap_or(0);
         let who = match row.text("ended_by") {
+            "self" if code > 128 => "no client ended it",
             "self" => "it ended by itself",
             "client" => "a client stopped it (StopContainer)",
             "removal" => "a client removed it (RemoveContainer)",

@@ -14,6 +14,7 @@ use crate::state::container::NewContainer;
 use crate::state::image::Image;
 use crate::state::image_volume::IMAGE_OF_A_VOLUME;
 use crate::state::sandbox::Sandbox;
+use crate::traces;
 
 use super::{confinement, spec};
 
@@ -108,7 +109,7 @@ async fn answer(
     id: ContainerId,
     deadline: Deadline,
 ) -> Result<v1::CreateContainerResponse, CallError> {
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let key = ObjectKey::Container(id.clone());
     front
         .wait_for("container", key, deadline, || created(front, &id))

@@ -7,7 +7,7 @@ pub mod list;
 pub mod remove;
 pub mod reopen_log;
 mod security;
-mod spec;
+pub(in crate::cri) mod spec;
 pub mod start;
 pub mod stats;
 pub mod status;
@@ -19,6 +19,7 @@ use super::{CallError, Front};
 use crate::lifecycle::Impossible;
 use crate::lifecycle::container::State;
 use crate::state::container::Container;
+use crate::traces;
 
 impl Front {
     /// Finds a container for a session with its process; only a running one has it.
@@ -29,7 +30,7 @@ impl Front {
         because: &'static str,
     ) -> Result<Container, CallError> {
         let id = self.find_container("container_id", id).await?;
-        tracing::Span::current().record("id", id.as_str());
+        traces::about(id.as_str());
         match self.store.container(&id).await? {
             Some(container) if container.state == State::Running => Ok(container),
             Some(container) => Err(CallError::Impossible(Impossible {

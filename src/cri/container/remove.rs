@@ -7,6 +7,7 @@ use crate::lifecycle::Verdict;
 use crate::lifecycle::container::Desired;
 use crate::proto::cri as v1;
 use crate::state::StateError;
+use crate::traces;
 
 /// Removes a container; one that is not there is removed.
 pub(in crate::cri) async fn remove(
@@ -21,7 +22,7 @@ pub(in crate::cri) async fn remove(
         Err(CallError::NotFound { .. }) => return Ok(v1::RemoveContainerResponse {}),
         found => found?,
     };
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     match front
         .desired
         .lower_container(id.clone(), Desired::Removed, None)

@@ -6,6 +6,7 @@ use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::Verdict;
 use crate::lifecycle::container::{Desired, State};
 use crate::proto::cri as v1;
+use crate::traces;
 
 /// Starts a container, or joins its start, or tells a caller whose answer was lost how it went.
 pub(in crate::cri) async fn start(
@@ -16,7 +17,7 @@ pub(in crate::cri) async fn start(
     let id = front
         .find_container("container_id", request.container_id)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     match front
         .desired
         .lower_container(id.clone(), Desired::Running, None)

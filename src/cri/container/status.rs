@@ -6,6 +6,7 @@ use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front};
 use crate::lifecycle::container::State;
 use crate::proto::cri as v1;
+use crate::traces;
 
 use super::view;
 
@@ -18,7 +19,7 @@ pub(in crate::cri) async fn status(
     let id = front
         .find_container("container_id", request.container_id)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let container = front.store.container(&id).await?;
     let visible = container.filter(|c| !matches!(c.state, State::Preparing | State::Error));
     let container = visible.ok_or_else(|| CallError::NotFound {

@@ -7,6 +7,7 @@ use crate::lifecycle::Verdict;
 use crate::lifecycle::container::{Desired, State};
 use crate::proto::cri as v1;
 use crate::state::{StateError, now_ns};
+use crate::traces;
 
 /// Stops a container; one that is not there is stopped.
 pub(in crate::cri) async fn stop(
@@ -21,7 +22,7 @@ pub(in crate::cri) async fn stop(
         Err(CallError::NotFound { .. }) => return Ok(v1::StopContainerResponse {}),
         found => found?,
     };
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let grace_ns = request.timeout.max(0).saturating_mul(1_000_000_000);
     let stop_at = now_ns().saturating_add(grace_ns);
     match front

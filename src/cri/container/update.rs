@@ -5,6 +5,7 @@ use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::spec::Resources;
 use crate::proto::cri as v1;
+use crate::traces;
 
 use super::spec;
 
@@ -18,7 +19,7 @@ pub(in crate::cri) async fn update(
     let id = front
         .find_container("container_id", request.container_id)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let limits = request.linux.unwrap_or_default();
     let change = spec::resources("linux", limits)?;
     if change == Resources::default() {

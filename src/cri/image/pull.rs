@@ -11,6 +11,7 @@ use crate::lifecycle::image::SIGNATURE_FAILED;
 use crate::lifecycle::reference::Reference;
 use crate::proto::cri as v1;
 use crate::state::pull::{Pull, Secret};
+use crate::traces;
 
 use super::named;
 
@@ -28,7 +29,7 @@ pub(in crate::cri) async fn pull(
         .parse::<Reference>()
         .map_err(|error| CallError::invalid("image.image", error.to_string()))?;
     let reference = reference.to_string();
-    tracing::Span::current().record("id", &reference);
+    traces::about(&reference);
     let secret = secret(request.auth.unwrap_or_default())?;
     let pull = front.store.pull_secrets().key(&reference, &secret);
     let request = front
@@ -44,6 +45,7 @@ pub(in crate::cri) async fn pull(
                 .transpose()
         })
         .await?;
+    traces::also_about(&image_ref);
     Ok(v1::PullImageResponse { image_ref })
 }
 

@@ -5,6 +5,7 @@ use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::image::Desired;
 use crate::proto::cri as v1;
+use crate::traces;
 
 use super::named;
 
@@ -24,7 +25,7 @@ pub(in crate::cri) async fn remove(
             None => return Ok(v1::RemoveImageResponse {}),
         },
     };
-    tracing::Span::current().record("id", &id);
+    traces::about(&id);
     if front.desired.remove_image(id.clone()).await? {
         let key = ObjectKey::Image(id.clone());
         front

@@ -7,6 +7,7 @@ mod spec;
 pub(in crate::cri) mod stats;
 pub mod status;
 pub mod stop;
+pub mod update;
 pub(in crate::cri) mod view;
 
 pub(in crate::cri) use spec::{check_config, no_target, pod_or_node, wants_user_namespace};

@@ -5,6 +5,7 @@ use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::sandbox::Desired;
 use crate::proto::cri as v1;
+use crate::traces;
 
 /// Removes a pod sandbox; one that is not there is removed.
 pub(in crate::cri) async fn remove(
@@ -19,7 +20,7 @@ pub(in crate::cri) async fn remove(
         Err(CallError::NotFound { .. }) => return Ok(v1::RemovePodSandboxResponse {}),
         found => found?,
     };
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     if front.store.sandbox(&id).await?.is_some() {
         front
             .desired

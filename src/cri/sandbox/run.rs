@@ -8,6 +8,7 @@ use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
 use crate::proto::cri as v1;
 use crate::state::attachment::Joins;
 use crate::state::health::PluginReport;
+use crate::traces;
 
 use super::spec;
 
@@ -36,7 +37,7 @@ pub(in crate::cri) async fn run(
         .desired
         .run_sandbox(SandboxId::random(), spec, joins)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     front
         .wait_for("sandbox", ObjectKey::Sandbox(id.clone()), deadline, || {
             ready(&front, &id)

@@ -4,6 +4,7 @@ use crate::cri::{CallError, validate};
 use crate::lifecycle::address::{self, Requested};
 use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::egress;
+use crate::lifecycle::hardware;
 use crate::lifecycle::port::{Protocol, host_ports};
 use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
 use crate::proto::cri as v1;
@@ -105,7 +106,7 @@ fn network_annotations(field: &str, spec: &SandboxSpec) -> Result<(), CallError>
     };
     let annotations = &spec.annotations;
     if spec.network != NamespaceMode::Pod {
-        let all = [address::REQUESTED, egress::EGRESS];
+        let all = [address::REQUESTED, egress::EGRESS, hardware::MAC];
         let why = "cannot be met: the pod is in the node's network";
         return match all.into_iter().find(|name| annotations.contains_key(*name)) {
             Some(name) => refused(name, why.into()),
@@ -115,6 +116,9 @@ fn network_annotations(field: &str, spec: &SandboxSpec) -> Result<(), CallError>
     }
     if let Err(why) = Requested::of(annotations) {
         return refused(address::REQUESTED, why);
+    }
+    if let Err(why) = hardware::requested(annotations) {
+        return refused(hardware::MAC, why);
     }
     match egress::of(annotations) {
         Ok(_) => Ok(()),

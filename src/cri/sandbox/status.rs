@@ -8,6 +8,7 @@ use crate::cri::{CallError, Front, events};
 use crate::lifecycle::sandbox::State;
 use crate::proto::cri as v1;
 use crate::state::now_ns;
+use crate::traces;
 
 use super::view;
 
@@ -20,7 +21,7 @@ pub(in crate::cri) async fn status(
     let id = front
         .find_sandbox("pod_sandbox_id", request.pod_sandbox_id)
         .await?;
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     // Before the reads: kubelet takes statuses to be as new as this, or newer.
     let timestamp = now_ns();
     let sandbox = front.store.sandbox(&id).await?;

@@ -5,6 +5,7 @@ use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::sandbox::{Desired, State};
 use crate::proto::cri as v1;
+use crate::traces;
 
 /// Stops a pod sandbox; one that is not there is stopped.
 pub(in crate::cri) async fn stop(
@@ -19,7 +20,7 @@ pub(in crate::cri) async fn stop(
         Err(CallError::NotFound { .. }) => return Ok(v1::StopPodSandboxResponse {}),
         found => found?,
     };
-    tracing::Span::current().record("id", id.as_str());
+    traces::about(id.as_str());
     let known = front.store.sandbox(&id).await?;
     front.claim(known.as_ref());
     if known.is_some_and(|sandbox| sandbox.state != State::Stopped) {

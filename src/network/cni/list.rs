@@ -172,6 +172,13 @@ impl NetworkList {
         read_list(value).map(|(list, _)| list)
     }
 
+    /// Whether some plugin wants to be told this of a pod.
+    #[must_use]
+    pub fn has_capability(&self, name: &str) -> bool {
+        let mut plugins = self.plugins.iter();
+        plugins.any(|plugin| plugin.capabilities.contains(name))
+    }
+
     /// File names of the plugins' programs, in order.
     pub fn plugin_names(&self) -> impl Iterator<Item = &str> {
         self.plugins.iter().map(|plugin| plugin.kind.as_str())

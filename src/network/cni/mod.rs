@@ -25,7 +25,7 @@ pub use error::CniError;
 pub use leftover::end_leftovers;
 pub use list::{Directory, ListError, NetworkList};
 pub use request::{Attachment, INTERFACE, arguments};
-pub use result::addresses;
+pub use result::{Dns, addresses, dns};
 pub use verbs::{Call, Verb};
 pub use version::SpecVersion;
 

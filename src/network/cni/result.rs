@@ -10,6 +10,8 @@ use super::request::INTERFACE;
 
 /// Most addresses of a pod.
 const ADDRESSES_MAX: usize = 64;
+/// Most name servers, search domains and options of a result, each.
+const NAMES_MAX: usize = 64;
 /// Longest text of a plugin that is repeated.
 const TEXT_MAX: usize = 1024;
 
@@ -73,6 +75,56 @@ pub fn addresses(result: &Value) -> Result<Vec<IpAddr>, String> {
         addresses[..=first].rotate_right(1);
     }
     Ok(addresses)
+}
+
+/// How a pod finds names, as its plugins have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dns {
+    /// Name servers, the first one first.
+    pub servers: Vec<String>,
+    /// Domains to look in.
+    pub searches: Vec<String>,
+    /// Options of the resolver.
+    pub options: Vec<String>,
+}
+
+#[derive(Default, Deserialize)]
+struct NamesResult {
+    #[serde(default)]
+    dns: Option<Names>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Names {
+    nameservers: Option<Vec<String>>,
+    domain: Option<String>,
+    search: Option<Vec<String>>,
+    options: Option<Vec<String>>,
+}
+
+/// The name servers in the result of ADD, with what belongs to them. `None`: it names no server, so
+/// that what it says otherwise would be about the node's.
+///
+/// # Errors
+/// What is wrong with the result, in words.
+pub fn dns(result: &Value) -> Result<Option<Dns>, String> {
+    let parsed = NamesResult::deserialize(result).map_err(|error| error.to_string())?;
+    let names = parsed.dns.unwrap_or_default();
+    let dns = Dns {
+        servers: names.nameservers.unwrap_or_default(),
+        searches: match names.search.unwrap_or_default() {
+            // The local domain is looked in where no list says otherwise (resolv.conf(5)).
+            list if list.is_empty() => names.domain.into_iter().filter(|d| !d.is_empty()).collect(),
+            list => list,
+        },
+        options: names.options.unwrap_or_default(),
+    };
+    let lists = [&dns.servers, &dns.searches, &dns.options];
+    if lists.into_iter().any(|list| list.len() > NAMES_MAX) {
+        return Err(format!("its \"dns\" has more than {NAMES_MAX} entries"));
+    }
+    Ok((!dns.servers.is_empty()).then_some(dns))
 }
 
 #[derive(Deserialize)]

@@ -309,24 +309,25 @@ fn base_rules() -> [Rule; 2] {
     ]
 }
 
-/// Looks which policies are in place. What is wrong with the table as a whole is a problem.
+/// Looks which policies are in place. What is wrong with the table as a whole is a problem. Returns
+/// whether there is a table of that name.
 pub(super) fn look(
     socket: &mut Socket,
     table: &str,
     spec: &RuleSpec,
     seen: &mut RulesSeen,
-) -> Result<(), NetworkError> {
+) -> Result<bool, NetworkError> {
     match is_ours(socket, BRIDGE, table, spec)? {
-        None if spec.policies.is_empty() => return Ok(()),
+        None if spec.policies.is_empty() => return Ok(false),
         None => {
             let problem = format!("table bridge {table} is missing");
             seen.problems.push(problem);
-            return Ok(());
+            return Ok(false);
         }
         Some(false) => {
             let problem = format!("table bridge {table} is not ours");
             seen.problems.push(problem);
-            return Ok(());
+            return Ok(true);
         }
         Some(true) => {}
     }
@@ -370,7 +371,7 @@ pub(super) fn look(
     for link in of_chains.chain(senders).chain(receivers) {
         seen.policies.entry(link).or_insert(false);
     }
-    Ok(())
+    Ok(true)
 }
 
 /// What makes the policies as they should be, in a transaction. One that is of no pod goes only
@@ -381,8 +382,7 @@ pub(super) fn put_right(
     spec: &RuleSpec,
 ) -> Result<Vec<Message>, NetworkError> {
     let mut seen = RulesSeen::default();
-    look(socket, table, spec, &mut seen)?;
-    let there = is_ours(socket, BRIDGE, table, spec)?.is_some();
+    let there = look(socket, table, spec, &mut seen)?;
     if !there && spec.policies.is_empty() {
         return Ok(Vec::new());
     }

@@ -25,6 +25,9 @@ const FOUND: u32 = WORDS + 8;
 const RANDOM_PORTS: u32 = 1 << 4;
 /// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`.
 const DESTINATION_CHANGED: u32 = 1 << 5;
+/// The bit of a packet's mark that says that a port of the node has sent it on. CNI's portmap has the
+/// same one for the same.
+const SENT_ON: u32 = 0x2000;
 /// `RTN_LOCAL` of `linux/rtnetlink.h`.
 const LOCAL: u32 = 2;
 /// `IFNAMSIZ`.
@@ -56,6 +59,7 @@ enum Comparison {
 #[derive(Clone, Copy)]
 enum Meta {
     EtherType = 1,
+    Mark = 3,
     InputName = 6,
     OutputName = 7,
     Family = 15,
@@ -138,17 +142,30 @@ impl Expressions {
     }
 
     fn mask(self, mask: &[u8]) -> Self {
+        self.bits(mask, &vec![0; mask.len()])
+    }
+
+    /// Keeps the bits of `mask` of what is loaded, and changes those of `change`.
+    fn bits(self, mask: &[u8], change: &[u8]) -> Self {
         let length = u32::try_from(mask.len()).unwrap_or(u32::MAX);
         let data = Attributes::new()
             .number(1, WORK)
             .number(2, WORK)
             .number(3, length)
             .nested(4, &Attributes::new().bytes(DATA_VALUE, mask))
-            .nested(
-                5,
-                &Attributes::new().bytes(DATA_VALUE, &vec![0; mask.len()]),
-            );
+            .nested(5, &Attributes::new().bytes(DATA_VALUE, change));
         self.add("bitwise", &data)
+    }
+
+    /// Changes our bit of the packet's mark, and no other.
+    fn mark(self, bit: u32) -> Self {
+        // NFTA_META_KEY, NFTA_META_SREG.
+        let data = Attributes::new()
+            .number(2, Meta::Mark as u32)
+            .number(3, WORK);
+        self.meta(Meta::Mark, WORK)
+            .bits(&(!SENT_ON).to_ne_bytes(), &bit.to_ne_bytes())
+            .add("meta", &data)
     }
 
     /// Only packets of this family.
@@ -340,8 +357,20 @@ impl Expressions {
             .compare(false, &[0; 4])
     }
 
-    /// Looks a port up and sends the packet where the map says; without an entry the rule ends.
-    /// The key is the protocol, the destination address if `by_address`, and the port.
+    /// Only packets that a port of the node has sent on.
+    pub(super) fn sent_on(self) -> Self {
+        self.meta(Meta::Mark, WORK)
+            .mask(&SENT_ON.to_ne_bytes())
+            .compare(false, &[0; 4])
+    }
+
+    /// Takes the mark of [`Self::sent_on`] away: it has served.
+    pub(super) fn unmark(self) -> Self {
+        self.mark(0)
+    }
+
+    /// Looks a port up and sends the packet where the map says; without an entry the rule ends. For
+    /// the rules behind, it is marked ([`Self::sent_on`]). The key is the protocol, the destination address if `by_address`, and the port.
     pub(super) fn send_on(self, family: u8, by_address: bool, map: &str) -> Self {
         let (offset, length) = place(family, End::Destination);
         let words = length / 4;
@@ -363,6 +392,7 @@ impl Expressions {
             .number(5, FOUND + words);
         rule.payload(2, 2, 2, port)
             .add("lookup", &look_up)
+            .mark(SENT_ON)
             .add("nat", &send)
     }
 

@@ -9,6 +9,7 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use super::expression::{End, Expressions, IPV4, IPV6};
 use super::forward::{self, Map};
 use super::{Attributes, INET, Message, RuleSpec, kind};
+use crate::network::sysctl;
 
 /// `NFT_MSG_DELTABLE`.
 pub(super) const DELETE_TABLE: u16 = 2;
@@ -266,17 +267,21 @@ fn host_ports(spec: &RuleSpec, rules: &mut Vec<Rule>) {
             new().send_on(family, map.by_address, map.name),
         ));
     }
-    // The answer must come back by way of the node, which alone knows what was asked.
+    // The answer must come back by way of the node, which alone knows what was asked. Where our
+    // rules see what is bridged, it does if somebody else's have sent the packet on, such as
+    // kube-proxy's, and the pod may be asked under the other pod's own address.
     let sources = loopback.into_iter().chain(spec.subnets.iter().copied());
     for source in sources {
+        let leaving = new().leaves_by(&spec.bridge);
+        let (how, sent_on) = if source.addr().is_loopback() || !sysctl::sees_bridged(source) {
+            ("another address", leaving.redirected())
+        } else {
+            ("a port of the node", leaving.sent_on())
+        };
         rules.push(rule(
             "postrouting",
-            format!("from {source} by a port of the node"),
-            new()
-                .leaves_by(&spec.bridge)
-                .redirected()
-                .within(End::Source, source)
-                .masquerade(),
+            format!("from {source} by {how}"),
+            sent_on.within(End::Source, source).unmark().masquerade(),
         ));
     }
 }

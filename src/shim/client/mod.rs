@@ -30,6 +30,9 @@ use crate::runtime::plan::ExecPlan;
 /// How long a request may take, unless [`ShimClient::with_timeout`] says otherwise. Longer than a
 /// launch may: the shim's word on what it hung at is worth waiting for.
 pub const REQUEST_TIMEOUT: Duration = LAUNCH_TIMEOUT.saturating_add(Duration::from_secs(5));
+/// Events that may wait to be handled. Wider than the shim's window: the reader never waits for
+/// whoever handles events, who may himself be waiting for an answer that the reader has yet to read.
+const EVENTS_WAITING: usize = EVENT_WINDOW * 2;
 /// Requests that may wait for their answers at once.
 const WAITING_MAX: usize = 4096;
 
@@ -261,9 +264,7 @@ impl ShimClient {
             socket,
             waiting: Mutex::default(),
         });
-        // Wider than the shim's window: the reader never waits for whoever handles events, who
-        // may himself be waiting for an answer that the reader has yet to read.
-        let (events, receiver) = mpsc::channel(EVENT_WINDOW * 2);
+        let (events, receiver) = mpsc::channel(EVENTS_WAITING);
         let reader = tokio::spawn(read(Arc::clone(&shared), events)).abort_handle();
         let inner = Arc::new(Inner {
             shared,
@@ -673,3 +674,6 @@ async fn read(shared: Arc<Shared>, events: mpsc::Sender<ShimEvent>) {
 fn io_error(doing: &'static str) -> impl FnOnce(io::Error) -> ShimClientError {
     move |source| ShimClientError::Io { doing, source }
 }
+
+#[cfg(test)]
+mod tests;

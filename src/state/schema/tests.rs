@@ -182,6 +182,10 @@ async fn a_node_at_work_has_no_leaks_and_each_kind_of_leak_is_seen() {
             "address",
             "UPDATE network_allocations SET sandbox_id = 'gone' WHERE status = 'active'",
         ),
+        (
+            "attachment",
+            "UPDATE network_attachments SET sandbox_id = printf('%064d', 0)",
+        ),
         ("snapshot", "UPDATE snapshots SET container_id = 'gone'"),
         ("layer", "UPDATE layers SET state = 'removing'"),
         (

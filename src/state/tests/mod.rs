@@ -2,6 +2,7 @@
 
 mod jobs;
 mod layer;
+mod prepared;
 mod sweep;
 
 use std::collections::HashSet;

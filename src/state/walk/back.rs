@@ -187,6 +187,11 @@ impl World {
                 alive: alive.count() as u64,
             };
             match sandbox::next_step(pod.desired, pod.state, counts) {
+                sandbox::Step::Rest
+                    if pod.update.is_wanted() && pod.state == sandbox::State::Ready =>
+                {
+                    self.put_pod_limits(id, pod.update, fuel).await?;
+                }
                 sandbox::Step::Rest => return Ok(Outcome::Done),
                 sandbox::Step::SetUp => self.set_up(id, fuel).await?,
                 sandbox::Step::StopContainers | sandbox::Step::RemoveContainers => {
@@ -256,7 +261,7 @@ impl World {
                     fuel.burn()?;
                     self.kernel.ends(id, 143);
                     fuel.burn()?;
-                    self.observed.container_signalled(id.clone(), 15).await?;
+                    self.observed.container_signalled(id.clone(), 15, 0).await?;
                 }
                 container::Step::AwaitGrace => return Ok(Outcome::Again(0)),
                 container::Step::Kill => {
@@ -278,6 +283,29 @@ impl World {
                 }
             }
         }
+    }
+
+    async fn put_pod_limits(
+        &mut self,
+        id: &SandboxId,
+        update: Update,
+        fuel: &mut Fuel,
+    ) -> Result<(), Stop> {
+        fuel.burn()?;
+        let pod = self.model.pods.get_mut(id).expect("a pod");
+        let wanted = update.wanted.expect("limits that are wanted");
+        assert_eq!(pod.wanted.take(), Some(wanted.memory_limit_bytes));
+        let refused = fuel.lasting().then(|| "for good".to_owned());
+        let in_force = refused.is_none().then_some(wanted);
+        if let Some(limits) = &in_force {
+            pod.memory = limits.memory_limit_bytes;
+        }
+        let done = done("update_sandbox", id.as_str(), refused);
+        let number = update.asked;
+        self.observed
+            .sandbox_updated(id.clone(), number, in_force, done)
+            .await?;
+        fuel.burn()
     }
 
     async fn put_limits(

@@ -35,6 +35,8 @@ enum Event {
     Remove(u8),
     /// Other memory, or other CPU shares.
     Limit(u8, bool, u8),
+    /// Other memory for a pod.
+    LimitPod(u8, u8),
     Pull(u8),
     RemoveImage(u8),
     /// A process ends by itself.
@@ -60,6 +62,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<u8>().prop_map(Event::Remove),
         2 => (any::<u8>(), any::<bool>(), 1_u8..9)
             .prop_map(|(c, memory, value)| Event::Limit(c, memory, value)),
+        2 => (any::<u8>(), 1_u8..9).prop_map(|(pod, value)| Event::LimitPod(pod, value)),
         3 => n().prop_map(Event::Pull),
         1 => n().prop_map(Event::RemoveImage),
         2 => (any::<u8>(), any::<u8>()).prop_map(|(c, code)| Event::End(c, code)),
@@ -161,6 +164,7 @@ impl World {
             }
             Event::Remove(choice) => self.lower(choice, container::Desired::Removed, None).await,
             Event::Limit(choice, memory, value) => self.limit(choice, memory, value.into()).await,
+            Event::LimitPod(choice, value) => self.limit_pod(choice, value.into()).await,
             Event::Pull(number) => {
                 let nobody = super::pull::Secret::default();
                 let asked = self
@@ -298,6 +302,21 @@ impl World {
         }
     }
 
+    async fn limit_pod(&mut self, choice: u8, memory_limit_bytes: i64) {
+        let Some(id) = self.pod(choice) else { return };
+        let change = Resources {
+            memory_limit_bytes,
+            ..Default::default()
+        };
+        let pod = self.model.pods.get_mut(&id).expect("a pod");
+        let up = pod.desired == sandbox::Desired::Ready && pod.state == sandbox::State::Ready;
+        match self.desired.update_sandbox(id, change).await {
+            Ok(_) if up => pod.wanted = Some(memory_limit_bytes),
+            Err(StateError::Impossible(_)) if !up => {}
+            answer => panic!("limit a pod: {answer:?}"),
+        }
+    }
+
     /// Compares the database with the model, and the node with the database.
     async fn check(&mut self) {
         let pods = self
@@ -326,6 +345,12 @@ impl World {
             )
         });
         assert_eq!(self.rows(limits).await, sorted(expected), "limits");
+        let limits = "SELECT id || ' ' || coalesce(resources ->> 'memory_limit_bytes', 0) || ' '
+             || (updates_wanted > updates_done) FROM sandboxes";
+        let expected = self.model.pods.iter();
+        let expected = expected
+            .map(|(id, pod)| format!("{id} {} {}", pod.memory, u8::from(pod.wanted.is_some())));
+        assert_eq!(self.rows(limits).await, sorted(expected), "limits of pods");
         let addresses = "SELECT sandbox_id || ' ' || status FROM network_allocations";
         let expected = self.model.addresses.iter();
         let expected = expected.map(|(id, state)| format!("{id} {}", state.as_str()));
@@ -416,6 +441,8 @@ impl World {
                 sandbox::Desired::Removed => panic!("{id} is to be gone and is {:?}", pod.state),
             }
             assert_ne!(pod.state, sandbox::State::Failed, "{id} is to be gone");
+            let up = pod.state == sandbox::State::Ready;
+            assert!(!up || pod.wanted.is_none(), "the limits of {id}");
         }
         for (id, member) in &self.model.members {
             assert_eq!(member.wanted, None, "the limits of {id}");

@@ -11,6 +11,9 @@ pub(super) struct Pod {
     pub(super) name: u8,
     pub(super) desired: sandbox::Desired,
     pub(super) state: sandbox::State,
+    /// Memory in force and wanted instead.
+    pub(super) memory: i64,
+    pub(super) wanted: Option<i64>,
 }
 
 /// A container as it should be.
@@ -75,6 +78,8 @@ impl Model {
             name,
             desired: sandbox::Desired::Ready,
             state: sandbox::State::Preparing,
+            memory: 0,
+            wanted: None,
         };
         self.pods.insert(id.clone(), pod);
         self.addresses

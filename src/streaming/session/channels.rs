@@ -93,7 +93,7 @@ impl Channels {
                     (false, true) => &[RESIZE],
                     (false, false) => &[],
                 };
-                let serving = websocket::serve(io, protocol, read, activity, hangup.wait());
+                let serving = websocket::serve(io, protocol, (read, 0), activity, hangup.wait());
                 let mut connection = serving.await;
                 let outlet = |wanted: bool, number| {
                     wanted.then(|| Outlet::WebSocket(connection.writer(number)))
@@ -119,7 +119,11 @@ impl Channels {
             Transport::Spdy(version) => {
                 let expected = Expected::new(wanted, version);
                 let count = expected.count();
-                let connection = spdy::serve(io, count, activity, hangup.wait());
+                let bounds = spdy::Bounds {
+                    streams: count,
+                    waiting: 0,
+                };
+                let connection = spdy::serve(io, bounds, activity, hangup.wait());
                 let accepting = accept(connection, expected, version);
                 let opened = tokio::time::timeout(OPEN_PATIENCE, accepting).await;
                 opened.map_err(|_| "the client did not open its streams in time".to_owned())?

@@ -4,12 +4,20 @@
 //! WebSocket each named port is one connection on a pair of channels. A connection that cannot be
 //! made says why on its error stream; one that the pod breaks just ends, for clients give up all
 //! their connections after an error.
+//!
+//! A connection that the pod does not read holds up no other: what the client sends for it waits
+//! beside them, up to a bound. Beyond that nothing more is read from the client, who has no windows
+//! by which it could be told to hold back one alone; so the connection that takes nothing then is
+//! given up, unless it is the only one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::JoinSet;
 
 use super::{Node, PodNetwork, PortForwardAsk, dial};
@@ -24,6 +32,17 @@ use crate::streaming::websocket::{self, channels::Subprotocol};
 const CONNECTIONS_MAX: usize = 256;
 /// Moved at once.
 const PIECE_BYTES: usize = 32 * 1024;
+/// What may wait for pods that do not read, of all connections of a session, beside what each may
+/// have waiting for itself.
+const WAITING_BYTES: usize = 1024 * 1024;
+/// How long a connection may hold up all others of its session.
+const HOLD_UP: Duration = Duration::from_secs(10);
+
+/// What a client may have of a connection that carries streams.
+const BOUNDS: spdy::Bounds = spdy::Bounds {
+    streams: 2 * CONNECTIONS_MAX,
+    waiting: WAITING_BYTES,
+};
 
 /// Serves connections until the client is gone.
 pub(super) async fn run<I>(
@@ -39,14 +58,12 @@ pub(super) async fn run<I>(
     let hangup = hangup.wait();
     match transport {
         Transport::Spdy(_) => {
-            let streams = 2 * CONNECTIONS_MAX;
-            let connection = spdy::serve(io, streams, activity.clone(), hangup);
+            let connection = spdy::serve(io, BOUNDS, activity.clone(), hangup);
             streams_of(node, ask, connection, activity).await;
         }
         Transport::Tunnel => {
             let io = websocket::tunnel(io).await;
-            let streams = 2 * CONNECTIONS_MAX;
-            let connection = spdy::serve(io, streams, activity.clone(), hangup);
+            let connection = spdy::serve(io, BOUNDS, activity.clone(), hangup);
             streams_of(node, ask, connection, activity).await;
         }
         Transport::WebSocket(protocol) => {
@@ -95,11 +112,41 @@ async fn streams_of(
 struct Pod {
     network: PodNetwork,
     udp_ports: Vec<u16>,
+    /// Connections of the session.
+    connections: AtomicUsize,
+}
+
+/// Counts a connection as long as it is there.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pod {
     fn new(network: PodNetwork, udp_ports: Vec<u16>) -> Self {
-        Self { network, udp_ports }
+        Self {
+            network,
+            udp_ports,
+            connections: AtomicUsize::new(0),
+        }
+    }
+
+    fn counted(&self) -> Counted<'_> {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+        Counted(&self.connections)
+    }
+
+    /// Returns when a connection has held up others for too long.
+    async fn is_held_up(&self, by: &Inlet) {
+        loop {
+            tokio::time::sleep(HOLD_UP).await;
+            if by.holds_up_others() && self.connections.load(Ordering::Relaxed) > 1 {
+                return;
+            }
+        }
     }
 
     async fn connect(&self, port: u16) -> Result<TcpStream, String> {
@@ -220,40 +267,65 @@ async fn forward(
             return data.finish().await;
         }
     };
+    let _counted = pod.counted();
     let _ = stream.set_nodelay(true);
     let half_closes = matches!(data, Outlet::Spdy(_));
-    let (mut from, mut to) = stream.into_split();
-    let mut inlet = inlet;
-    let inwards = async {
-        let mut buffer = vec![0; PIECE_BYTES];
-        while let Ok(length @ 1..) = inlet.read(&mut buffer).await {
-            if to.write_all(&buffer[..length]).await.is_err() {
-                return;
-            }
-        }
-        // The pod reads the end, and may go on writing.
-        let _ = to.shutdown().await;
-    };
+    let (mut from, to) = stream.into_split();
+    let inwards = inwards(pod, inlet, to);
     let outwards = async {
         let mut buffer = vec![0; PIECE_BYTES];
         while let Ok(length @ 1..) = from.read(&mut buffer).await {
             data.write(&buffer[..length]).await?;
         }
-        data.finish().await
+        Ok(data.finish().await?)
     };
-    if half_closes {
-        tokio::join!(inwards, outwards).1
+    let moved = if half_closes {
+        tokio::try_join!(inwards, outwards).map(drop)
     } else {
         // Only its client can end one direction alone: the pod's end is that of the connection.
-        let inwards = async {
-            inwards.await;
-            std::future::pending::<()>().await;
-        };
         tokio::select! {
             sent = outwards => sent,
-            () = inwards => Ok(()),
+            Err(ended) = inwards => Err(ended),
+        }
+    };
+    match moved {
+        Ok(()) => Ok(()),
+        Err(Ended::Gone) => Err(Gone),
+        Err(Ended::HeldUpOthers) => {
+            tracing::debug!(port, "a connection that its pod does not read is given up");
+            data.reset().await;
+            Ok(())
         }
     }
+}
+
+/// Why a connection ended before both its directions had.
+enum Ended {
+    Gone,
+    HeldUpOthers,
+}
+
+impl From<Gone> for Ended {
+    fn from(_: Gone) -> Self {
+        Self::Gone
+    }
+}
+
+/// Moves what the client sends into the pod, until the end of either.
+async fn inwards(pod: &Pod, mut inlet: Inlet, mut to: OwnedWriteHalf) -> Result<(), Ended> {
+    let mut buffer = vec![0; PIECE_BYTES];
+    while let length @ 1.. = inlet.read(&mut buffer).await {
+        let written = tokio::select! {
+            written = to.write_all(&buffer[..length]) => written,
+            () = pod.is_held_up(&inlet) => return Err(Ended::HeldUpOthers),
+        };
+        if written.is_err() {
+            return Ok(());
+        }
+    }
+    // The pod reads the end, and may go on writing.
+    let _ = to.shutdown().await;
+    Ok(())
 }
 
 async fn named_ports<I, H>(
@@ -276,7 +348,13 @@ async fn named_ports<I, H>(
     }
     let numbers = || (0_u8..=u8::MAX).step_by(2);
     let read: Vec<u8> = numbers().take(ask.ports.len()).collect();
-    let serving = websocket::serve(io, protocol, &read, activity.clone(), hangup);
+    let serving = websocket::serve(
+        io,
+        protocol,
+        (&read, WAITING_BYTES),
+        activity.clone(),
+        hangup,
+    );
     let mut connection = serving.await;
     let pod = Arc::new(Pod::new(ask.network, ask.udp_ports));
     let mut forwards = JoinSet::new();

@@ -15,7 +15,7 @@ const RESIZE_MAX_BYTES: usize = 1024;
 /// Moves what the client writes until it ends, or nobody reads any more.
 pub(super) async fn input(mut from: Inlet, to: &Descriptor) {
     let mut buffer = vec![0; PIECE_BYTES];
-    while let Ok(length @ 1..) = from.read(&mut buffer).await {
+    while let length @ 1.. = from.read(&mut buffer).await {
         if to.write_all(&buffer[..length]).await.is_err() {
             return;
         }
@@ -70,7 +70,7 @@ struct Size {
 pub(super) async fn resize(mut from: Inlet, terminal: &Descriptor) {
     let mut buffer = vec![0; RESIZE_MAX_BYTES];
     let mut filled = 0;
-    while let Ok(length @ 1..) = from.read(&mut buffer[filled..]).await {
+    while let length @ 1.. = from.read(&mut buffer[filled..]).await {
         filled += length;
         let (sizes, consumed) = sizes(&buffer[..filled]);
         if let Some(size) = sizes.last() {

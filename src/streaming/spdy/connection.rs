@@ -3,13 +3,13 @@
 //!
 //! ```text
 //!            ┌─ reader ── SYN_STREAM ──► NewStream ──► session
-//!   socket ──┤            DATA ────────► pipe of 64 KiB ──► Inlet
+//!   socket ──┤            DATA ────────► queue ──► Inlet
 //!            └─ writer ◄── 16 frames ◄── StreamWriter, replies, pings
 //! ```
 //!
-//! A stream that is not read holds up the reader once its pipe is full, and with it the client:
-//! Kubernetes' clients keep no windows, so there is no gentler way. A client that keeps them never
-//! gets that far.
+//! Streams that are not read hold up the reader, and with it the client, once there is no room left
+//! for what they were sent (`backlog.rs`): Kubernetes' clients keep no windows, so there is no
+//! gentler way. A client that keeps them never gets that far.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
@@ -25,10 +25,13 @@ use super::frame::{Decoder, Encoder, Frame, PIECE_MAX_BYTES, Reset};
 use super::headers::Headers;
 use super::window::{INITIAL_BYTES, Window};
 use super::{Credit, SpdyError};
-use crate::streaming::channel::{Activity, BUFFER_BYTES, Gone, Inlet, Line, turned};
+use crate::streaming::backlog::{Backlog, Feed};
+use crate::streaming::channel::{Activity, Gone, Inlet, Line, turned};
 
 /// Frames that may wait to be written.
 const QUEUE: usize = 16;
+/// The client hears how much of the connection's window was taken when it is this much.
+const TAKEN_STEP_BYTES: usize = 16 * 1024;
 /// Streams that the session has not looked at yet.
 const NEW_STREAMS: usize = 16;
 /// How long what a client still sends that broke a rule is taken after the goodbye, so that it
@@ -255,9 +258,17 @@ impl Drop for Connection {
     }
 }
 
-/// Serves a connection on `io`, on which up to `streams_max` streams may be open at once. `hangup`
-/// resolves when the client is gone, even while nobody reads.
-pub fn serve<I, H>(io: I, streams_max: usize, activity: Activity, hangup: H) -> Connection
+/// What a client may have of a connection.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// Streams that are open at once.
+    pub streams: usize,
+    /// Bytes that wait to be read, beside the 64 KiB that each stream has for itself.
+    pub waiting: usize,
+}
+
+/// Serves a connection on `io`. `hangup` resolves when the client is gone, even while nobody reads.
+pub fn serve<I, H>(io: I, bounds: Bounds, activity: Activity, hangup: H) -> Connection
 where
     I: AsyncRead + AsyncWrite + Send + 'static,
     H: Future<Output = ()> + Send + 'static,
@@ -279,7 +290,9 @@ where
     let reader = Reader {
         shared: Arc::clone(&shared),
         streams: HashMap::new(),
-        streams_max,
+        streams_max: bounds.streams,
+        backlog: Backlog::new(bounds.waiting),
+        taken: 0,
         last_stream: 0,
         initial_window: INITIAL_BYTES,
         keeps_windows: false,
@@ -355,8 +368,8 @@ async fn write(
 /// One direction of a stream, as the reader has it.
 #[derive(Debug)]
 struct Stream {
-    /// `None` once the client has ended it, or nobody reads it any more.
-    pipe: Option<DuplexStream>,
+    feed: Feed,
+    /// The client has.
     ended: bool,
     state: Arc<State>,
 }
@@ -365,6 +378,9 @@ struct Reader {
     shared: Arc<Shared>,
     streams: HashMap<u32, Stream>,
     streams_max: usize,
+    backlog: Backlog,
+    /// What has come since the client was last told so.
+    taken: usize,
     last_stream: u32,
     initial_window: u32,
     keeps_windows: bool,
@@ -493,60 +509,66 @@ impl Reader {
             finished: AtomicBool::new(false),
             reset: watch::Sender::new(false),
         });
-        let (ours, theirs) = duplex(BUFFER_BYTES);
+        let (feed, unread) = self.backlog.channel();
+        if fin {
+            feed.end();
+        }
         let credit = Credit::new(stream, self.shared.queue.clone());
         let new = NewStream {
             headers,
-            inlet: Inlet::new(theirs, Some(credit), self.shared.activity.clone()),
+            inlet: Inlet::new(unread, Some(credit), self.shared.activity.clone()),
             writer: StreamWriter {
                 stream,
                 shared: Arc::clone(&self.shared),
                 state: Arc::clone(&state),
             },
         };
-        let pipe = (!fin).then_some(ours);
         let ended = fin;
-        self.streams.insert(stream, Stream { pipe, ended, state });
+        self.streams.insert(stream, Stream { feed, ended, state });
         Ok(self.new.send(new).await.map_err(|_| Gone))
     }
 
     async fn data(&mut self, number: u32, bytes: &[u8], fin: bool) -> Result<(), Gone> {
-        let Some(stream) = self.streams.get_mut(&number) else {
+        self.has_come(bytes.len()).await?;
+        let Some(stream) = self.streams.get(&number) else {
             if number > self.last_stream {
                 let (stream, status) = (number, Reset::Invalid as u32);
                 self.shared
                     .send(Frame::RstStream { stream, status })
                     .await?;
             }
-            // One that has been reset may still have had data under way, for which the window of
-            // the connection has room again.
-            return self.give_back(0, bytes.len()).await;
+            // One that has been reset may still have had data under way.
+            return Ok(());
         };
-        let mut unread = bytes.len();
-        if let Some(pipe) = &mut stream.pipe {
-            if pipe.write_all(bytes).await.is_ok() {
-                unread = 0;
-            } else {
-                // Nobody reads it any more.
-                stream.pipe = None;
-            }
-        }
-        if unread > 0 {
-            // Taken all the same: the window is there for what else is on the connection.
-            for stream in [number, 0] {
-                self.give_back(stream, unread).await?;
-            }
+        // What comes behind the end is nobody's.
+        let read = !stream.ended && stream.feed.push(bytes);
+        let unread = if read || *stream.state.reset.borrow() {
+            0
+        } else {
+            bytes.len()
+        };
+        if let Ok(delta @ 1..) = u32::try_from(unread) {
+            // Taken all the same, and thrown away.
+            let stream = number;
+            self.shared
+                .send(Frame::WindowUpdate { stream, delta })
+                .await?;
         }
         if fin {
             self.end(number);
         }
+        self.backlog.has_room().await;
         Ok(())
     }
 
-    /// Lets the client send so much more on a stream, or with 0 on the connection.
-    async fn give_back(&self, stream: u32, bytes: usize) -> Result<(), Gone> {
-        match u32::try_from(bytes) {
-            Ok(delta @ 1..) => {
+    /// The connection's window is not what holds a client back: that is each stream's, or that
+    /// nothing more is read.
+    async fn has_come(&mut self, bytes: usize) -> Result<(), Gone> {
+        self.taken += bytes;
+        match u32::try_from(self.taken) {
+            Ok(delta) if self.taken >= TAKEN_STEP_BYTES => {
+                self.taken = 0;
+                let stream = 0;
                 self.shared
                     .send(Frame::WindowUpdate { stream, delta })
                     .await
@@ -558,7 +580,7 @@ impl Reader {
     fn end(&mut self, number: u32) {
         if let Some(stream) = self.streams.get_mut(&number) {
             stream.ended = true;
-            stream.pipe = None;
+            stream.feed.end();
         }
     }
 

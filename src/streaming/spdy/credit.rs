@@ -37,13 +37,11 @@ impl Credit {
         if self.bytes < STEP_BYTES {
             return;
         }
-        // Both or none: two windows, one count. A client that is gone needs no telling.
-        let Ok(places) = self.queue.reserve_many(2).await else {
+        // A client that is gone needs no telling.
+        let Ok(place) = self.queue.reserve().await else {
             return;
         };
-        let delta = std::mem::take(&mut self.bytes);
-        for (place, stream) in places.zip([self.stream, 0]) {
-            place.send(Command::Frame(Frame::WindowUpdate { stream, delta }));
-        }
+        let (stream, delta) = (self.stream, std::mem::take(&mut self.bytes));
+        place.send(Command::Frame(Frame::WindowUpdate { stream, delta }));
     }
 }

@@ -10,7 +10,7 @@ pub mod frame;
 pub mod headers;
 mod window;
 
-pub use connection::{Connection, NewStream, StreamWriter, serve};
+pub use connection::{Bounds, Connection, NewStream, StreamWriter, serve};
 pub(crate) use credit::Credit;
 
 /// Why a connection cannot go on.

@@ -2,12 +2,10 @@
 //! them, as in `spdy/connection.rs`.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_tungstenite::WebSocketStream;
@@ -16,15 +14,14 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
 
 use super::channels::{Said, Subprotocol};
-use super::upgrade;
-use crate::streaming::channel::{Activity, BUFFER_BYTES, Gone, Inlet, Line, turned};
+use super::{LINGER, upgrade};
+use crate::streaming::backlog::{Backlog, Feed};
+use crate::streaming::channel::{Activity, Gone, Inlet, Line, turned};
 
 /// Messages that may wait to be written.
 const QUEUE: usize = 16;
 /// The longest piece of a channel in a message of ours.
 const PIECE_MAX_BYTES: usize = 32 * 1024;
-/// How long the client may take to answer the end.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// A connection that is being served.
 #[derive(Debug)]
@@ -125,12 +122,13 @@ impl ChannelWriter {
     }
 }
 
-/// Serves a connection on `io` whose client may write the channels `read`. `hangup` resolves when
-/// the client is gone, even while nobody reads.
+/// Serves a connection on `io` whose client may write the channels `read`, of which `waiting` bytes
+/// may wait to be read beside the 64 KiB that each has for itself. `hangup` resolves when the client
+/// is gone, even while nobody reads.
 pub async fn serve<I, H>(
     io: I,
     protocol: Subprotocol,
-    read: &[u8],
+    (read, waiting): (&[u8], usize),
     activity: Activity,
     hangup: H,
 ) -> Connection
@@ -140,11 +138,12 @@ where
 {
     let (to, from) = upgrade(io).await.split();
     let (queue, messages) = mpsc::channel(QUEUE);
-    let (mut inlets, mut pipes) = (HashMap::new(), HashMap::new());
+    let backlog = Backlog::new(waiting);
+    let (mut inlets, mut feeds) = (HashMap::new(), HashMap::new());
     for channel in read {
-        let (ours, theirs) = duplex(BUFFER_BYTES);
-        inlets.insert(*channel, Inlet::new(theirs, None, activity.clone()));
-        pipes.insert(*channel, ours);
+        let (feed, unread) = backlog.channel();
+        inlets.insert(*channel, Inlet::new(unread, None, activity.clone()));
+        feeds.insert(*channel, feed);
     }
     let over = watch::Sender::new(false);
     let (gone, line) = watch::channel(false);
@@ -157,7 +156,7 @@ where
         let ended = tokio::select! {
             () = hangup => true,
             () = turned(&mut end) => false,
-            () = sort(&mut from, protocol, pipes) => true,
+            () = sort(&mut from, protocol, (feeds, backlog)) => true,
         };
         if !ended {
             // What the client still sends is thrown away, up to its answer to the end.
@@ -189,7 +188,7 @@ where
 async fn sort(
     from: &mut (impl StreamExt<Item = Result<Message, WsError>> + Unpin),
     protocol: Subprotocol,
-    mut pipes: HashMap<u8, DuplexStream>,
+    (mut feeds, backlog): (HashMap<u8, Feed>, Backlog),
 ) {
     while let Some(message) = from.next().await {
         let payload = match message {
@@ -200,21 +199,17 @@ async fn sort(
             Err(error) => return tracing::debug!(%error, "a WebSocket ends"),
         };
         match protocol.decode(payload) {
-            Ok(Some(Said::Bytes(channel, bytes))) => hand(&mut pipes, channel, &bytes).await,
-            Ok(Some(Said::End(channel))) => drop(pipes.remove(&channel)),
+            // For a channel that nobody reads, or not any more, they are thrown away.
+            Ok(Some(Said::Bytes(channel, bytes))) => {
+                if let Some(feed) = feeds.get(&channel) {
+                    feed.push(&bytes);
+                    backlog.has_room().await;
+                }
+            }
+            Ok(Some(Said::End(channel))) => drop(feeds.remove(&channel)),
             Ok(None) => {}
             Err(error) => return tracing::debug!(%error, "a WebSocket ends"),
         }
-    }
-}
-
-/// Bytes for a channel that nobody reads, or not any more, are thrown away.
-async fn hand(pipes: &mut HashMap<u8, DuplexStream>, channel: u8, bytes: &Bytes) {
-    let Some(pipe) = pipes.get_mut(&channel) else {
-        return;
-    };
-    if pipe.write_all(bytes).await.is_err() {
-        pipes.remove(&channel);
     }
 }
 

@@ -8,6 +8,8 @@ pub mod channels;
 mod connection;
 mod tunnel;
 
+use std::time::Duration;
+
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 
@@ -16,6 +18,8 @@ pub use tunnel::tunnel;
 
 /// The longest message, and the longest frame of one. Some clients send all they have at once.
 const MESSAGE_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// How long the client may take to answer the end.
+const LINGER: Duration = Duration::from_secs(5);
 /// What is gathered before it is written to the socket.
 const WRITE_BYTES: usize = 64 * 1024;
 

@@ -5,9 +5,10 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio_tungstenite::tungstenite::Message;
 
-use super::upgrade;
-use crate::streaming::channel::BUFFER_BYTES;
+use super::{LINGER, upgrade};
 
+/// What may be on its way in either direction.
+const BUFFER_BYTES: usize = 64 * 1024;
 /// What goes into one message at most.
 const PIECE_MAX_BYTES: usize = 32 * 1024;
 
@@ -47,7 +48,13 @@ where
             // What is inside has said goodbye already.
             let _ = to.send(Message::Close(None)).await;
         };
-        tokio::join!(inwards, outwards);
+        tokio::pin!(inwards);
+        tokio::pin!(outwards);
+        tokio::select! {
+            () = &mut inwards => outwards.await,
+            // The client agrees, or has had its time: it must not hold what is over.
+            () = &mut outwards => drop(tokio::time::timeout(LINGER, inwards).await),
+        }
     });
     inside
 }

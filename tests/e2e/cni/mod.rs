@@ -2,6 +2,8 @@
 //! misbehave. The daemon and its plugins run on a host of the test's own little network; the
 //! machine's bridges and packet rules are never touched.
 
+mod agent;
+mod asked;
 mod broken;
 mod debian;
 mod interrupted;

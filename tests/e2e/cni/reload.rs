@@ -117,6 +117,27 @@ async fn a_plugin_that_is_not_ready_makes_the_node_not_ready() {
     plugged.becomes_ready().await;
 }
 
+/// A start asks each plugin once; what was seen before anything is answered is not asked again.
+#[tokio::test]
+async fn a_start_asks_plugins_once() {
+    let lan = Lan::new(1);
+    let plugged = Plugged::start(&lan, "", &witnessed()).await;
+    // That comes after the next look.
+    eventually("what is stale is collected", || async {
+        let calls = plugged.calls();
+        calls
+            .iter()
+            .any(|call| call.starts_with("GC "))
+            .then_some(())
+    })
+    .await;
+    for verb in ["VERSION ", "STATUS "] {
+        let calls = plugged.calls();
+        let count = calls.iter().filter(|call| call.starts_with(verb)).count();
+        assert_eq!(count, 1, "{verb}: {calls:?}");
+    }
+}
+
 /// A single configuration, plugins in files of their own, and versions that both sides know.
 #[tokio::test]
 async fn configurations_of_all_ages_are_understood() {

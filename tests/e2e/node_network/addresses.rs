@@ -1,15 +1,11 @@
 //! Addresses that pods ask for.
 
-use tonic::Code;
-
 use super::*;
 
 const ASKED: &str = "network.quilt/addresses";
 
 fn asking(node: &Node, name: &str, addresses: &str) -> PodSandboxConfig {
-    let mut config = node.pod_config(name);
-    config.annotations.insert(ASKED.into(), addresses.into());
-    config
+    annotated(node, name, &[(ASKED, addresses)])
 }
 
 /// What is reserved, elsewhere or no address, and any address of a pod in the node's network.
@@ -25,22 +21,11 @@ async fn what_cannot_be_is_refused(node: &Node) {
         "fd00:6::1",
         "10.0.0.1/8",
     ] {
-        let status = node
-            .cri
-            .run_pod(&asking(node, "bad", bad))
-            .await
-            .expect_err(bad);
-        assert_eq!(status.code(), Code::InvalidArgument, "{bad}: {status}");
-        assert!(status.message().contains(ASKED), "{status}");
+        unfit(node, &asking(node, "bad", bad), ASKED).await;
     }
     let mut config = asking(node, "host", "fd00:5:5::42");
     crate::support::pod::namespaces(&mut config).network = NamespaceMode::Node as i32;
-    let status = node
-        .cri
-        .run_pod(&config)
-        .await
-        .expect_err("the node's network");
-    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    unfit(node, &config, ASKED).await;
 }
 
 #[tokio::test]
@@ -103,10 +88,7 @@ async fn a_pod_has_the_addresses_that_it_asks_for_and_nobody_else_has_them() {
 #[tokio::test]
 async fn an_address_of_a_prepared_network_can_be_asked_for() {
     let lan = Lan::new(1);
-    let mut node = Node::prepare_on(&lan.hosts[0], "");
-    node.configure_network("subnet6 = \"fd00:5:5::/64\"");
-    node.prepare_networks(2);
-    node.restart().await;
+    let node = with_prepared(&lan, 2).await;
     let waiting = node.waiting(2).await;
     let sql = "SELECT address FROM v_addresses WHERE status = 'prepared' ORDER BY address";
     let address = node.column(sql, "address").remove(0);
@@ -136,6 +118,5 @@ async fn an_address_of_a_prepared_network_can_be_asked_for() {
     assert_eq!(second.addresses[1].to_string(), "fd00:5:5::aaaa");
     first.go(&node).await;
     second.go(&node).await;
-    assert!(node.terminate().success());
-    assert_eq!(lan.hosts[0].links(), ["lo", "eth0"]);
+    nothing_is_left(&lan, node);
 }

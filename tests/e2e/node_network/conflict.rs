@@ -3,8 +3,6 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 
-use tonic::Code;
-
 use super::*;
 use crate::support::host::ipv4;
 use crate::support::is_soak;

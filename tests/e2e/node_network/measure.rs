@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-async fn with_prepared(lan: &Lan, count: usize) -> Node {
+async fn quiet(lan: &Lan, count: usize) -> Node {
     let mut node = Node::prepare_on(&lan.hosts[0], "");
     node.prepare_networks(count);
     let path = node.path("config.toml");
@@ -33,10 +33,7 @@ async fn timed<T>(times: &mut Vec<Duration>, call: impl Future<Output = T>) -> T
 #[ignore = "prints times, and shows nothing else"]
 async fn the_time_of_a_pod_with_and_without_a_prepared_network() {
     let lans = [Lan::new(1), Lan::new(1)];
-    let nodes = [
-        with_prepared(&lans[0], 0).await,
-        with_prepared(&lans[1], 8).await,
-    ];
+    let nodes = [quiet(&lans[0], 0).await, quiet(&lans[1], 8).await];
     nodes[1].waiting(8).await;
     let mut times: [[Vec<Duration>; 3]; 2] = Default::default();
     for number in 0..60 {
@@ -67,7 +64,7 @@ async fn the_time_of_a_pod_with_and_without_a_prepared_network() {
 #[ignore = "prints times, and shows nothing else"]
 async fn the_time_of_200_pods_at_once() {
     let lan = Lan::new(1);
-    let node = Arc::new(with_prepared(&lan, 8).await);
+    let node = Arc::new(quiet(&lan, 8).await);
     node.waiting(8).await;
     for (what, up) in [("up", true), ("down", false)] {
         let ids = node.cri.list_pods(None).await.expect("ListPodSandbox");

@@ -192,10 +192,7 @@ async fn the_table_goes_with_the_last_daemon() {
     node.terminate();
     node.restart().await;
     pod.go(&node).await;
-    node.terminate();
-    assert_eq!(
-        nft::delete_table(&lan.hosts[0], &node.table()),
-        -libc::ENOENT
-    );
-    assert_eq!(lan.hosts[0].links(), ["lo", "eth0"]);
+    let table = node.table();
+    nothing_is_left(&lan, node);
+    assert_eq!(nft::delete_table(&lan.hosts[0], &table), -libc::ENOENT);
 }

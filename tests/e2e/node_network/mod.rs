@@ -3,7 +3,9 @@
 //! its hosts, and real packets go.
 
 mod addresses;
+mod beside;
 mod conflict;
+mod interrupted;
 mod limited;
 mod measure;
 mod mended;
@@ -11,9 +13,12 @@ mod policy;
 mod prepared;
 mod range;
 mod reach;
+mod sctp;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use tonic::Code;
 
 use crate::support::cri::*;
 use crate::support::host::{Host, Lan};
@@ -21,10 +26,39 @@ use crate::support::{Node, eventually, operator};
 
 /// A daemon that answers on the first host.
 async fn start(lan: &Lan) -> Node {
+    with_prepared(lan, 0).await
+}
+
+/// The same with so many networks prepared.
+async fn with_prepared(lan: &Lan, count: usize) -> Node {
     let mut node = Node::prepare_on(&lan.hosts[0], "");
     node.configure_network("subnet6 = \"fd00:5:5::/64\"");
+    node.prepare_networks(count);
     node.restart().await;
     node
+}
+
+/// Nothing of ours is left on a host after its daemon's end.
+fn nothing_is_left(lan: &Lan, mut node: Node) {
+    assert!(node.terminate().success());
+    assert_eq!(lan.hosts[0].links(), ["lo", "eth0"]);
+}
+
+/// What kubelet would send for a pod with these annotations.
+fn annotated(node: &Node, name: &str, annotations: &[(&str, &str)]) -> PodSandboxConfig {
+    let mut config = node.pod_config(name);
+    let annotations = annotations.iter();
+    let annotations = annotations.map(|(name, value)| ((*name).into(), (*value).into()));
+    config.annotations.extend(annotations);
+    config
+}
+
+/// A pod that cannot have what this annotation asks for: refused by its name, before anything.
+async fn unfit(node: &Node, config: &PodSandboxConfig, annotation: &str) {
+    let asked = &config.annotations[annotation];
+    let status = node.cri.run_pod(config).await.expect_err(asked);
+    assert_eq!(status.code(), Code::InvalidArgument, "{asked}: {status}");
+    assert!(status.message().contains(annotation), "{asked}: {status}");
 }
 
 impl Node {
@@ -55,7 +89,7 @@ impl Node {
     }
 
     /// One column of what a query says.
-    fn column(&self, sql: &str, name: &str) -> Vec<String> {
+    pub(crate) fn column(&self, sql: &str, name: &str) -> Vec<String> {
         operator::column(&self.ask(&["db", "query", sql]), name)
     }
 

@@ -5,8 +5,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use tonic::Code;
-
 use super::mended::dies;
 use super::*;
 use crate::support::faults::Faults;
@@ -16,8 +14,7 @@ use crate::support::nft;
 const EGRESS: &str = "network.quilt/egress";
 
 async fn guarded(node: &Node, name: &str, policy: &str, ports: Vec<PortMapping>) -> Guest {
-    let mut config = node.pod_config(name);
-    config.annotations.insert(EGRESS.into(), policy.into());
+    let mut config = annotated(node, name, &[(EGRESS, policy)]);
     config.port_mappings = ports;
     let id = node.cri.run_pod(&config).await.expect("RunPodSandbox");
     Guest::of(node, id).await
@@ -171,22 +168,17 @@ async fn what_is_no_policy_is_refused_by_name() {
         "10.0.0.0/8;drop",
         &long,
     ] {
-        let mut config = node.pod_config("refused");
-        config.annotations.insert(EGRESS.into(), bad.into());
-        let status = node.cri.run_pod(&config).await.expect_err("no policy");
-        assert_eq!(status.code(), Code::InvalidArgument, "{status}");
-        assert!(status.message().contains(EGRESS), "{status}");
+        unfit(
+            &node,
+            &annotated(&node, "refused", &[(EGRESS, bad)]),
+            EGRESS,
+        )
+        .await;
     }
     // In the node's network it could not be kept.
-    let mut config = node.pod_config("refused");
-    config.annotations.insert(EGRESS.into(), String::new());
+    let mut config = annotated(&node, "refused", &[(EGRESS, "")]);
     crate::support::pod::namespaces(&mut config).network = NamespaceMode::Node as i32;
-    let status = node
-        .cri
-        .run_pod(&config)
-        .await
-        .expect_err("the node's network");
-    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    unfit(&node, &config, EGRESS).await;
 }
 
 /// The daemon dies between a step and the next: the policy is in force whenever the pod is up, and
@@ -200,8 +192,7 @@ async fn a_death_between_two_steps_leaves_the_whole_policy_or_none() {
     let _server = lan.hosts[1].serve(80, "outside");
     let to = SocketAddr::new(ipv4(2), 80);
     for dies_at in ["sandbox.link", "sandbox.policy"] {
-        let mut config = node.pod_config("guarded");
-        config.annotations.insert(EGRESS.into(), "192.0.2.7".into());
+        let config = annotated(&node, "guarded", &[(EGRESS, "192.0.2.7")]);
         dies(&mut node, dies_at, async |node| {
             let _cut_off = node.cri.run_pod(&config).await;
         })

@@ -6,27 +6,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use nix::sched::{CloneFlags, setns};
-use tonic::Code;
-
 use super::mended::dies;
 use super::*;
 use crate::support::faults::Faults;
 use crate::support::is_soak;
-
-async fn with_prepared(lan: &Lan, count: usize) -> Node {
-    let mut node = Node::prepare_on(&lan.hosts[0], "");
-    node.configure_network("subnet6 = \"fd00:5:5::/64\"");
-    node.prepare_networks(count);
-    node.restart().await;
-    node
-}
-
-/// Nothing of ours is left on a host after its daemon's end.
-fn nothing_is_left(lan: &Lan, mut node: Node) {
-    assert!(node.terminate().success());
-    assert_eq!(lan.hosts[0].links(), ["lo", "eth0"]);
-}
+use nix::sched::{CloneFlags, setns};
 
 fn host_name(node: &Node, pod: &Guest) -> String {
     let pin = node
@@ -246,13 +230,12 @@ async fn pods_that_come_and_go_leave_nothing() {
                 if number >= pods {
                     return;
                 }
-                let mut config = node.pod_config(&format!("pod-{number}"));
                 let asked = match number % 4 {
                     0 => ("kubernetes.io/egress-bandwidth", "10M"),
                     1 => ("network.quilt/egress", "192.0.2.2"),
                     _ => ("example.com/none", ""),
                 };
-                config.annotations.insert(asked.0.into(), asked.1.into());
+                let mut config = annotated(&node, &format!("pod-{number}"), &[asked]);
                 let number = i32::try_from(number).expect("few pods");
                 config.port_mappings = vec![port(Protocol::Udp, "", 10_000 + number, 80)];
                 let id = node.cri.run_pod(&config).await.expect("RunPodSandbox");

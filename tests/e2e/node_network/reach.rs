@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 
+use futures_util::{StreamExt, stream};
+
 use super::*;
-use crate::support::host::{ask, ipv4, ipv6};
-use crate::support::nft;
+use crate::support::host::{Server, ask, ipv4, ipv6};
+use crate::support::{is_soak, nft};
 
 /// From everywhere a client can be, at once after RunPodSandbox, over both protocols and families.
 #[tokio::test]
@@ -179,4 +181,49 @@ async fn a_udp_client_finds_the_pod_that_has_the_port_now() {
         second.go(&node).await;
         first.go(&node).await;
     }
+}
+
+/// A full node: each port leads to its own pod, also while others come and go (250 pods with
+/// `QUILT_SOAK=1`).
+#[tokio::test(flavor = "multi_thread")]
+async fn every_pod_of_a_full_node_has_its_port() {
+    let count: u16 = if is_soak() { 250 } else { 24 };
+    let lan = Lan::new(2);
+    let node = start(&lan).await;
+    let (node_too, outside) = (&node, &lan.hosts[1]);
+    let mut pods: Vec<_> = stream::iter(0..count)
+        .map(|number| async move {
+            let ports = vec![port(Protocol::Tcp, "", i32::from(20_000 + number), 80)];
+            let pod = Guest::run(node_too, &format!("pod-{number}"), ports).await;
+            let server = pod.net.serve(80, &format!("pod-{number}"));
+            (number, pod, server)
+        })
+        .buffer_unordered(20)
+        .collect()
+        .await;
+    let at = |number: u16| SocketAddr::new(ipv4(1), 20_000 + number);
+    let all_answer = |pods: &[(u16, Guest, Server)]| {
+        for (number, _, _) in pods {
+            let said = outside.ask_tcp(at(*number));
+            let said = said.unwrap_or_else(|error| panic!("port of pod {number}: {error}"));
+            assert_eq!(said, format!("pod-{number} 192.0.2.2"));
+        }
+    };
+    all_answer(&pods);
+    // Every other one goes, all at once.
+    let (go, stay): (Vec<_>, Vec<_>) = pods.drain(..).partition(|(number, _, _)| number % 2 == 0);
+    let gone = stream::iter(go)
+        .map(|(number, pod, _)| async move {
+            pod.go(node_too).await;
+            number
+        })
+        .buffer_unordered(20);
+    for number in gone.collect::<Vec<_>>().await {
+        let closed = outside.ask_tcp(at(number));
+        assert!(closed.is_err(), "port of pod {number}: {closed:?}");
+    }
+    all_answer(&stay);
+    assert!(node.operate(&["check"]).status.success());
+    let left = stream::iter(stay).map(|(_, pod, _)| pod.go(node_too));
+    left.buffer_unordered(20).collect::<Vec<_>>().await;
 }

@@ -3,12 +3,14 @@
 use futures_util::SinkExt;
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::Frame;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 use tonic::Code;
 
-use crate::support::Node;
 use crate::support::client::request;
 use crate::support::streaming::{Spdy, http, message, place, run, websocket};
+use crate::support::{Node, eventually, in_time, is_soak, process};
 
 #[tokio::test]
 async fn a_url_is_good_once_and_for_its_own_kind() {
@@ -253,4 +255,145 @@ async fn every_subprotocol_of_websockets_carries_a_command() {
         assert!(error.contains("exit code: 4"), "{offer}: {error}");
         assert_eq!(error.starts_with('{'), json, "{offer}: {error}");
     }
+}
+
+/// The head of a client's frame (RFC 6455, section 5.2), masked with zeros.
+fn masked(first: u8, length: u8) -> Vec<u8> {
+    vec![first, 0x80 | length, 0, 0, 0, 0]
+}
+
+/// A WebSocket whose frames are the test's own: the rest of its connection.
+async fn raw_websocket(url: &str, offer: &str) -> TcpStream {
+    let (address, path) = place(url);
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: {offer}\r\n\r\n"
+    );
+    let (socket, head) = http(address, &request).await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    socket
+}
+
+#[tokio::test]
+async fn broken_messages_end_their_own_connection_and_its_command() {
+    let node = Node::start().await;
+    let pod = node.pod("messages").await;
+    let id = pod.idle("main").await;
+    let huge = [&[0x82, 0xff][..], &(1_u64 << 62).to_be_bytes(), &[0; 4]].concat();
+    let long = [&[0x82, 0xff][..], &(5_u64 << 20).to_be_bytes(), &[0; 4]].concat();
+    let (v5, base64) = ("v5.channel.k8s.io", "v4.base64.channel.k8s.io");
+    let cases = [
+        ("no mask", v5, vec![0x82, 1, 0]),
+        ("an opcode that is none", v5, masked(0x83, 0)),
+        ("bits that are reserved", v5, masked(0xf2, 0)),
+        ("a length beyond all", v5, huge),
+        ("a message that is too long", v5, long),
+        ("a ping in pieces", v5, masked(0x09, 0)),
+        (
+            "a ping that is too long",
+            v5,
+            [vec![0x89, 0xfe, 0, 126], vec![0; 130]].concat(),
+        ),
+        ("a continuation of nothing", v5, masked(0x80, 0)),
+        (
+            "an end of no channel",
+            v5,
+            [masked(0x82, 1), vec![255]].concat(),
+        ),
+        (
+            "text that is none",
+            base64,
+            [masked(0x81, 1), vec![0xff]].concat(),
+        ),
+        (
+            "no base64",
+            base64,
+            [masked(0x81, 2), b"0?".to_vec()].concat(),
+        ),
+        (
+            "no channel",
+            base64,
+            [masked(0x81, 2), b"\"A".to_vec()].concat(),
+        ),
+    ];
+    for (what, offer, bytes) in cases {
+        let url = node.exec_url(&id, &["sleep", "86407"], false).await;
+        let mut socket = raw_websocket(&url, offer).await;
+        socket.write_all(&bytes).await.expect("written");
+        let mut rest = Vec::new();
+        // A reset is an end as well.
+        let _ended = in_time(what, socket.read_to_end(&mut rest)).await;
+        drop(socket);
+        eventually(&format!("{what}: the command is gone"), || async {
+            let left = process::of_containers(&node.names, "86407");
+            left.is_empty().then_some(())
+        })
+        .await;
+    }
+    let url = node.exec_url(&id, &["echo", "fine"], false).await;
+    assert_eq!(run(&url, b"").await.stdout, b"fine\n");
+}
+
+/// Inside a tunnel, what is no message of bytes ends it, and so does what is no frame.
+#[tokio::test]
+async fn a_broken_tunnel_ends() {
+    let node = Node::start().await;
+    let pod = node.pod("tunnel").await;
+    for bytes in [
+        [masked(0x81, 1), b"a".to_vec()].concat(),
+        [masked(0x82, 8), vec![0x80, 2, 0, 6, 0, 0, 0, 0]].concat(),
+    ] {
+        let message = v1::PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: vec![],
+        };
+        let mut client = v1::runtime_service_client::RuntimeServiceClient::new(node.cri.channel());
+        let answer = client.port_forward(request(message)).await;
+        let url = answer.expect("PortForward").into_inner().url;
+        let mut socket = raw_websocket(&url, "SPDY/3.1+portforward.k8s.io").await;
+        socket.write_all(&bytes).await.expect("written");
+        let mut rest = Vec::new();
+        let _ended = in_time("the tunnel ends", socket.read_to_end(&mut rest)).await;
+    }
+}
+
+/// As many sessions as may be, all at once: whoever comes too many is told so and disturbs none,
+/// and each of the others gets what is its own (2000 of them with `QUILT_SOAK=1`).
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_sessions_as_may_be_end_exactly_beside_those_that_are_refused() {
+    let most = if is_soak() { 2000 } else { 40 };
+    let mut node = Node::prepare(&format!("[streaming]\nmax_sessions = {most}\n"));
+    node.restart().await;
+    let pod = node.pod("crowd").await;
+    let id = pod.idle("main").await;
+    let types = ["error", "stdin", "stdout", "stderr"];
+    let mut sessions = Vec::new();
+    for _ in 0..most {
+        let url = node.exec_url(&id, &["cat"], false).await;
+        let mut client = Spdy::connect(&url, "v4.channel.k8s.io").await;
+        let streams = client.open_all(&types).await;
+        sessions.push((client, streams));
+    }
+    let mut late = String::new();
+    for _ in 0..most / 10 {
+        late = node.exec_url(&id, &["echo", "late"], false).await;
+        let (address, path) = place(&late);
+        let upgrade = "Connection: Upgrade\r\nUpgrade: SPDY/3.1";
+        let text = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\n{upgrade}\r\n\r\n");
+        let (_, head) = http(address, &text).await;
+        assert!(head.starts_with("HTTP/1.1 429 "), "{head}");
+    }
+    for (number, (client, streams)) in sessions.iter_mut().enumerate() {
+        let word = format!("session {number}");
+        client.data(streams[1], word.as_bytes(), true).await;
+    }
+    for (number, (client, streams)) in sessions.into_iter().enumerate() {
+        let content = client.finish().await;
+        let word = format!("session {number}");
+        assert_eq!(content[&streams[2]], word.as_bytes());
+        let status = String::from_utf8_lossy(&content[&streams[0]]).into_owned();
+        assert!(status.contains("Success"), "{number}: {status}");
+    }
+    assert_eq!(run(&late, b"").await.stdout, b"late\n");
 }

@@ -2,6 +2,7 @@
 //! clients that misbehave.
 
 mod attach;
+mod clients;
 mod exec;
 mod hostile;
 mod port_forward;

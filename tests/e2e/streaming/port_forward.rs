@@ -8,6 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use futures_util::SinkExt;
 use futures_util::future::join_all;
+use nix::sys::socket::{setsockopt, sockopt};
 use quilt::proto::cri as v1;
 use quilt::streaming::spdy::frame::Frame;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -22,7 +23,7 @@ use crate::support::wait::in_time_within;
 use crate::support::{Node, Pod, cri::*, in_time, is_soak};
 
 /// A listener of the test's own in a pod's network.
-fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
+pub(super) fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
     let pin = node
         .names
         .state()
@@ -33,27 +34,44 @@ fn listen(node: &Node, pod: &Pod, ip: IpAddr) -> TcpListener {
     TcpListener::from_std(listener).expect("registered")
 }
 
-/// crictl, forwarding one port.
-struct Forward {
+/// Answers on each connection after the client's end: with all that came, backwards.
+pub(super) fn echo_backwards(listener: TcpListener) {
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut bytes = Vec::new();
+                stream.read_to_end(&mut bytes).await.expect("received");
+                bytes.reverse();
+                stream.write_all(&bytes).await.expect("sent");
+            });
+        }
+    });
+}
+
+/// crictl, or another client, forwarding one port.
+pub(super) struct Forward {
     child: tokio::process::Child,
     port: u16,
 }
 
 impl Forward {
-    async fn start(node: &Node, pod: &Pod, transport: &str, port: u16) -> Self {
+    async fn by_crictl(node: &Node, pod: &Pod, transport: &str, port: u16) -> Self {
         let mapping = format!(":{port}");
         let arguments = ["port-forward", "-r", transport, &pod.id, &mapping];
-        let mut command = tokio::process::Command::from(node.crictl_command(&arguments));
+        Self::start(node.crictl_command(&arguments).into()).await
+    }
+
+    pub(super) async fn start(mut command: tokio::process::Command) -> Self {
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())
             .kill_on_drop(true);
-        let mut child = child.spawn().expect("crictl starts");
+        let mut child = child.spawn().expect("the client starts");
         let stdout = child.stdout.take().expect("its output");
         let mut lines = BufReader::new(stdout).lines();
         // "Forwarding from 127.0.0.1:PORT -> REMOTE"
         let local = loop {
-            let line = in_time("crictl listens", lines.next_line()).await;
+            let line = in_time("the client listens", lines.next_line()).await;
             let line = line.expect("text").expect("a line");
             if let Some(rest) = line.split("127.0.0.1:").nth(1) {
                 let port = rest.split(' ').next().expect("a port");
@@ -65,18 +83,20 @@ impl Forward {
         Self { child, port: local }
     }
 
-    async fn connect(&self) -> TcpStream {
+    pub(super) async fn connect(&self) -> TcpStream {
         let address = (Ipv4Addr::LOCALHOST, self.port);
-        TcpStream::connect(address).await.expect("crictl listens")
+        TcpStream::connect(address)
+            .await
+            .expect("the client listens")
     }
 
-    async fn end(mut self) {
-        self.child.kill().await.expect("crictl is killed");
+    pub(super) async fn end(mut self) {
+        self.child.kill().await.expect("the client is killed");
     }
 }
 
 /// Sends `bytes` and their end; returns what comes back until the end.
-async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
+pub(super) async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     let (mut from, mut to) = stream.split();
     let send = async {
         to.write_all(bytes).await.expect("sent");
@@ -89,7 +109,7 @@ async fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
     back
 }
 
-async fn forward_url(node: &Node, pod: &Pod) -> String {
+pub(super) async fn forward_url(node: &Node, pod: &Pod) -> String {
     forward_ports_url(node, pod, &[]).await
 }
 
@@ -109,20 +129,10 @@ async fn connections_pass_whole_and_half_closed_over_both_transports() {
     let pod = node.pod("forward").await;
     let listener = listen(&node, &pod, Ipv4Addr::LOCALHOST.into());
     let port = listener.local_addr().expect("an address").port();
-    // The pod answers after the client's end: with all it got, backwards.
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let mut bytes = Vec::new();
-                stream.read_to_end(&mut bytes).await.expect("received");
-                bytes.reverse();
-                stream.write_all(&bytes).await.expect("sent");
-            });
-        }
-    });
+    echo_backwards(listener);
     let bytes = noise(if is_soak() { 100 << 20 } else { 4 << 20 });
     for transport in TRANSPORTS {
-        let forward = Forward::start(&node, &pod, transport, port).await;
+        let forward = Forward::by_crictl(&node, &pod, transport, port).await;
         let mut back = exchange(forward.connect().await, &bytes).await;
         back.reverse();
         assert!(back == bytes, "{transport}: other bytes");
@@ -141,7 +151,7 @@ async fn a_port_that_listens_on_ipv6_alone_is_found() {
     let pod = node.pod("six").await;
     let listener = listen(&node, &pod, Ipv6Addr::LOCALHOST.into());
     let port = listener.local_addr().expect("an address").port();
-    let forward = Forward::start(&node, &pod, "websocket", port).await;
+    let forward = Forward::by_crictl(&node, &pod, "websocket", port).await;
     // The pod speaks first, and ends first; the client may still speak.
     for _ in 0..10 {
         let mut client = forward.connect().await;
@@ -304,4 +314,112 @@ async fn a_pod_that_is_stopped_has_no_ports() {
     let error = client.port_forward(request(message)).await;
     let error = error.expect_err("refused");
     assert_eq!(error.code(), tonic::Code::FailedPrecondition, "{error}");
+}
+
+/// A client that keeps no windows, with two connections to a listener.
+struct Two {
+    client: Spdy,
+    data: [u32; 2],
+    inside: [TcpStream; 2],
+}
+
+impl Two {
+    async fn connect(node: &Node, pod: &Pod, listener: &TcpListener) -> Self {
+        let port = listener.local_addr().expect("an address").port();
+        let url = forward_url(node, pod).await;
+        let mut client = Spdy::connect(&url, "portforward.k8s.io").await;
+        let mut connect = async |id: &str| {
+            let port = port.to_string();
+            let headers = |kind| {
+                [
+                    ("streamtype", kind),
+                    ("port", port.as_str()),
+                    ("requestid", id),
+                ]
+            };
+            client.open(&headers("error")).await;
+            let data = client.open(&headers("data")).await;
+            let accepted = in_time("a connection", listener.accept()).await;
+            (data, accepted.expect("accepted").0)
+        };
+        let (first, second) = (connect("0").await, connect("1").await);
+        Self {
+            client,
+            data: [first.0, second.0],
+            inside: [first.1, second.1],
+        }
+    }
+
+    /// Sends so much on the first connection.
+    async fn fill(&mut self, bytes: usize) {
+        let piece = vec![0; 32 * 1024];
+        for _ in 0..bytes / piece.len() {
+            self.client.data(self.data[0], &piece, false).await;
+        }
+    }
+
+    /// The second connection's word and answer. Returns whether the first was reset meanwhile.
+    async fn speaks(&mut self, word: &[u8; 6]) -> bool {
+        self.client.data(self.data[1], word, false).await;
+        let mut heard = [0; 6];
+        let other = &mut self.inside[1];
+        let hearing = in_time("the other is heard", other.read_exact(&mut heard));
+        hearing.await.expect("six bytes");
+        assert_eq!(&heard, word);
+        other.write_all(word).await.expect("sent");
+        let mut reset = false;
+        loop {
+            match self.client.next().await.expect("more") {
+                Frame::Data { stream, bytes, .. } if stream == self.data[1] => {
+                    assert_eq!(bytes, word[..]);
+                    return reset;
+                }
+                Frame::RstStream { stream, .. } => reset |= stream == self.data[0],
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What a connection to this listener takes that nobody reads.
+async fn taken_unread(node: &Node, pod: &Pod, listener: &TcpListener) -> usize {
+    let pin = node
+        .names
+        .state()
+        .join(format!("sandboxes/{}/ns/net", pod.id));
+    let at = listener.local_addr().expect("an address");
+    let stream = Host::at(&pin).run(|| std::net::TcpStream::connect(at));
+    let stream = stream.expect("a connection");
+    stream.set_nonblocking(true).expect("non-blocking");
+    let stream = TcpStream::from_std(stream).expect("registered");
+    let accepted = in_time("a connection", listener.accept()).await;
+    let (piece, mut taken) = (vec![0; 32 * 1024], 0);
+    let silence = std::time::Duration::from_millis(300);
+    while tokio::time::timeout(silence, stream.writable())
+        .await
+        .is_ok()
+    {
+        taken += stream.try_write(&piece).unwrap_or(0);
+    }
+    drop(accepted);
+    taken
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_read_holds_up_no_other() {
+    let node = Node::start().await;
+    let pod = node.pod("unread").await;
+    let listener = listen(&node, &pod, Ipv4Addr::LOCALHOST.into());
+    setsockopt(&listener, sockopt::RcvBuf, &(64 * 1024)).expect("a socket");
+    let sockets = taken_unread(&node, &pod, &listener).await;
+    let mut two = Two::connect(&node, &pod, &listener).await;
+    // Half a MiB more than its sockets take waits in the daemon, beside the other.
+    let filling = two.fill(sockets + 576 * 1024);
+    in_time("it is taken", filling).await;
+    assert!(!two.speaks(b"beside").await, "there is still room");
+    // Without an end it would hold up the other: it is given up.
+    let filling = two.fill(8 << 20);
+    in_time_within(TRANSFER_BOUND, "it is taken or thrown away", filling).await;
+    assert!(two.speaks(b"beyond").await, "the first is given up");
+    drop(two);
 }

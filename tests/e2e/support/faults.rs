@@ -27,11 +27,22 @@ impl Faults {
         fs::write(&self.file, format!("{point}=delay:60000{times}")).expect("a file of the test");
     }
 
+    /// The daemon dies at the passage of `point` with this number, counted from now on.
+    pub(crate) fn kill(&self, point: &str, nth: usize) {
+        let _none_yet = fs::remove_file(self.fired());
+        fs::write(&self.file, format!("{point}=abort*1@{nth}")).expect("a file of the test");
+    }
+
+    /// Whether somebody has come to `point` since it was armed.
+    pub(crate) fn has_fired(&self, point: &str) -> bool {
+        let fired = fs::read_to_string(self.fired()).unwrap_or_default();
+        fired.lines().any(|line| line == point)
+    }
+
     /// Waits until somebody stands at `point`.
     pub(crate) async fn reached(&self, point: &str) {
         eventually(&format!("something comes to {point}"), || async {
-            let fired = fs::read_to_string(self.fired()).unwrap_or_default();
-            fired.lines().any(|line| line == point).then_some(())
+            self.has_fired(point).then_some(())
         })
         .await;
     }

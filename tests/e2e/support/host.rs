@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -93,7 +93,13 @@ impl Host {
             .collect()
     }
 
-    fn index(&self, name: &str) -> u32 {
+    /// The namespace' descriptor, for links that move in; good as long as the host is held.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.namespace.as_raw_fd()
+    }
+
+    /// The number of an interface.
+    pub(crate) fn index(&self, name: &str) -> u32 {
         self.run(|| nix::net::if_::if_nametoindex(name))
             .unwrap_or_else(|error| panic!("{name}: {error}"))
     }
@@ -261,7 +267,7 @@ impl Lan {
         let bridge = switch.index("switch");
         let hosts = (1..=count).map(|number| {
             let host = Host::new();
-            let (port, descriptor) = (format!("port{number}"), host.namespace.as_raw_fd());
+            let (port, descriptor) = (format!("port{number}"), host.descriptor());
             switch.ask(move |handle| async move {
                 let pair = LinkVeth::new(&port, "eth0").build();
                 handle.link().add(pair).execute().await?;

@@ -30,6 +30,7 @@ pub(crate) mod prometheus;
 pub(crate) mod protojson;
 pub(crate) mod proxy;
 pub(crate) mod registry;
+pub(crate) mod rules;
 pub(crate) mod streaming;
 pub(crate) mod teardown;
 pub(crate) mod token;

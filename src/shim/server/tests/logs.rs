@@ -3,7 +3,10 @@
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::*;
-use crate::shim::protocol::LogLoss;
+use crate::shim::protocol::{
+    FromShim, LogLoss, MESSAGE_MAX_BYTES, Request, ToShim, VERSION, decode, encode,
+};
+use crate::sys::seqpacket;
 
 /// A file system with as good as no room, where the log of a container is to be.
 struct SmallDisk(PathBuf);
@@ -78,6 +81,72 @@ async fn what_a_full_disk_costs_is_told_to_every_daemon_and_handed_to_the_next_s
     }
     let exit = next_exit(&mut events).await;
     shim.acknowledge(exit.sequence).await.unwrap();
+}
+
+/// Speaks to a shim as a daemon that reads nothing until it is told to.
+struct Deaf(OwnedFd);
+
+impl Deaf {
+    /// Greets the shim, and asks it until neither side takes more: from here on answers wait in the
+    /// shim, and everything else behind them.
+    async fn clog(socket: &Path) -> Deaf {
+        let daemon = Deaf(seqpacket::connect(socket).unwrap());
+        let hello = ToShim::Hello { version: VERSION };
+        seqpacket::send(daemon.0.as_fd(), &encode(&hello).unwrap(), &[]).unwrap();
+        assert!(matches!(daemon.next().await, FromShim::Welcome { .. }));
+        let mut number = 0;
+        let (mut refused, patience) = (0, 500);
+        // The shim has stopped reading when there is no room for long.
+        while refused < patience {
+            let request = Request::Ping;
+            let ping = encode(&ToShim::Request { number, request }).unwrap();
+            match seqpacket::send(daemon.0.as_fd(), &ping, &[]) {
+                Ok(()) => (number, refused) = (number + 1, 0),
+                Err(_) => {
+                    refused += 1;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+        daemon
+    }
+
+    async fn next(&self) -> FromShim {
+        let mut buffer = vec![0; MESSAGE_MAX_BYTES];
+        let mut received = None;
+        until("the shim says something", || {
+            received = seqpacket::receive(self.0.as_fd(), &mut buffer).ok();
+            received.is_some()
+        })
+        .await;
+        let length = received.map_or(0, |received| received.len);
+        decode(&buffer[..length]).unwrap()
+    }
+}
+
+/// The daemon records what a log lacks with the exit, so it must have heard of it before.
+#[tokio::test]
+async fn an_exit_is_told_after_its_loss_also_when_the_daemon_has_read_nothing_for_long() {
+    let node = Node::new();
+    let _disk = SmallDisk::at(node.log("full").parent().unwrap());
+    let (shim, events) = node.connect().await;
+    let script = "read gate; for n in $(/bin/busybox seq 100); do printf '%040d\\n' $n; done";
+    let args = ["/bin/busybox", "sh", "-c", script];
+    let plan = node.plan_with("full", &args, |plan| plan.stdio.stdin = true);
+    let launched = shim.launch("full", &plan).await.unwrap();
+    drop((shim, events));
+    let daemon = Deaf::clog(&node.state().join(SOCKET_NAME)).await;
+    fs::write(plan.with_file_name("stdin"), "go\n").unwrap();
+    until("the container has ended", || !is_alive(launched.pid)).await;
+    let mut told = Vec::new();
+    loop {
+        match daemon.next().await {
+            FromShim::LogLoss(loss) => told.push(loss.lines),
+            FromShim::Exited(record) => break assert_eq!(record.id.as_str(), "full"),
+            _ => {}
+        }
+    }
+    assert_eq!(told.last(), Some(&50), "{told:?}");
 }
 
 #[tokio::test]

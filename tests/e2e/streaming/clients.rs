@@ -1,0 +1,76 @@
+//! Kubernetes' own client library, as kubectl uses it: over SPDY, over a WebSocket, and over a
+//! WebSocket that is refused on its way, so that it falls back to SPDY.
+
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::noise;
+use super::port_forward::{Forward, echo_backwards, exchange, forward_url, listen};
+use crate::support::streaming::TRANSFER_BOUND;
+use crate::support::wait::in_time_within;
+use crate::support::{Node, is_soak};
+
+const TRANSPORTS: [&str; 3] = ["spdy", "websocket", "fallback"];
+
+/// The program of `hack/critest/sessions`.
+fn sessions(arguments: &[&str]) -> Command {
+    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/hack/critest/bin/sessions");
+    let program = PathBuf::from(built);
+    assert!(program.is_file(), "`make deps` builds {built}");
+    let mut command = Command::new(program);
+    command.args(arguments).kill_on_drop(true);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+}
+
+fn bytes() -> Vec<u8> {
+    noise(if is_soak() { 100 << 20 } else { 2 << 20 })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_get_what_is_typed_and_give_back_all_they_say_and_their_code() {
+    let node = Node::start().await;
+    let pod = node.pod("library").await;
+    let id = pod.idle("main").await;
+    let bytes = bytes();
+    for transport in TRANSPORTS {
+        let script = "cat; echo to stderr >&2; exit 3";
+        let url = node.exec_url(&id, &["sh", "-c", script], false).await;
+        let mut command = sessions(&["exec", transport, &url]);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut stdin = child.stdin.take().expect("its input");
+        let typing = async {
+            stdin.write_all(&bytes).await.expect("it reads");
+            drop(stdin);
+        };
+        let both = async { tokio::join!(typing, child.wait_with_output()).1 };
+        let output = in_time_within(TRANSFER_BOUND, "the session ends", both).await;
+        let output = output.expect("it has run");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.stdout == bytes, "{transport}: other bytes: {errors}");
+        assert_eq!(errors, "to stderr\n", "{transport}");
+        assert_eq!(output.status.code(), Some(3), "{transport}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_forwarded() {
+    let node = Node::start().await;
+    let pod = node.pod("library").await;
+    let listener = listen(&node, &pod, std::net::Ipv4Addr::LOCALHOST.into());
+    let port = listener.local_addr().expect("an address").port();
+    echo_backwards(listener);
+    let bytes = bytes();
+    for transport in TRANSPORTS {
+        let url = forward_url(&node, &pod).await;
+        let port = port.to_string();
+        let forward = Forward::start(sessions(&["forward", transport, &url, &port])).await;
+        let mut back = exchange(forward.connect().await, &bytes).await;
+        back.reverse();
+        assert!(back == bytes, "{transport}: other bytes");
+        forward.end().await;
+    }
+}
