@@ -476,15 +476,19 @@ impl Config {
         if let Err((key, why)) = config.logs.validate() {
             return Err(value(key, why));
         }
-        if let Err(why) = config.hooks.check() {
-            return Err(value("hooks", why));
-        }
-        let mut runtimes = config.runtimes.iter();
-        if let Some(why) = runtimes.find_map(|(name, handler)| handler.check(name).err()) {
-            return Err(value("runtimes", why));
+        if let Err((key, why)) = config.check_programs() {
+            return Err(value(key, why));
         }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
+    }
+
+    /// Programs of others that are run.
+    fn check_programs(&self) -> Result<(), (&'static str, String)> {
+        self.hooks.check().map_err(|why| ("hooks", why))?;
+        let mut runtimes = self.runtimes.iter();
+        let checked = runtimes.try_for_each(|(name, handler)| handler.check(name));
+        checked.map_err(|why| ("runtimes", why))
     }
 }
 

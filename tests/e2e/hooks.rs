@@ -74,7 +74,7 @@ async fn hooks_run_at_their_stages_for_whom_they_are_meant() {
         let place = node.path("ran").display().to_string();
         // Inside the container there is no such place.
         let script =
-            format!("read -r state; echo \"$state\"; echo $STAGE >>{place} 2>/dev/null; :");
+            format!("read -r state; echo \"$state\"; echo $STAGE 2>/dev/null >>{place}; :");
         write_hook(&directory, stage, stage, "yes", &script);
     }
     for handler in ["", "runc"] {

@@ -242,8 +242,8 @@ fn last_error(log: &Path) -> Option<String> {
     let lines = text
         .lines()
         .filter_map(|line| serde_json::from_str(line).ok());
-    let errors = lines.filter(|line: &Line| matches!(line.level.as_str(), "error" | "fatal"));
-    let mut message = errors.last()?.msg;
+    let mut errors = lines.filter(|line: &Line| matches!(line.level.as_str(), "error" | "fatal"));
+    let mut message = errors.next_back()?.msg;
     message.truncate(message.floor_char_boundary(MESSAGE_MAX));
     Some(message)
 }

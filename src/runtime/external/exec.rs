@@ -93,6 +93,10 @@ fn exec(
         let _ = fs::remove_file(name);
     }
     let (pid, pidfd) = found?;
+    if let Some(leaf) = &plan.cgroup.unified_dir {
+        // Where the runtime has put it into the container's own. One that has ended needs no place.
+        let _ = fs::write(leaf.join("cgroup.procs"), pid.as_raw_nonzero().to_string());
+    }
     let what = || "tell of the process";
     if let Some(console) = console {
         let master = console.receive(driver.until())?;
@@ -101,8 +105,9 @@ fn exec(
     tell(born, &account.identity, pid, &pidfd)
 }
 
-/// Beside hierarchies of cgroup v1, a runtime leaves the unified one alone: what it starts is born
-/// in the leaf that we are in. Where the unified one is all there is, the runtime decides.
+/// Beside hierarchies of cgroup v1, some runtimes leave the unified one alone: what they start is
+/// born in the leaf that we are in. Where the unified one is all there is, what we do would count as
+/// the container's, and the command is moved when it runs.
 fn enter_leaf(cgroup: &CgroupEntry) -> Result<(), LaunchError> {
     if cgroup.v1_tasks_files.is_empty() {
         return Ok(());

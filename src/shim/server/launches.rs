@@ -64,6 +64,11 @@ impl Launch {
         matches!(&self.phase, Phase::UnderWay(launching) if launching.is_driver())
     }
 
+    /// What its process writes, which may be before it is held.
+    pub(super) fn output_mut(&mut self) -> &mut Output {
+        &mut self.output
+    }
+
     /// When the loop has to look at it.
     pub(super) fn until(&self) -> Instant {
         self.until
