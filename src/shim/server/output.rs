@@ -312,8 +312,7 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
-    use std::io::Write;
+    use std::fs;
     use std::rc::Rc;
     use std::time::Instant;
 
@@ -433,33 +432,59 @@ mod tests {
         drop(daemons);
     }
 
+    const LINES: usize = 8_000_000;
+
+    /// Not a test: the process that [`how_many_lines_a_second`] reads.
+    #[test]
+    #[ignore = "the writer, started by a measurement"]
+    fn write_lines() {
+        let size = std::env::var("QUILT_TEST_WRITE_BYTES").ok();
+        let Some(size) = size.and_then(|size| size.parse().ok()) else {
+            return;
+        };
+        let chunk: Vec<u8> = (0..655_300)
+            .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
+            .collect();
+        let mut left = LINES * 100;
+        while left > 0 {
+            for part in chunk.chunks(size) {
+                let mut part = &part[..part.len().min(left)];
+                left -= part.len();
+                while !part.is_empty() {
+                    let written = rustix::io::write(rustix::stdio::stderr(), part).unwrap();
+                    part = &part[written..];
+                }
+            }
+        }
+        std::process::exit(0);
+    }
+
     /// As the shim does it: a turn that yields little is followed by a rest. Run with
     /// `cargo test --release --lib -- --ignored --nocapture how_many_lines`.
     #[test]
     #[ignore = "a measurement"]
     fn how_many_lines_a_second() {
-        let lines = 8_000_000;
         let dir = tempfile::tempdir().unwrap();
-        for writes in [64 * 1024, 100] {
-            let path = dir.path().join(format!("log-{writes}"));
+        for size in [64 * 1024, 100] {
+            let path = dir.path().join(format!("log-{size}"));
             let (mut output, writer) = output(Some(&path));
             rustix::io::ioctl_fionbio(&writer, false).unwrap();
             let _ = rustix::pipe::fcntl_setpipe_size(&writer, 256 * 1024);
-            let chunk: Vec<u8> = (0..1_310_720 / 2)
-                .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
-                .collect();
             let start = Instant::now();
-            let thread = std::thread::spawn(move || {
-                let mut file = File::from(writer);
-                let mut left = lines * 100;
-                while left > 0 {
-                    for part in chunk[..chunk.len() / 100 * 100].chunks(writes) {
-                        let part = &part[..part.len().min(left)];
-                        file.write_all(part).unwrap();
-                        left -= part.len();
-                    }
-                }
-            });
+            let name = "shim::server::output::tests::write_lines";
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    name,
+                    "--ignored",
+                    "--nocapture",
+                    "--test-threads=1",
+                ])
+                .env("QUILT_TEST_WRITE_BYTES", size.to_string())
+                .stdout(std::process::Stdio::null())
+                .stderr(writer)
+                .spawn()
+                .unwrap();
             let mut scratch = Scratch::default();
             let cpu = thread_cpu();
             loop {
@@ -473,13 +498,13 @@ mod tests {
             }
             let seconds = start.elapsed().as_secs_f64();
             let cpu = thread_cpu() - cpu;
-            thread.join().unwrap();
-            let size = fs::metadata(&path).unwrap().len();
-            assert_eq!(size, lines as u64 * 140);
+            assert!(child.wait().unwrap().success());
+            let size_now = fs::metadata(&path).unwrap().len();
+            assert_eq!(size_now, LINES as u64 * 140);
             println!(
-                "{writes} B a write: {:.2} M lines/s, {:.2} ms of the reader's CPU a MB of output",
-                lines as f64 / seconds / 1e6,
-                cpu.as_secs_f64() * 1e3 / (lines as f64 * 100.0 / 1e6),
+                "{size} B a write: {:.2} M lines/s, {:.2} ms of the reader's CPU a MB of output",
+                LINES as f64 / seconds / 1e6,
+                cpu.as_secs_f64() * 1e3 / (LINES as f64 * 100.0 / 1e6),
             );
             fs::remove_file(&path).unwrap();
         }

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::support::host::ipv4;
 use crate::support::is_soak;
+use crate::support::wait::{BOUND, eventually_within};
 
 #[tokio::test]
 async fn a_port_that_is_held_is_refused_by_the_name_of_its_holder() {
@@ -88,9 +89,11 @@ async fn many_contend_for_few_addresses() {
     let mut tasks = tokio::task::JoinSet::new();
     for number in 0..contenders {
         let (node, taken) = (Arc::clone(&node), Arc::clone(&taken));
+        // Each waits for its turn, behind all others.
+        let bound = BOUND * (1 + contenders / 10);
         tasks.spawn(async move {
             let config = node.pod_config(&format!("contender-{number}"));
-            let id = eventually("an address is free", || async {
+            let id = eventually_within(bound, "an address is free", || async {
                 match node.cri.run_pod(&config).await {
                     Ok(id) => Some(id),
                     Err(status) => {

@@ -86,7 +86,15 @@ pub(crate) fn end(pid: i32) {
     }
 }
 
-/// The first process of a container, found by its cgroup; it must run.
+/// When a process began, in ticks since the boot: proc_pid_stat(5), field 22.
+fn began(pid: i32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// The first process of a container, found by its cgroup; it must run. Numbers are given out from
+/// the lowest again, so the first is not the one with the least.
 pub(crate) fn in_cgroup_of(names: &Names, id: &str) -> i32 {
     let inside = |pid: &i32| {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
@@ -94,7 +102,9 @@ pub(crate) fn in_cgroup_of(names: &Names, id: &str) -> i32 {
             .any(|line| line.contains(&names.cgroup_root) && line.contains(id))
     };
     let found = poll(Duration::from_secs(5), || {
-        all().into_iter().filter(inside).min()
+        let members = all().into_iter().filter(inside);
+        let with_times = members.filter_map(|pid| Some((began(pid)?, pid)));
+        with_times.min().map(|(_, pid)| pid)
     });
     found.unwrap_or_else(|| panic!("no process is in a cgroup of {id}"))
 }
