@@ -1,8 +1,8 @@
 //! Hooks that operators drop into directories (`[hooks]`): which of them a container has, what they
 //! had to say, and those that run when nothing is left of it.
 //!
-//! Directories are read at every start of a container, so that a hook counts from the next one on. A
-//! file that is no hook fails the start: who was promised a hook must not run without it.
+//! Directories are read at every start of a container, so that a hook counts from the next one on.
+//! A file that is no hook fails the start: who was promised a hook must not run without it.
 
 use std::collections::BTreeMap;
 use std::fs;

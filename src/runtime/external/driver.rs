@@ -291,7 +291,8 @@ mod tests {
     fn the_last_error_of_a_runtime_is_told() {
         let log = tempfile::NamedTempFile::new().expect("a file");
         assert_eq!(last_error(log.path()), None);
-        let text = "{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"first\"}\n\
+        let text = "{\"level\":\"warning\",\"msg\":\"w\"}\n\
+            {\"level\":\"error\",\"msg\":\"first\"}\n\
             no JSON\n{\"msg\":\"the last\",\"level\":\"error\",\"time\":\"t\"}\n\
             {\"level\":\"debug\",\"msg\":\"d\"}\n";
         fs::write(log.path(), text).expect("written");

@@ -106,8 +106,8 @@ fn exec(
 }
 
 /// Beside hierarchies of cgroup v1, some runtimes leave the unified one alone: what they start is
-/// born in the leaf that we are in. Where the unified one is all there is, what we do would count as
-/// the container's, and the command is moved when it runs.
+/// born in the leaf that we are in. Where the unified one is all there is, what we do would count
+/// as the container's, and the command is moved when it runs.
 fn enter_leaf(cgroup: &CgroupEntry) -> Result<(), LaunchError> {
     if cgroup.v1_tasks_files.is_empty() {
         return Ok(());

@@ -24,9 +24,11 @@ for one in uid_map gid_map; do echo $one $(cat /proc/self/$one); done
 awk '{ for (i = 7; $i != "-"; i++) sub(/:.*/, "", $i)
   shared = ""; for (i = 7; $i != "-"; i++) shared = shared " " $i
   print "mount", $5, $6, $(i + 1), shared }' /proc/self/mountinfo
-find /dev -type c -o -type l | sort | while read one; do echo dev $(ls -ld $one | cut -c 1-10) $one; done
+find /dev -type c -o -type l | sort | while read one; do
+  echo dev $(ls -ld $one | cut -c 1-10) $one; done
 for one in kcore keys latency_stats timer_list sched_debug scsi acpi interrupts; do
-  [ -e /proc/$one ] && echo "masked $one $(ls -A /proc/$one | wc -l) $(head -c 1 /proc/$one 2>/dev/null | wc -c)"
+  [ -e /proc/$one ] || continue
+  echo "masked $one $(ls -A /proc/$one | wc -l) $(head -c 1 /proc/$one 2>/dev/null | wc -c)"
 done
 for one in /proc/sys/kernel/domainname /proc/sysrq-trigger /sys/kernel/mm; do
   [ -w $one ] && echo "writable $one"; done

@@ -20,13 +20,15 @@ const PROGRAMS: &[(&str, &str, &str)] = &[
     // Leaves a process behind, and then hangs.
     (
         "forking",
-        "#!/bin/sh\ncase \"$*\" in *create*) (setsid sleep 1000.5 &) ;; esac\nexec sleep 1000.5\n",
+        "#!/bin/sh\ncase \"$*\" in *create*) (setsid sleep 1000.5 &) ;; esac\n\
+            exec sleep 1000.5\n",
         "did not end in 1 s",
     ),
     // Names a process that is not its own.
     (
         "lying",
-        "#!/bin/sh\nwhile [ $# -gt 0 ]; do [ \"$1\" = --pid-file ] && echo 1 >\"$2\"; shift; done\n",
+        "#!/bin/sh\nwhile [ $# -gt 0 ]; do\n\
+            [ \"$1\" = --pid-file ] && echo 1 >\"$2\"; shift; done\n",
         "process id",
     ),
 ];

@@ -68,7 +68,21 @@ async fn live(node: &Node, handler: &str) {
     let status = cri.pod_status(&pod.id).await.expect("PodSandboxStatus");
     assert_eq!(status.runtime_handler, handler);
 
-    // What it prints, how it ends, who it is.
+    ends(&pod, handler).await;
+    runs_commands(node, &pod, handler).await;
+    ends_by_others(node, &pod, handler).await;
+
+    // The runtime itself has forgotten what has ended.
+    let known = node.names.state().join("runtimes").join(handler);
+    crate::support::eventually("the runtime has forgotten", || async {
+        let left = std::fs::read_dir(&known).expect("its root").count();
+        (left == 0).then_some(())
+    })
+    .await;
+}
+
+/// What it prints, how it ends, who it is.
+async fn ends(pod: &Pod, handler: &str) {
     let mut config = shell("ends", "echo out; echo err >&2; id -un; echo $HOME; exit 3");
     security(&mut config).run_as_username = "tester".into();
     let ended = pod.run_to_end(&config).await;
@@ -86,8 +100,11 @@ async fn live(node: &Node, handler: &str) {
     assert_eq!(contents(&lines, "stderr"), ["err"], "{handler}");
     let user = ended.user.and_then(|user| user.linux).expect("a user");
     assert_eq!((user.uid, user.gid), (1000, 1000), "{handler}");
+}
 
-    // Commands in it.
+/// Commands in it, what it uses, and its end by its stop signal.
+async fn runs_commands(node: &Node, pod: &Pod, handler: &str) {
+    let cri = &node.cri;
     let idle = pod.idle("idle").await;
     assert_eq!(cri.output(&idle, "cat; hostname").await, handler);
     let failing = cri
@@ -116,7 +133,6 @@ async fn live(node: &Node, handler: &str) {
     let commands = cri.output(&idle, commands).await;
     assert!(!commands.contains("sleep 1000"), "{handler}: {commands}");
 
-    // What it uses.
     let stats = cri.stats(&idle).await.expect("ContainerStats");
     let memory = stats.memory.and_then(|memory| memory.working_set_bytes);
     assert!(
@@ -124,7 +140,6 @@ async fn live(node: &Node, handler: &str) {
         "{handler}: {memory:?}"
     );
 
-    // Its end by its stop signal, and by want of memory.
     cri.stop(&idle, 20).await.expect("StopContainer");
     let status = cri.status(&idle).await.expect("ContainerStatus");
     assert_eq!(
@@ -132,6 +147,11 @@ async fn live(node: &Node, handler: &str) {
         (0, "Completed"),
         "{handler}"
     );
+}
+
+/// Want of memory, a terminal that is hung up, and a command that is not there.
+async fn ends_by_others(node: &Node, pod: &Pod, handler: &str) {
+    let cri = &node.cri;
     let mut hungry = shell("hungry", "x=a; while :; do x=$x$x$x$x; done");
     resources(&mut hungry).memory_limit_in_bytes = 24 << 20;
     resources(&mut hungry).memory_swap_limit_in_bytes = 24 << 20;
@@ -169,14 +189,6 @@ async fn live(node: &Node, handler: &str) {
         (128, "StartError"),
         "{handler}"
     );
-
-    // The runtime itself has forgotten what has ended.
-    let known = node.names.state().join("runtimes").join(handler);
-    crate::support::eventually("the runtime has forgotten", || async {
-        let left = std::fs::read_dir(&known).expect("its root").count();
-        (left == 0).then_some(())
-    })
-    .await;
 }
 
 #[tokio::test]
