@@ -234,7 +234,7 @@ async fn everything_is_in_one_namespace_and_nothing_can_be_changed() {
     let running = tasks.list(asked(ListTasksRequest::default())).await;
     let running = running.expect("List").into_inner().tasks;
     let running: Vec<_> = running.into_iter().map(|task| task.id).collect();
-    assert_eq!(running, [id.clone()]);
+    assert_eq!(running, std::slice::from_ref(&id));
 
     let empty = containers.list(within("moby", all())).await.expect("List");
     assert!(empty.into_inner().containers.is_empty());

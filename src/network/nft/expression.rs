@@ -25,8 +25,8 @@ const FOUND: u32 = WORDS + 8;
 const RANDOM_PORTS: u32 = 1 << 4;
 /// `IPS_DST_NAT` of `linux/netfilter/nf_conntrack_common.h`.
 const DESTINATION_CHANGED: u32 = 1 << 5;
-/// The bit of a packet's mark that says that a port of the node has sent it on. CNI's portmap has the
-/// same one for the same.
+/// The bit of a packet's mark that says that a port of the node has sent it on; CNI's portmap has
+/// the same one for the same.
 const SENT_ON: u32 = 0x2000;
 /// `RTN_LOCAL` of `linux/rtnetlink.h`.
 const LOCAL: u32 = 2;
@@ -369,8 +369,9 @@ impl Expressions {
         self.mark(0)
     }
 
-    /// Looks a port up and sends the packet where the map says; without an entry the rule ends. For
-    /// the rules behind, it is marked ([`Self::sent_on`]). The key is the protocol, the destination address if `by_address`, and the port.
+    /// Looks a port up and sends the packet where the map says, with a mark for [`Self::sent_on`];
+    /// without an entry the rule ends. The key is the protocol, the destination address if
+    /// `by_address`, and the port.
     pub(super) fn send_on(self, family: u8, by_address: bool, map: &str) -> Self {
         let (offset, length) = place(family, End::Destination);
         let words = length / 4;

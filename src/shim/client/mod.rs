@@ -31,7 +31,7 @@ use crate::runtime::plan::ExecPlan;
 /// launch may: the shim's word on what it hung at is worth waiting for.
 pub const REQUEST_TIMEOUT: Duration = LAUNCH_TIMEOUT.saturating_add(Duration::from_secs(5));
 /// Events that may wait to be handled. Wider than the shim's window: the reader never waits for
-/// whoever handles events, who may himself be waiting for an answer that the reader has yet to read.
+/// whoever handles events, who may himself be waiting for an answer that it has yet to read.
 const EVENTS_WAITING: usize = EVENT_WINDOW * 2;
 /// Requests that may wait for their answers at once.
 const WAITING_MAX: usize = 4096;

@@ -17,13 +17,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
-use super::frame::{Decoder, Encoder, Frame, PIECE_MAX_BYTES, Reset};
+use super::frame::{Decoder, Frame, PIECE_MAX_BYTES, Reset};
 use super::headers::Headers;
 use super::window::{INITIAL_BYTES, Window};
+use super::writer::{Command, GOODBYE, GOODBYE_PROTOCOL, write};
 use super::{Credit, SpdyError};
 use crate::streaming::backlog::{Backlog, Feed};
 use crate::streaming::channel::{Activity, Gone, Inlet, Line, turned};
@@ -37,21 +38,6 @@ const NEW_STREAMS: usize = 16;
 /// How long what a client still sends that broke a rule is taken after the goodbye, so that it
 /// reads why before it finds the connection closed.
 const LINGER: Duration = Duration::from_secs(5);
-/// No error, a broken rule: what a goodbye says.
-const GOODBYE: u32 = 0;
-const GOODBYE_PROTOCOL: u32 = 1;
-
-/// What the writer is told.
-#[derive(Debug)]
-pub(super) enum Command {
-    Frame(Frame),
-    /// Say goodbye and write no more.
-    Close {
-        last_stream: u32,
-        status: u32,
-    },
-}
-
 /// Between the tasks and the streams.
 #[derive(Debug)]
 struct Shared {
@@ -311,65 +297,11 @@ where
     }
 }
 
-/// Writes what it is told until the end, and says when all is written.
-async fn write(
-    mut to: impl AsyncWrite + Unpin,
-    mut commands: mpsc::Receiver<Command>,
-    written: watch::Sender<bool>,
-) {
-    let mut encoder = Encoder::default();
-    let mut buffer = BytesMut::new();
-    let (mut open, mut broken) = (true, false);
-    while open {
-        let Some(mut command) = commands.recv().await else {
-            break;
-        };
-        // What waits together is written together.
-        loop {
-            let frame = match command {
-                Command::Frame(frame) => frame,
-                Command::Close {
-                    last_stream,
-                    status,
-                } => {
-                    open = false;
-                    broken = status != GOODBYE;
-                    Frame::GoAway {
-                        last_stream,
-                        status,
-                    }
-                }
-            };
-            if let Err(error) = encoder.put(&frame, &mut buffer) {
-                tracing::debug!(%error, "a frame cannot be written");
-                return;
-            }
-            if !open || buffer.len() >= PIECE_MAX_BYTES {
-                break;
-            }
-            match commands.try_recv() {
-                Ok(next) => command = next,
-                Err(_) => break,
-            }
-        }
-        if to.write_all(&buffer).await.is_err() || to.flush().await.is_err() {
-            return;
-        }
-        buffer.clear();
-    }
-    if broken {
-        let _ = to.shutdown().await;
-    }
-    written.send_replace(true);
-    // What comes now is taken and thrown away, so that nobody waits for room.
-    while commands.recv().await.is_some() {}
-}
-
 /// One direction of a stream, as the reader has it.
 #[derive(Debug)]
 struct Stream {
     feed: Feed,
-    /// The client has.
+    /// The client has ended it.
     ended: bool,
     state: Arc<State>,
 }

@@ -2,8 +2,8 @@
 
 use tokio::sync::mpsc;
 
-use super::connection::Command;
 use super::frame::Frame;
+use super::writer::Command;
 
 /// The client hears of what was taken when it is this much.
 const STEP_BYTES: u32 = 16 * 1024;

@@ -1,7 +1,8 @@
 //! SPDY/3.1 as a server, in the part that Kubernetes' clients speak: streams that the client opens,
 //! data both ways, windows, pings, resets and a goodbye.
 //!
-//! `frame.rs`, `headers.rs` and `dictionary.rs` are pure; `connection.rs` drives a connection.
+//! `frame.rs`, `headers.rs` and `dictionary.rs` are pure; `connection.rs` drives a connection,
+//! `writer.rs` is the half of it that writes.
 
 mod connection;
 mod credit;
@@ -9,6 +10,7 @@ mod dictionary;
 pub mod frame;
 pub mod headers;
 mod window;
+mod writer;
 
 pub use connection::{Bounds, Connection, NewStream, StreamWriter, serve};
 pub(crate) use credit::Credit;

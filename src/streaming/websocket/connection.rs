@@ -123,8 +123,8 @@ impl ChannelWriter {
 }
 
 /// Serves a connection on `io` whose client may write the channels `read`, of which `waiting` bytes
-/// may wait to be read beside the 64 KiB that each has for itself. `hangup` resolves when the client
-/// is gone, even while nobody reads.
+/// may wait to be read beside the 64 KiB that each has for itself. `hangup` resolves when the
+/// client is gone, even while nobody reads.
 pub async fn serve<I, H>(
     io: I,
     protocol: Subprotocol,
