@@ -80,8 +80,13 @@ critest-basic: test-build ## Run the part of critest that `make test` asks for
 critest: deps build ## Run all of critest and print what fails
 	@QUILTD=target/debug/quiltd hack/critest.sh all
 
+.PHONY: test-vm
+test-vm: test-build ## The tests in a virtual machine: Debian's kernel, systemd, pure cgroup v2, AppArmor; VM_ARGS: vm.sh
+	@hack/deps.sh vm
+	@hack/vm.sh $(VM_ARGS)
+
 .PHONY: soak
-soak: deps build ## The long forms: random walks, then critest, the demo and e2e, SOAK_ROUNDS times
+soak: deps build ## The long forms: random walks; critest, the demo and e2e, SOAK_ROUNDS times; all of test-vm
 	QUILT_SOAK=1 cargo test --locked $(FEATURES) --lib -- state::walk
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
@@ -89,6 +94,8 @@ soak: deps build ## The long forms: random walks, then critest, the demo and e2e
 		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
 		QUILT_SOAK=1 cargo test --locked $(FEATURES) --test e2e || exit; \
 	done
+	@hack/deps.sh vm
+	@hack/vm.sh
 
 # Seconds for each target of `make fuzz`.
 FUZZ_S ?= 60

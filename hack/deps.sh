@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a fresh Debian 12 with Rust, Go, gcc and make still lacks, and builds the test tools.
 # It does nothing, quickly, where all is present; where it may not install, it says what to install.
+# `deps.sh vm` also sees to what `make test-vm` needs.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -8,7 +9,7 @@ readonly CRI_TOOLS=v1.37.0
 readonly OUT=target/hack
 
 # What must be there (a path, or a command in PATH), and the Debian package that brings it.
-readonly NEEDS=(
+needs=(
     /bin/busybox:busybox-static
     docker-registry:docker-registry
     nginx:nginx-light
@@ -22,6 +23,12 @@ readonly NEEDS=(
     iptables:iptables
     nft:nftables
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
+)
+
+[[ ${1:-} != vm ]] || needs+=(
+    qemu-system-x86_64:qemu-system-x86
+    mmdebstrap:mmdebstrap
+    mke2fs:e2fsprogs
 )
 
 fail() {
@@ -64,7 +71,7 @@ install_packages() {
 look() {
     local need
     missing=()
-    for need in "${NEEDS[@]}"; do
+    for need in "${needs[@]}"; do
         present "${need%%:*}" || missing+=("${need##*:}")
     done
 }

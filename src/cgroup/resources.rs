@@ -1,8 +1,7 @@
 //! Limits, from the OCI runtime spec to the files of either cgroup version.
 //!
-//! Sets CPU, cpuset, memory, pids, huge page, device (v1) and unified (v2) limits. Block I/O,
-//! network and RDMA limits have no field in CRI and are not read. On v2, devices are a BPF
-//! program's business and are not limited here.
+//! Sets CPU, cpuset, memory, pids, huge page, device and unified (v2) limits. Block I/O,
+//! network and RDMA limits have no field in CRI and are not read.
 
 use std::path::Path;
 
@@ -72,8 +71,8 @@ pub(super) fn apply(
         file::write(&dir, "pids.max", &value)?;
     }
     apply_hugetlb(cgroups, path, resources)?;
-    if let (Some(rules), Some(dir)) = (resources.devices(), cgroups.v1_dir("devices", path)) {
-        devices::apply(&dir, rules)?;
+    if let Some(rules) = resources.devices() {
+        devices::apply(cgroups, path, rules)?;
     }
     let mut unified: Vec<_> = resources.unified().iter().flatten().collect();
     unified.sort();

@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
-/// The AppArmor profile that `RuntimeDefault` means, where the node's administrator has loaded it.
+/// The AppArmor profile that `RuntimeDefault` means: ours, or what the node's administrator has
+/// loaded by this name.
 pub const APPARMOR_DEFAULT: &str = "quilt-default";
+/// Ours, as AppArmor's compiler reads it (`docs/apparmor.md`).
+pub const APPARMOR_PROFILE: &str = include_str!("apparmor.profile");
 
 /// Says whether AppArmor is on (its module's parameter, as Kubernetes asks).
 #[must_use]
@@ -36,6 +39,13 @@ fn is_listed(profiles: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_profile_is_called_what_is_looked_for() {
+        let head = format!("\nprofile {APPARMOR_DEFAULT} ");
+        assert!(APPARMOR_PROFILE.contains(&head));
+        assert!(APPARMOR_PROFILE.contains(&format!("peer={APPARMOR_DEFAULT},")));
+    }
 
     #[test]
     fn a_profile_is_found_by_its_whole_name() {

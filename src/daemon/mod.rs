@@ -1,5 +1,6 @@
 //! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
 
+mod apparmor;
 mod database;
 mod handlers;
 mod listen;
@@ -98,6 +99,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let (stop, stopped) = watch::channel(false);
     let mut tasks = JoinSet::new();
     let (requests, check_requests) = mpsc::channel(1);
+    apparmor::ensure_loaded().await;
     let (front, back) = start(&config, &paths, &mut tasks, &stopped, check_requests).await?;
     let engine = Engine {
         pid: std::process::id(),

@@ -4,6 +4,7 @@
 //! The only place for `unsafe`: each file opens the lint for itself, each block carries its proof.
 //! Nothing here knows what a container is.
 pub mod async_fd;
+pub mod bpf;
 pub mod clone;
 pub mod copy;
 pub mod inroot;

@@ -7,6 +7,7 @@
 
 mod access;
 mod admin;
+mod apparmor;
 mod both_killed;
 mod boundary;
 mod cancel;

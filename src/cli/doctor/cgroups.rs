@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxMemoryBuilder, LinuxResourcesBuilder};
+use oci_spec::runtime::{
+    LinuxDeviceCgroup, LinuxDeviceType, LinuxMemoryBuilder, LinuxResourcesBuilder,
+};
 
 use super::probe::{Need, Node, Probe, always, whole};
 use crate::cgroup::{CgroupPath, Cgroups, Layout};
@@ -109,14 +111,12 @@ pub(super) const PROBES: &[Probe] = &[
     Probe {
         name: "cgroup.devices",
         what: "devices are allowed one by one",
-        need: Need::Wanted,
-        costs: "a container that may make device nodes (MKNOD) reaches every device of the node",
-        mend: "none yet with cgroup v2; drop MKNOD where it is not needed",
+        need: Need::Required,
+        costs: "on cgroup v2 no container starts; on v1 one that may make device nodes (MKNOD) \
+                reaches every device of the node",
+        mend: "on v2 a kernel with CONFIG_CGROUP_BPF, on v1 the controller devices",
         applies: always,
-        look: |_| match found()?.has_controller("devices") {
-            true => Ok(String::new()),
-            false => Err("cgroup v2 has no controller for them".into()),
-        },
+        look: |_| within(devices),
     },
     Probe {
         name: "cgroup.root",
@@ -203,6 +203,22 @@ fn limits(cgroups: &Cgroups, path: &CgroupPath) -> Result<String, String> {
     let limits = LinuxResourcesBuilder::default().memory(memory).build();
     let limits = limits.map_err(|error| error.to_string())?;
     let set = cgroups.ensure(path, Some(&limits));
+    set.map(|()| String::new()).map_err(|error| whole(&error))
+}
+
+/// Nothing but the null device may be used in it.
+fn devices(cgroups: &Cgroups, path: &CgroupPath) -> Result<String, String> {
+    if cgroups.layout() == Layout::Legacy {
+        return has("devices");
+    }
+    let mut null = LinuxDeviceCgroup::default();
+    null.set_allow(true).set_typ(Some(LinuxDeviceType::C));
+    null.set_major(Some(1)).set_minor(Some(3));
+    let rules = LinuxResourcesBuilder::default()
+        .devices([LinuxDeviceCgroup::default(), null])
+        .build();
+    let rules = rules.map_err(|error| error.to_string())?;
+    let set = cgroups.ensure(path, Some(&rules));
     set.map(|()| String::new()).map_err(|error| whole(&error))
 }
 

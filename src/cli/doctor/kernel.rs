@@ -211,7 +211,7 @@ fn apparmor(_node: &Node) -> Result<String, String> {
     Ok(match loaded {
         true => format!("{} is loaded", lsm::APPARMOR_DEFAULT),
         false => format!(
-            "{} is not loaded, so RuntimeDefault is no profile (docs/apparmor.md)",
+            "{} is not loaded; the daemon loads it at its start (docs/apparmor.md)",
             lsm::APPARMOR_DEFAULT
         ),
     })

@@ -10,6 +10,14 @@ pub(crate) const BOUND: Duration = Duration::from_secs(20);
 /// Between two looks. Short beside every bound, long beside the cost of a look.
 const PERIOD: Duration = Duration::from_millis(20);
 
+/// A bound for this machine: `QUILT_SLOW` says how many times as long everything takes here, as in
+/// a virtual machine whose processor is a program (`hack/vm/jobs.sh`).
+fn stretched(bound: Duration) -> Duration {
+    let told = std::env::var("QUILT_SLOW").ok();
+    let times = told.map_or(1, |told| told.parse().expect("QUILT_SLOW is a number"));
+    bound * times
+}
+
 /// Looks until `check` finds something, and fails the test after [`BOUND`].
 pub(crate) async fn eventually<T, F>(what: &str, check: impl FnMut() -> F) -> T
 where
@@ -36,7 +44,7 @@ pub(crate) async fn appears<T, F>(bound: Duration, mut check: impl FnMut() -> F)
 where
     F: Future<Output = Option<T>>,
 {
-    let end = Instant::now() + bound;
+    let end = Instant::now() + stretched(bound);
     loop {
         let found = check().await;
         if found.is_some() || Instant::now() >= end {
@@ -57,13 +65,13 @@ pub(crate) async fn in_time_within<T>(
     what: &str,
     coming: impl Future<Output = T>,
 ) -> T {
-    let come = tokio::time::timeout(bound, coming).await;
+    let come = tokio::time::timeout(stretched(bound), coming).await;
     come.unwrap_or_else(|_| panic!("not within {bound:?}: {what}"))
 }
 
 /// Looks from a thread that may block, until `check` finds something or the bound has passed.
 pub(crate) fn poll<T>(bound: Duration, mut check: impl FnMut() -> Option<T>) -> Option<T> {
-    let end = Instant::now() + bound;
+    let end = Instant::now() + stretched(bound);
     loop {
         if let Some(found) = check() {
             return Some(found);

@@ -1,6 +1,8 @@
 //! The driver on the machine's own hierarchies, in cgroups that each test makes for itself and
 //! removes again.
 
+mod devices;
+
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
@@ -51,20 +53,25 @@ impl Scratch {
 
     /// Starts a shell in the cgroup. It waits for a line before it runs the command.
     fn start(&self, path: &CgroupPath, command: &str) -> Child {
-        let mut child = Command::new("/bin/sh")
-            .args(["-c", &format!("read line; {command}")])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (unified, tasks) = self.cgroups.entry(path);
-        let unified = unified.map(|dir| dir.join("cgroup.procs"));
-        for file in tasks.into_iter().chain(unified) {
-            std::fs::write(&file, child.id().to_string()).unwrap();
-        }
-        child.stdin.take().unwrap().write_all(b"go\n").unwrap();
-        child
+        start(&self.cgroups, path, command)
     }
+}
+
+/// [`Scratch::start`] for hierarchies seen otherwise.
+fn start(cgroups: &Cgroups, path: &CgroupPath, command: &str) -> Child {
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", &format!("read line; {command}")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (unified, tasks) = cgroups.entry(path);
+    let unified = unified.map(|dir| dir.join("cgroup.procs"));
+    for file in tasks.into_iter().chain(unified) {
+        std::fs::write(&file, child.id().to_string()).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    child
 }
 
 impl Drop for Scratch {
@@ -226,43 +233,6 @@ fn a_cpu_quota_moves_within_its_parent_s_in_either_direction() {
         let named = error.contains("100000") && error.contains("cpu.cfs_period_us");
         assert!(named, "the error tells the value and the file: {error}");
     }
-}
-
-#[test]
-fn only_listed_devices_can_be_opened_and_the_list_can_change() {
-    let scratch = Scratch::new();
-    let leaf = scratch.child("container");
-    let Some(dir) = scratch.v1("devices", &leaf) else {
-        return;
-    };
-    let allow = |minor| {
-        let mut rule = LinuxDeviceCgroup::default();
-        rule.set_allow(true)
-            .set_typ(Some(LinuxDeviceType::C))
-            .set_major(Some(1));
-        rule.set_minor(Some(minor))
-            .set_access(Some("rwm".to_owned()));
-        rule
-    };
-    let only = |minors: &[i64]| {
-        let mut rules = vec![LinuxDeviceCgroup::default()];
-        rules.extend(minors.iter().map(|minor| allow(*minor)));
-        LinuxResourcesBuilder::default()
-            .devices(rules)
-            .build()
-            .unwrap()
-    };
-    // 1:3 is null, 1:5 zero.
-    scratch.cgroups.ensure(&leaf, Some(&only(&[3, 5]))).unwrap();
-    assert_eq!(
-        file::read(&dir, "devices.list").unwrap(),
-        "c 1:3 rwm\nc 1:5 rwm"
-    );
-    scratch.cgroups.ensure(&leaf, Some(&only(&[3]))).unwrap();
-    assert_eq!(file::read(&dir, "devices.list").unwrap(), "c 1:3 rwm");
-    let command = "exec 2>/dev/null; (: </dev/null) || exit 1; (: </dev/zero) && exit 2; exit 0";
-    let mut child = scratch.start(&leaf, command);
-    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

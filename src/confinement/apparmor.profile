@@ -1,0 +1,26 @@
+# What RuntimeDefault means on a node with AppArmor, unless its administrator has loaded another
+# profile of this name. It needs no other file.
+profile quilt-default flags=(attach_disconnected,mediate_deleted) {
+  network,
+  unix,
+  capability,
+  file,
+  umount,
+  signal (receive) peer=unconfined,
+  signal (send,receive) peer=quilt-default,
+  ptrace (tracedby,readby) peer=unconfined,
+  ptrace (trace,read,tracedby,readby) peer=quilt-default,
+  deny mount,
+  deny /proc/* w,
+  deny /proc/sysrq-trigger rwklx,
+  deny /proc/kcore rwklx,
+  deny /proc/sys/[^k]** w,
+  deny /proc/sys/kernel/{?,??,[^s][^h][^m]**} w,
+  deny /sys/[^f]*/** wklx,
+  deny /sys/f[^s]*/** wklx,
+  deny /sys/fs/[^c]*/** wklx,
+  deny /sys/fs/c[^g]*/** wklx,
+  deny /sys/fs/cg[^r]*/** wklx,
+  deny /sys/firmware/** rwklx,
+  deny /sys/kernel/security/** rwklx,
+}
