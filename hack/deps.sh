@@ -16,6 +16,8 @@ needs=(
     protoc:protobuf-compiler
     jq:jq
     ip:iproute2
+    runc:runc
+    crun:crun
     openssl:openssl
     /usr/lib/cni/bridge:containernetworking-plugins
     iptables:iptables

@@ -10,6 +10,8 @@ use serde::Deserialize;
 
 use crate::cgroup::CgroupPath;
 use crate::image::{ImageConfig, Limits, Policy, Proxies};
+use crate::lifecycle::handler::Handlers;
+use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
@@ -34,6 +36,8 @@ pub struct Config {
     pub cleanup: CleanupConfig,
     /// Calls.
     pub cri: CriConfig,
+    /// Hooks that operators drop into directories.
+    pub hooks: HooksConfig,
     /// Registries and layers.
     pub image: ImageSection,
     /// The queue of jobs.
@@ -46,6 +50,8 @@ pub struct Config {
     pub metrics: MetricsConfig,
     /// The pod network.
     pub network: NetworkConfig,
+    /// OCI runtimes beside our own, by RuntimeClass handler.
+    pub runtimes: Handlers,
     /// Writable layers.
     pub snapshot: SnapshotConfig,
     /// How much history is kept.
@@ -489,8 +495,19 @@ impl Config {
         if let Err((key, why)) = config.logs.validate() {
             return Err(value(key, why));
         }
+        if let Err((key, why)) = config.check_programs() {
+            return Err(value(key, why));
+        }
         config.log.filter().map_err(|why| value("log.level", why))?;
         Ok(config)
+    }
+
+    /// Programs of others that are run.
+    fn check_programs(&self) -> Result<(), (&'static str, String)> {
+        self.hooks.check().map_err(|why| ("hooks", why))?;
+        let mut runtimes = self.runtimes.iter();
+        let checked = runtimes.try_for_each(|(name, handler)| handler.check(name));
+        checked.map_err(|why| ("runtimes", why))
     }
 }
 
@@ -532,6 +549,7 @@ mod tests {
         assert!(error("[image]\nlayer_ratio_max = 0\n").contains("limit of layers"));
         assert!(error("[image]\ndevice_nodes = \"some\"\n").contains("device_nodes"));
         assert!(error("[image]\npinned = [\"*\"]\n").contains("image.pinned"));
+        assert!(error("[runtimes.a]\npath = \"runc\"\n").contains("runtimes: a.path"));
         assert!(error("[jobs]\nlong_running_s = 0\n").contains("jobs.long_running_s"));
     }
 }

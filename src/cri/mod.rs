@@ -20,6 +20,7 @@ mod usage;
 mod user_namespace;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::lifecycle::address::Pool;
+use crate::lifecycle::handler::Features;
 use crate::shim::client::ShimClient;
 use crate::state::{DesiredWriter, Store};
 use crate::streaming::Door;
@@ -49,6 +51,8 @@ pub struct NodeInfo {
     pub default_deadline: Duration,
     /// After how long a pod is withdrawn whose caller never came back; `None` is never.
     pub abandoned_after: Option<Duration>,
+    /// OCI runtimes beside our own, and what each can do.
+    pub handlers: BTreeMap<String, Features>,
     /// Whether mounts can be made read-only with everything below them (kernel 5.12).
     pub recursive_read_only: bool,
     /// Whether pods can have user namespaces of their own, and why not.

@@ -74,19 +74,33 @@ pub(super) async fn status(
             ],
         }),
         info,
-        runtime_handlers: vec![v1::RuntimeHandler {
-            name: String::new(),
-            features: Some(v1::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: front.info.recursive_read_only,
-                user_namespaces: front.info.user_namespaces.is_ok(),
-            }),
-        }],
+        runtime_handlers: handlers(&front),
         features: Some(v1::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: front.info.user_namespaces.is_ok(),
             mount_options: true,
         }),
     })
+}
+
+/// Our own runtime, and those that are configured beside it.
+fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
+    let own = v1::RuntimeHandler {
+        name: String::new(),
+        features: Some(v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: front.info.recursive_read_only,
+            user_namespaces: false,
+        }),
+    };
+    let others = front.info.handlers.iter();
+    let others = others.map(|(name, features)| v1::RuntimeHandler {
+        name: name.clone(),
+        features: Some(v1::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: features.recursive_read_only_mounts,
+            user_namespaces: false,
+        }),
+    });
+    std::iter::once(own).chain(others).collect()
 }
 
 /// RuntimeConfig: the cgroup driver, which kubelet reads once.

@@ -23,12 +23,12 @@ pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T, CallError>
     value.ok_or_else(|| CallError::invalid(field, "is missing"))
 }
 
-/// The handler that a request names: only the default one is there.
+/// The handler that a request names for an image: images are the same for all of them.
 pub(super) fn default_handler(field: &str, handler: &str) -> Result<(), CallError> {
     if handler.is_empty() {
         return Ok(());
     }
-    let why = format!("{handler:?} is not configured; only the default handler (\"\") is");
+    let why = format!("{handler:?} has no images of its own: leave it out");
     Err(CallError::invalid(field, why))
 }
 

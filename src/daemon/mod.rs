@@ -2,11 +2,13 @@
 
 mod apparmor;
 mod database;
+mod handlers;
 mod listen;
 mod servers;
 mod snapshots;
 mod trace_export;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +29,7 @@ use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address;
+use crate::lifecycle::handler::Features;
 use crate::metrics::Metrics;
 use crate::network;
 use crate::reconcile::plugin_network::PluginNetwork;
@@ -200,6 +203,8 @@ async fn start(
         image_records: tokio::sync::Notify::new(),
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
+        hooks: config.hooks.clone(),
+        handlers: config.runtimes.clone(),
         unused_layers: tokio::sync::Notify::new(),
         cdi_directories: config.cdi.directories.clone(),
     });
@@ -234,7 +239,8 @@ async fn start(
         range_told: Arc::clone(&range_told),
     };
     let metrics = Arc::clone(store.metrics());
-    let info = node_info(config, paths, snapshots == Kind::Overlay);
+    let handlers = handlers::probe(&config.runtimes).await;
+    let info = node_info(config, paths, snapshots == Kind::Overlay, handlers);
     let door = open_door(config, paths, &signals, tasks, metrics).await?;
     let tracer = trace(config, tasks, stopped, store.metrics())?;
     let front = Front::new(store, desired, signals, info, (door, tracer));
@@ -382,8 +388,14 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(config: &Config, paths: &Paths, overlays: bool) -> NodeInfo {
+fn node_info(
+    config: &Config,
+    paths: &Paths,
+    overlays: bool,
+    handlers: BTreeMap<String, Features>,
+) -> NodeInfo {
     NodeInfo {
+        handlers,
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),

@@ -117,6 +117,7 @@ pub const POINTS: &[&str] = &[
     "container.exit_seen",
     "container.exited",
     "container.exit_acknowledged",
+    "container.runtime_deleted",
     "container.cgroup_removed",
     "container.released",
     "container.forgotten",

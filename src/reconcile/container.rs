@@ -1,8 +1,8 @@
 //! One look at a container: steps until wish and fact agree or something has to be waited for.
 
 use super::{
-    Back, ReconcileError, blocking, container_launch, container_update, image_volume, processes,
-    records, sandbox_files, stand_in,
+    Back, ReconcileError, blocking, container_launch, container_update, external, hooks,
+    image_volume, processes, records, sandbox_files, stand_in,
 };
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -205,7 +205,9 @@ async fn send_stop_signal(back: &Back, container: &Container) -> Result<(), Reco
     let ooms = path.map_or(0, |path| ooms_so_far(back, &path));
     if let Some(handle) = back.processes.get(&container.id) {
         handle.ooms_before_stop.get_or_init(|| ooms);
-        processes::signal(&handle.pidfd, number)?;
+        if !external::signal(back, &container.id, number).await {
+            processes::signal(&handle.pidfd, number)?;
+        }
     }
     fault::point("container.signal_sent").await?;
     back.observed
@@ -250,6 +252,8 @@ async fn release(back: &Back, container: &Container) -> Result<bool, ReconcileEr
             return Ok(false);
         }
     }
+    external::delete(back, container).await?;
+    hooks::poststop(back, &container.id).await?;
     fault::point("container.cgroup_removed").await?;
     back.store.samples().remove(&container.id);
     back.observed

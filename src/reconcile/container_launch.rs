@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
-    Back, ReconcileError, blocking, cdi, container, container_confinement, devices, image_volume,
-    sampler, stand_in,
+    Back, ReconcileError, blocking, cdi, container, container_confinement, devices, hooks,
+    image_volume, propagation, sampler, stand_in,
 };
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -136,6 +136,7 @@ async fn start(
         .linux()
         .as_ref()
         .and_then(|linux| linux.resources().clone());
+    let hooked = plan.spec.hooks().is_some();
     let plan_path = back.paths.container(&container.id).join("plan.json");
     let (back_too, path_too, plan_path_too) = (back.clone(), path.clone(), plan_path.clone());
     let sources = container.spec.mounts.clone();
@@ -153,6 +154,7 @@ async fn start(
         for mount in sources.iter().filter(|mount| mount.image.is_none()) {
             make_source(&mount.host_path)?;
         }
+        propagation::check(&sources)?;
         fault::blocking_point("container.sources")?;
         write_plan(&plan, &plan_path_too)
     })
@@ -160,7 +162,11 @@ async fn start(
     fault::point("container.plan").await?;
     stages.enter("launch");
     let asked_at = now_ns();
-    let launched = shim.launch(container.id.as_str(), &plan_path).await?;
+    let launched = shim.launch(container.id.as_str(), &plan_path).await;
+    if hooked {
+        hooks::record(back, &container.id).await?;
+    }
+    let launched = launched?;
     fault::point("container.launched").await?;
     let started = Started {
         pid: launched.pid,
@@ -256,15 +262,22 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         let edits = cdi::edits(&back_too, &spec)?;
         let mut nodes = devices::nodes(&spec)?;
         cdi::add_nodes(&mut nodes, &edits, &spec.process)?;
-        Ok((container_confinement::of(&spec.security)?, nodes, edits))
+        let hooks = hooks::load(&back_too.hooks.directories)?;
+        Ok((
+            container_confinement::of(&spec.security)?,
+            nodes,
+            edits,
+            hooks,
+        ))
     };
-    let (confinement, devices, edits) = blocking(of_node).await?;
+    let (confinement, devices, edits, hooks) = blocking(of_node).await?;
     let parts = Parts {
         snapshot,
         lower,
         image_volumes: image_volume::plan(back, container).await?,
         confinement,
         devices,
+        hooks,
         target: target_namespace(back, container).await?,
     };
     let mut plan = container_plan::build(back, container, &sandbox, parts)?;

@@ -15,8 +15,9 @@ use oci_spec::runtime::{
 use super::container_confinement::Confinement;
 use super::devices::{self, Nodes};
 use super::mounts::{self, SandboxMounts};
-use super::{Back, ReconcileError, processes};
+use super::{Back, ReconcileError, external, hooks, processes};
 use crate::lifecycle::capability;
+use crate::lifecycle::hook::Hook;
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::runtime::plan::{
     CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, SeccompFilter, Stdio,
@@ -43,6 +44,8 @@ pub(super) struct Parts {
     pub(super) confinement: Confinement,
     /// Device nodes.
     pub(super) devices: Nodes,
+    /// All hooks that are there.
+    pub(super) hooks: Vec<Hook>,
     /// The PID namespace of another container that it joins.
     pub(super) target: Option<PathBuf>,
 }
@@ -97,6 +100,7 @@ pub(super) fn build(
             .confinement
             .seccomp
             .map(|filter| SeccompFilter::new(&filter.program, filter.flags)),
+        external: external::of(back, &container.id, sandbox, &cgroup)?,
     })
 }
 
@@ -168,6 +172,13 @@ fn runtime_spec(
         .mounts(mounts::all(spec, &files)?)
         .linux(linux.build()?)
         .build()?;
+    whole.set_hooks(hooks::of(back, container, sandbox, &parts.hooks)?);
+    let all = hooks::annotations(container, sandbox);
+    let mut annotations = external::annotations(back, sandbox, &all);
+    annotations.extend(hooks::visible(back, &all));
+    if !annotations.is_empty() {
+        whole.set_annotations(Some(annotations.into_iter().collect()));
+    }
     // The library's default; the name is the pinned UTS namespace's business.
     whole.set_hostname(None);
     Ok(whole)

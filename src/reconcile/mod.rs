@@ -16,6 +16,8 @@ mod container_plan;
 mod container_update;
 mod devices;
 mod error;
+pub mod external;
+mod hooks;
 mod image;
 pub mod image_check;
 mod image_layers;
@@ -33,6 +35,7 @@ mod pod_request;
 pub mod prepared;
 mod process_figures;
 mod processes;
+mod propagation;
 pub mod pruner;
 mod pull_progress;
 mod rebuild;
@@ -54,6 +57,8 @@ use std::sync::Arc;
 use crate::cgroup::{CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
+use crate::lifecycle::handler::Handlers;
+use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
 use crate::network::NetworkConfig;
 use crate::runtime::plan::LogLimits;
@@ -103,6 +108,10 @@ pub struct Parts {
     pub image_rules: ImageRules,
     /// What the log of a container may take.
     pub log_limits: LogLimits,
+    /// Where hooks are.
+    pub hooks: HooksConfig,
+    /// OCI runtimes beside our own.
+    pub handlers: Handlers,
     /// Told when layers have begun to wait for a retry of their pull.
     pub unused_layers: tokio::sync::Notify,
     /// Where CDI devices are described; later ones count more.

@@ -85,6 +85,26 @@ impl Sets {
     }
 }
 
+/// The sets of a spec without what this node does not have itself, for those who would refuse it.
+pub(super) fn of_this_node(spec: &LinuxCapabilities) -> LinuxCapabilities {
+    let mut own_sets = spec.clone();
+    let Ok(own) = capabilities(None) else {
+        return own_sets;
+    };
+    let within = |set: &Option<Capabilities>| {
+        let set = set.iter().flatten().copied();
+        let set = set.filter(|one| own.permitted.contains(flag(*one)));
+        Some(set.collect::<Capabilities>())
+    };
+    own_sets
+        .set_bounding(within(spec.bounding()))
+        .set_permitted(within(spec.permitted()))
+        .set_effective(within(spec.effective()))
+        .set_inheritable(within(spec.inheritable()))
+        .set_ambient(within(spec.ambient()));
+    own_sets
+}
+
 fn set(capabilities: Option<&Capabilities>) -> CapabilitySet {
     capabilities
         .into_iter()

@@ -28,6 +28,8 @@ pub(super) enum Message {
     Identity(Identity),
     /// The master side of its terminal.
     Terminal(OwnedFd),
+    /// It is the driver of a runtime, and this is the process that runs now: its id and pidfd.
+    Process(i32, OwnedFd),
     /// It has no exec ahead of it (the init of a pod) and is done setting up.
     Ready,
     /// Another process, by its pidfd, goes on in its place; the child ends.
@@ -39,6 +41,7 @@ const IDENTITY: u8 = b'U';
 const TERMINAL: u8 = b'T';
 const READY: u8 = b'R';
 const SUCCESSOR: u8 = b'S';
+const PROCESS: u8 = b'P';
 
 /// The parent's end and the child's end. Messages keep their boundaries; both close on exec.
 pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -96,6 +99,15 @@ pub(super) fn send_terminal(channel: BorrowedFd<'_>, master: impl AsFd) -> Resul
     send(channel, TERMINAL, &[], Some(master.as_fd()))
 }
 
+/// Hands over the process that a runtime has made.
+pub(super) fn send_process(
+    channel: BorrowedFd<'_>,
+    pid: i32,
+    pidfd: impl AsFd,
+) -> Result<(), Errno> {
+    send(channel, PROCESS, &pid.to_ne_bytes(), Some(pidfd.as_fd()))
+}
+
 /// Says that setting up is done.
 pub(super) fn send_ready(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     send(channel, READY, &[], None)
@@ -134,6 +146,10 @@ pub(super) fn receive(channel: BorrowedFd<'_>) -> Result<Option<Message>, Errno>
         (TERMINAL, Some(master)) => Some(Message::Terminal(master)),
         (READY, _) => Some(Message::Ready),
         (SUCCESSOR, Some(pidfd)) => Some(Message::Successor(pidfd)),
+        (PROCESS, Some(pidfd)) => {
+            let pid = body.try_into().ok().map(i32::from_ne_bytes);
+            pid.map(|pid| Message::Process(pid, pidfd))
+        }
         _ => None,
     };
     message.ok_or(Errno::PROTO).map(Some)

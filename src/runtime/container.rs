@@ -16,10 +16,12 @@ use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
 use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
+use super::hooks::Gate;
 use super::id_maps::IdMaps;
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
 use super::plan::{LaunchPlan, PlanUser};
+use super::protect::leave_keyring;
 use super::root::Root;
 use super::rootfs::{self, OverlayInterface, Site};
 use super::scratch::move_to;
@@ -41,6 +43,8 @@ pub(super) struct Task<'a> {
     pub(super) process: &'a Process,
     pub(super) namespaces: &'a Namespaces,
     pub(super) overlay: OverlayInterface,
+    /// What has its hooks run, if it has any.
+    pub(super) gate: Option<&'a Gate>,
 }
 
 /// What was taken hold of while the node's tree was in sight.
@@ -68,6 +72,7 @@ pub(super) fn run(
     //    of what is made from here on are given exactly.
     umask(Mode::empty());
     setsid().at(stage::CLONE, || "begin a session")?;
+    leave_keyring().at(stage::CLONE, || "leave the session keyring")?;
 
     // 2. Cgroups, first of all: what follows is the container's work and counts as such.
     reached(stage::CGROUP);
@@ -144,6 +149,9 @@ fn go_inside(
 
     // 7. The cgroup namespace begins at the cgroups the process is in.
     make_namespaces(task)?;
+    if let Some(gate) = task.gate {
+        gate.ask()?;
+    }
 
     // 8. The root, and all that is in it; and a hold on what it will be confined by.
     let (root, confinement) = build_root(task, held, users)?;
@@ -189,7 +197,10 @@ fn go_inside(
     let last = Last::of(&confinement, no_new_privileges);
     capabilities::become_user(&account.identity, sets, last)?;
 
-    // 16. Confinement, and the command.
+    // 16. Hooks inside can do no more than the command could; then confinement, and the command.
+    if let Some(gate) = task.gate {
+        gate.run("startContainer", plan, Some(&confinement))?;
+    }
     reached(stage::EXEC);
     command.exec(&confinement)
 }
@@ -265,6 +276,9 @@ fn build_root(
     reached(stage::MOUNT);
     mounts::create_all(&mut mounts)?;
     reached(stage::ROOTFS);
+    if let Some(gate) = task.gate {
+        gate.run("createContainer", task.plan, None)?;
+    }
     rootfs::enter(&rootfs)?;
     drop(rootfs);
     let root = Root::of_this_process().at(stage::ROOTFS, || "open the new root")?;

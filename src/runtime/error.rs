@@ -44,6 +44,10 @@ pub mod stage {
     pub const CONFINEMENT: &str = "confinement";
     /// Replacing the process by the command.
     pub const EXEC: &str = "exec";
+    /// A hook, or what runs it.
+    pub const HOOK: &str = "hook";
+    /// An OCI runtime that is a program of its own.
+    pub const RUNTIME: &str = "runtime";
     /// The child did not get done in time.
     pub const TIMEOUT: &str = "timeout";
 }

@@ -19,6 +19,7 @@ use super::error::{At, LaunchError, stage};
 use super::launch::{ProcessStreams, Target};
 use super::limits::Inherited;
 use super::plan::ExecPlan;
+use super::protect::leave_keyring;
 use super::root::Root;
 use super::spawn::{Born, reached};
 use super::user_namespace::{self, root_of};
@@ -38,6 +39,7 @@ pub(super) fn run(
     // 1. A session of its own.
     umask(Mode::empty());
     setsid().at(stage::CLONE, || "begin a session")?;
+    leave_keyring().at(stage::CLONE, || "leave the session keyring")?;
 
     // 2. Cgroups, limits, OOM score and confinement, by the node's paths.
     reached(stage::CGROUP);

@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 
 pub use super::error::LaunchError;
 use super::error::stage;
+use super::hooks::Gate;
 use super::namespaces::Namespaces;
 use super::plan::{CgroupEntry, ExecPlan, LaunchPlan};
 use super::rootfs::OverlayInterface;
 use super::spawn::{Birth, PidNamespace, begin};
 pub use super::spawn::{LAUNCH_TIMEOUT, Launching};
 pub use super::user::Identity;
-use super::{container, join, limits, pod_init as init, unsupported};
+use super::{container, external, hooks, join, limits, pod_init as init, unsupported};
 
 /// A process that runs its command.
 #[derive(Debug)]
@@ -53,7 +54,8 @@ pub struct ProcessStreams {
     pub stderr: OwnedFd,
 }
 
-fn raw(streams: Option<&ProcessStreams>) -> Vec<RawFd> {
+/// The numbers of descriptors that a child keeps.
+pub(super) fn raw(streams: Option<&ProcessStreams>) -> Vec<RawFd> {
     let all = |streams: &ProcessStreams| {
         [&streams.stdin, &streams.stdout, &streams.stderr]
             .map(AsRawFd::as_raw_fd)
@@ -104,23 +106,35 @@ pub fn begin_launch(
     streams: Option<ProcessStreams>,
 ) -> Result<Launching, LaunchError> {
     let invalid = |message: &str| LaunchError::invalid(stage::PLAN, message);
-    let process = plan
-        .spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| invalid("no process is given"))?;
+    let process = plan.spec.process().as_ref();
+    let process = process.ok_or_else(|| invalid("no process is given"))?;
     let terminal = plan.stdio.terminal || process.terminal() == Some(true);
     if terminal == streams.is_some() {
         return Err(invalid("a process has either streams or a terminal"));
     }
+    match &plan.external {
+        Some(runtime) => external::begin_create(plan, runtime, streams),
+        None if hooks::are_in(&plan.spec) => hooks::begin(plan, streams),
+        None => begin_native(plan, streams, None),
+    }
+}
+
+/// Begins a container of our own. With a `gate` it has its hooks run.
+pub(super) fn begin_native(
+    plan: &LaunchPlan,
+    streams: Option<ProcessStreams>,
+    gate: Option<&Gate>,
+) -> Result<Launching, LaunchError> {
+    let process = plan.spec.process().as_ref();
+    let process =
+        process.ok_or_else(|| LaunchError::invalid(stage::PLAN, "no process is given"))?;
     unsupported::refuse(&plan.spec, plan.seccomp.is_some())?;
-    let given = plan
-        .spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.namespaces().as_deref());
+    let linux = plan.spec.linux().as_ref();
+    let given = linux.and_then(|linux| linux.namespaces().as_deref());
     let namespaces = Namespaces::from_spec(given.unwrap_or_default())?;
     let overlay = OverlayInterface::of_this_kernel();
+    let mut kept = raw(streams.as_ref());
+    kept.extend(gate.map(Gate::descriptors).into_iter().flatten());
     let birth = Birth {
         // In a user namespace the others are its successor's.
         created: match namespaces.user {
@@ -132,7 +146,7 @@ pub fn begin_launch(
             .as_deref()
             .map_or(PidNamespace::Inherited, PidNamespace::At),
         cgroup: plan.cgroup.unified_dir.as_deref(),
-        kept: raw(streams.as_ref()),
+        kept,
     };
     begin(&birth, |born| {
         let task = container::Task {
@@ -140,6 +154,7 @@ pub fn begin_launch(
             process,
             namespaces: &namespaces,
             overlay,
+            gate,
         };
         container::run(&task, streams, &born)
     })
@@ -174,6 +189,9 @@ pub fn begin_exec(
     if terminal == streams.is_some() {
         let message = "a process has either streams or a terminal";
         return Err(LaunchError::invalid(stage::PLAN, message));
+    }
+    if let Some(runtime) = &plan.external {
+        return external::begin_exec(target, plan, runtime, streams);
     }
     let inherited = limits::of_process(target.pid);
     let mut kept = raw(streams.as_ref());

@@ -4,7 +4,8 @@
 //! lowered stays what it is: the container merely dies earlier. A limit that cannot be set is an
 //! error: the program would fail later, and stranger.
 
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType};
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType};
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC, fstatfs, openat};
 use rustix::io::Errno;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -13,23 +14,23 @@ use super::error::{At, LaunchError, stage};
 use crate::sys::process::limit_of;
 
 /// All that a process has.
-const RESOURCES: [Resource; 16] = [
-    Resource::Cpu,
-    Resource::Fsize,
-    Resource::Data,
-    Resource::Stack,
-    Resource::Core,
-    Resource::Rss,
-    Resource::Nproc,
-    Resource::Nofile,
-    Resource::Memlock,
-    Resource::As,
-    Resource::Locks,
-    Resource::Sigpending,
-    Resource::Msgqueue,
-    Resource::Nice,
-    Resource::Rtprio,
-    Resource::Rttime,
+const KINDS: [PosixRlimitType; 16] = [
+    PosixRlimitType::RlimitCpu,
+    PosixRlimitType::RlimitFsize,
+    PosixRlimitType::RlimitData,
+    PosixRlimitType::RlimitStack,
+    PosixRlimitType::RlimitCore,
+    PosixRlimitType::RlimitRss,
+    PosixRlimitType::RlimitNproc,
+    PosixRlimitType::RlimitNofile,
+    PosixRlimitType::RlimitMemlock,
+    PosixRlimitType::RlimitAs,
+    PosixRlimitType::RlimitLocks,
+    PosixRlimitType::RlimitSigpending,
+    PosixRlimitType::RlimitMsgqueue,
+    PosixRlimitType::RlimitNice,
+    PosixRlimitType::RlimitRtprio,
+    PosixRlimitType::RlimitRttime,
 ];
 
 fn resource(kind: PosixRlimitType) -> Resource {
@@ -91,16 +92,37 @@ fn set_each(limits: &[PosixRlimit], soft: fn(&PosixRlimit) -> u64) -> Result<(),
 /// What a further process of a container takes over from the first.
 #[derive(Debug)]
 pub(super) struct Inherited {
-    limits: Vec<(Resource, Rlimit)>,
+    limits: Vec<(PosixRlimitType, Rlimit)>,
     oom_score_adj: Option<i32>,
+}
+
+impl Inherited {
+    /// The limits as a runtime spec has them.
+    pub(super) fn rlimits(&self) -> Result<Vec<PosixRlimit>, OciSpecError> {
+        let unlimited = |bound: Option<u64>| bound.unwrap_or(u64::MAX);
+        let limits = self.limits.iter();
+        let limits = limits.map(|(kind, limit)| {
+            PosixRlimitBuilder::default()
+                .typ(*kind)
+                .soft(unlimited(limit.current))
+                .hard(unlimited(limit.maximum))
+                .build()
+        });
+        limits.collect()
+    }
+
+    /// The OOM score.
+    pub(super) fn oom_score_adj(&self) -> Option<i32> {
+        self.oom_score_adj
+    }
 }
 
 /// Reads the limits and the OOM score of a process.
 pub(super) fn of_process(pid: i32) -> Inherited {
-    let read = |kind| limit_of(pid, kind).ok().map(|limit| (kind, limit));
+    let read = |kind| Some((kind, limit_of(pid, resource(kind)).ok()?));
     let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj"));
     Inherited {
-        limits: RESOURCES.into_iter().filter_map(read).collect(),
+        limits: KINDS.into_iter().filter_map(read).collect(),
         oom_score_adj: score.ok().and_then(|text| text.trim().parse().ok()),
     }
 }
@@ -108,8 +130,9 @@ pub(super) fn of_process(pid: i32) -> Inherited {
 /// Gives them to the calling process. A limit that may not be raised stays.
 pub(super) fn inherit(from: &Inherited) -> Result<(), LaunchError> {
     for (kind, wanted) in &from.limits {
-        if getrlimit(*kind) != *wanted {
-            let _ = setrlimit(*kind, *wanted);
+        let kind = resource(*kind);
+        if getrlimit(kind) != *wanted {
+            let _ = setrlimit(kind, *wanted);
         }
     }
     from.oom_score_adj.map_or(Ok(()), set_oom_score_adj)

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, Spec, User};
 
+use super::capabilities;
 use super::launch::Identity;
 use super::plan::{ImageVolume, LaunchPlan};
 
@@ -22,6 +23,8 @@ pub fn spec(plan: &LaunchPlan, identity: Option<&Identity>) -> Spec {
     if let Some(process) = spec.process() {
         let mut process = process.clone();
         process.set_user(user(plan, identity, process.user()));
+        let granted = process.capabilities().as_ref();
+        process.set_capabilities(granted.map(capabilities::of_this_node));
         spec.set_process(Some(process));
     }
     let mounts = spec.mounts().iter().flatten();
@@ -36,7 +39,22 @@ pub fn spec(plan: &LaunchPlan, identity: Option<&Identity>) -> Spec {
     ];
     annotations.extend(rootfs.map(|(name, value)| (format!("{ROOTFS}{name}"), value)));
     spec.set_annotations(Some(annotations));
+    if let (Some(kind), Some(linux)) = (propagation(plan), spec.linux_mut()) {
+        linux.set_rootfs_propagation(Some(kind.to_owned()));
+    }
     spec
+}
+
+/// What the root mount has to be for the plan's mounts to spread as they should: others cut all
+/// propagation at first, and give back what is asked for here.
+fn propagation(plan: &LaunchPlan) -> Option<&'static str> {
+    let mounts = plan.spec.mounts().iter().flatten();
+    let options: Vec<&String> = mounts
+        .filter_map(|mount| mount.options().as_ref())
+        .flatten()
+        .collect();
+    let asked = |kind: &str| options.iter().any(|option| *option == kind);
+    ["rshared", "rslave"].into_iter().find(|kind| asked(kind))
 }
 
 /// A name that was never looked up stays out: an OCI spec has numbers only.

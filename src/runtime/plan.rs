@@ -38,6 +38,30 @@ pub struct LaunchPlan {
     /// `spec.linux.seccomp`, compiled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seccomp: Option<SeccompFilter>,
+    /// The OCI runtime that starts it, when that is not us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRuntime>,
+}
+
+/// An OCI runtime that is a program of its own, and what it has of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalRuntime {
+    /// The RuntimeClass handler.
+    pub name: String,
+    /// The program.
+    pub path: PathBuf,
+    /// Options before its command.
+    pub options: Vec<String>,
+    /// Where it keeps what it knows of its containers (`--root`).
+    pub root: PathBuf,
+    /// Longest time of one call, in seconds.
+    pub timeout_s: u64,
+    /// The container's name there.
+    pub id: String,
+    /// The directory of the container's bundle.
+    pub bundle: PathBuf,
+    /// The container's cgroup, as a path in all hierarchies.
+    pub cgroup: String,
 }
 
 /// A program that the kernel runs at every system call, ready to be installed.
@@ -99,6 +123,9 @@ pub struct PlanUser {
     /// (CRI `SupplementalGroupsPolicy` Merge).
     pub merge_image_groups: bool,
 }
+
+/// In a container's directory: the bundle, for another runtime and for hooks.
+pub const BUNDLE: &str = "bundle";
 
 /// How the name of a command's own cgroup begins, below its container's.
 pub const EXEC_LEAF_PREFIX: &str = "exec-";
@@ -169,6 +196,9 @@ pub struct ExecPlan {
     /// The ids of the container's user namespace, if it is not the node's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub users: Option<(Vec<LinuxIdMapping>, Vec<LinuxIdMapping>)>,
+    /// The runtime that has the container, when that is not us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<ExternalRuntime>,
 }
 
 impl LaunchPlan {
@@ -196,6 +226,7 @@ impl LaunchPlan {
             apparmor_profile: process.apparmor_profile().clone(),
             seccomp: self.seccomp.clone(),
             users: maps_of(&self.spec),
+            external: self.external.clone(),
         })
     }
 }

@@ -17,6 +17,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use crate::sys::mounts::{MountAttributes, set_attributes};
+use crate::sys::process::new_session_keyring;
 
 /// Makes the calling process non-dumpable (prctl(2), `PR_SET_DUMPABLE`). Children inherit it; exec
 /// of a readable file ends it.
@@ -26,6 +27,19 @@ use crate::sys::mounts::{MountAttributes, set_attributes};
 /// What prctl(2) returns.
 pub fn protect_self() -> Result<(), Errno> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
+/// Leaves the session keyring of the shim, which all containers would share otherwise: keys are in
+/// no namespace.
+///
+/// # Errors
+///
+/// What keyctl(2) returns, but for a kernel or a filter around us that has no keys at all.
+pub fn leave_keyring() -> Result<(), Errno> {
+    match new_session_keyring() {
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        other => other,
+    }
 }
 
 /// Executes this program again through a read-only mount of its own file, with the same arguments

@@ -22,7 +22,7 @@ use rustix::mount::{
 use rustix::process::{chdir, fchdir, pivot_root};
 
 use super::error::{At, LaunchError, stage};
-use super::plan::Rootfs;
+use super::plan::{LaunchPlan, Rootfs};
 use super::scratch::{Scratch, move_to};
 use crate::sys::mounts::{MountAttributes, kernel_says, map_ids, set_attributes};
 use crate::sys::overlay::{SETTINGS, VOLATILE};
@@ -82,6 +82,17 @@ pub(super) struct Site<'a> {
     pub(super) with: OverlayInterface,
     /// The user namespace whose ids the layers are shown in.
     pub(super) users: Option<BorrowedFd<'a>>,
+}
+
+impl<'a> Site<'a> {
+    /// Where a container has its root, for the ids of the node.
+    pub(super) fn of_node(plan: &'a LaunchPlan, with: OverlayInterface) -> Self {
+        Self {
+            mount_point: &plan.rootfs.mount_point,
+            with,
+            users: None,
+        }
+    }
 }
 
 /// The directories of an overlay.

@@ -85,6 +85,9 @@ pub struct Launching {
     channel: OwnedFd,
     identity: Option<Identity>,
     terminal: Option<OwnedFd>,
+    /// The child has somebody else start the process, and this is it.
+    process: Option<Child>,
+    is_driver: bool,
 }
 
 /// Creates a child that runs `body`, which ends in exec or in an error.
@@ -128,6 +131,8 @@ pub(super) fn begin(
         channel: parent_end,
         identity: None,
         terminal: None,
+        process: None,
+        is_driver: false,
     })
 }
 
@@ -242,6 +247,20 @@ impl Launching {
         self.channel.as_fd()
     }
 
+    /// The same for a child that executes nothing: it has another process started, tells which, and
+    /// ends. That process is the caller's child from then on.
+    pub(super) fn of_driver(mut self) -> Self {
+        self.is_driver = true;
+        self
+    }
+
+    /// Whether the process to come is orphaned to the caller, which may see its end before it has
+    /// heard of it: [`Launching::advance`] before reaping.
+    #[must_use]
+    pub fn is_driver(&self) -> bool {
+        self.is_driver
+    }
+
     /// The child's process id in the caller's PID namespace, before exec and after.
     #[must_use]
     pub fn pid(&self) -> Option<i32> {
@@ -302,8 +321,10 @@ impl Launching {
                 Ok(Some(Message::Failed(error))) => return Err(error),
                 Ok(Some(Message::Identity(identity))) => self.identity = Some(identity),
                 Ok(Some(Message::Terminal(master))) => self.terminal = Some(master),
+                Ok(Some(Message::Process(pid, pidfd))) => self.process = Some(Child { pid, pidfd }),
                 Ok(Some(Message::Ready)) => return Ok(true),
                 Ok(Some(Message::Successor(pidfd))) => self.is_succeeded_by(pidfd)?,
+                Ok(None) if self.is_driver => return self.driver_is_through(),
                 Ok(None) => return self.died_early().map_or(Ok(true), Err),
             }
         }
@@ -320,6 +341,12 @@ impl Launching {
         Ok(())
     }
 
+    fn driver_is_through(&self) -> Result<bool, LaunchError> {
+        let message = "the driver of the runtime ended before it was through";
+        let died = || LaunchError::invalid(stage::RUNTIME, message);
+        self.process.as_ref().map(|_| true).ok_or_else(died)
+    }
+
     /// At the end of file the child has become the command, or is dying. A dying process has no
     /// program, and a name that it cannot change any more.
     fn died_early(&self) -> Option<LaunchError> {
@@ -334,7 +361,8 @@ impl Launching {
 
     fn started(mut self) -> Result<Started, LaunchError> {
         let gone = || LaunchError::invalid(stage::CLONE, "the launch has ended already");
-        let Child { pid, pidfd } = self.child.take().ok_or_else(gone)?;
+        let child = self.child.take().ok_or_else(gone)?;
+        let Child { pid, pidfd } = self.process.take().unwrap_or(child);
         let terminal = self.terminal.take();
         Ok(Started {
             pid,
@@ -395,7 +423,7 @@ fn stage_of(child: &Child) -> Option<String> {
     name.trim().strip_prefix(STAGE_PREFIX).map(str::to_owned)
 }
 
-fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
+pub(super) fn wait_readable(fd: BorrowedFd<'_>, deadline: Instant) -> bool {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let timeout = Timespec {

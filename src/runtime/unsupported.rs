@@ -15,8 +15,7 @@ pub(super) fn refuse(spec: &Spec, compiled: bool) -> Result<(), LaunchError> {
         let message = "linux.seccomp has not been compiled";
         return Err(LaunchError::invalid(stage::PLAN, message));
     }
-    let asked = of_process(spec).into_iter().chain(of_linux(spec));
-    let mut asked = asked.chain(spec.hooks().as_ref().map(|_| "hooks"));
+    let mut asked = of_process(spec).into_iter().chain(of_linux(spec));
     asked.next().map_or(Ok(()), |what| {
         Err(LaunchError::invalid(
             stage::PLAN,

@@ -249,6 +249,21 @@ impl ObservedWriter {
             .await
     }
 
+    /// A hook of the container has run; `message` says which, how it ended, and what it said.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn container_hook(&self, id: ContainerId, message: String) -> Result<(), StateError> {
+        self.0
+            .write("record what a hook said", move |tx| {
+                Box::pin(async move {
+                    let subject = Subject::Container(&id);
+                    tx.event(subject, "hook", &message).await
+                })
+            })
+            .await
+    }
+
     /// The container's cgroup is gone.
     ///
     /// # Errors

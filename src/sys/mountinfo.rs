@@ -18,6 +18,8 @@ pub struct MountEntry {
     pub mount_point: PathBuf,
     /// Whether mounts made below it spread to other mounts (`shared:N`, mount_namespaces(7)).
     pub shared: bool,
+    /// Whether what is mounted below its peers spreads to it (`master:N`).
+    pub slave: bool,
     /// File system type, such as `cgroup2`.
     pub fs_type: String,
     /// Options of the super block, such as the controllers of a cgroup v1 hierarchy.
@@ -49,11 +51,14 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
     let root = path(fields.nth(2)?);
     let mount_point = path(fields.next()?);
     let _mount_options = fields.next()?;
-    let mut shared = false;
+    let (mut shared, mut slave) = (false, false);
     loop {
         match fields.next()? {
             b"-" => break,
-            field => shared |= field.starts_with(b"shared:"),
+            field => {
+                shared |= field.starts_with(b"shared:");
+                slave |= field.starts_with(b"master:");
+            }
         }
     }
     let fs_type = text(fields.next()?)?.to_owned();
@@ -66,6 +71,7 @@ fn parse_line(line: &[u8]) -> Option<MountEntry> {
         root,
         mount_point,
         shared,
+        slave,
         fs_type,
         super_options,
     })
@@ -110,6 +116,7 @@ mod tests {
                 root: "/mnt1".into(),
                 mount_point: "/mnt 2".into(),
                 shared: true,
+                slave: true,
                 fs_type: "ext3".into(),
                 super_options: vec!["rw".into(), "a=b".into()],
             }]
@@ -120,7 +127,7 @@ mod tests {
     fn a_private_mount_has_no_optional_fields() {
         let entries = parse(b"31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755\n");
         assert_eq!(entries.len(), 1);
-        assert!(!entries[0].shared);
+        assert!(!entries[0].shared && !entries[0].slave);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Also the way out of a process that must not run its parent's exit handlers.
 #![expect(
     unsafe_code,
-    reason = "sigaction, close_range, prlimit and _exit have no safe wrapper"
+    reason = "sigaction, close_range, prlimit, keyctl and _exit have no safe wrapper"
 )]
 
 use std::os::fd::RawFd;
@@ -24,6 +24,20 @@ pub(super) fn check(returned: libc::c_long) -> Result<(), Errno> {
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit touches no memory of ours.
     unsafe { libc::_exit(status) }
+}
+
+/// Gives the calling process a session keyring of its own, with nothing in it (keyctl(2),
+/// `KEYCTL_JOIN_SESSION_KEYRING` without a name).
+///
+/// # Errors
+///
+/// What keyctl(2) returns; `NOSYS` where the kernel keeps no keys.
+pub fn new_session_keyring() -> Result<(), Errno> {
+    let nameless = std::ptr::null::<libc::c_char>();
+    let join = libc::KEYCTL_JOIN_SESSION_KEYRING;
+    // SAFETY: without a name the kernel reads no memory of ours.
+    let serial = unsafe { libc::syscall(libc::SYS_keyctl, join, nameless) };
+    check(serial.min(0))
 }
 
 /// Signals of Linux: 1 to 64 (signal(7)).

@@ -56,6 +56,7 @@ const ELSEWHERE: &[&str] = &[
     "sandbox.init_ended",
     "sweep.mended",
     "snapshot.copied",
+    "container.runtime_deleted",
     "sandbox.policy",
     "netlink.sent",
     "prepared.dropped",

@@ -130,7 +130,11 @@ const PARTS: &[(&str, &str, &[&str])] = &[
     ("cri", "runtime", &["plan"]),
     ("streaming", "runtime", &["plan"]),
     // An image that a container mounts is tried before a client is told that there is one.
-    ("reconcile", "runtime", &["plan", "image_volume", "error"]),
+    (
+        "reconcile",
+        "runtime",
+        &["plan", "image_volume", "hooks", "error"],
+    ),
 ];
 
 /// A crate, and the only places that may name it: modules of the top level, or single ones.

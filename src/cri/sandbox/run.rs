@@ -18,14 +18,25 @@ pub(in crate::cri) async fn run(
     request: v1::RunPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<v1::RunPodSandboxResponse, CallError> {
-    validate::default_handler("runtime_handler", &request.runtime_handler)?;
+    let handler = request.runtime_handler;
+    if !handler.is_empty() && !front.info.handlers.contains_key(&handler) {
+        // In containerd's words, for which its operators look.
+        let why = format!("no runtime for {handler:?} is configured");
+        return Err(CallError::invalid("runtime_handler", why));
+    }
     let config = validate::required("config", request.config)?;
-    let spec = spec::from_config("config", config)?;
+    let mut spec = spec::from_config("config", config)?;
+    spec.runtime_handler = handler;
     if let (Some(_), Err(why)) = (&spec.users, &front.info.user_namespaces) {
         return Err(CallError::Missing {
             field: "config.linux.security_context.namespace_options.userns_options".into(),
             why: format!("asks for what this node cannot do: {why}"),
         });
+    }
+    if spec.users.is_some() && !spec.runtime_handler.is_empty() {
+        return Err(CallError::Unimplemented(
+            "a user namespace (userns_options mode POD) with a runtime handler",
+        ));
     }
     let joins = joins(&front, &spec);
     let id = front

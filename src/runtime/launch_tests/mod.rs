@@ -139,6 +139,7 @@ impl Image {
                 stdin_once: false,
             },
             seccomp: None,
+            external: None,
         }
     }
 
@@ -315,5 +316,6 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
         apparmor_profile: None,
         seccomp: None,
         users: None,
+        external: None,
     }
 }

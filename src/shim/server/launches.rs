@@ -60,6 +60,15 @@ enum Phase {
 }
 
 impl Launch {
+    fn is_of_driver(&self) -> bool {
+        matches!(&self.phase, Phase::UnderWay(launching) if launching.is_driver())
+    }
+
+    /// What its process writes, which may be before it is held.
+    pub(super) fn output_mut(&mut self) -> &mut Output {
+        &mut self.output
+    }
+
     /// When the loop has to look at it.
     pub(super) fn until(&self) -> Instant {
         self.until
@@ -196,6 +205,16 @@ impl Shim {
             }
         }
         if let Some(id) = self.launch_of(pid) {
+            return self.advance_launch(&id);
+        }
+        if self.children.contains_key(&pid) {
+            return;
+        }
+        // Nobody's child: a runtime may have made it, whose driver has told so before it ended.
+        let launches = self.launches.iter();
+        let of_drivers = launches.filter(|(_, launch)| launch.is_of_driver());
+        let ids: Vec<ProcessId> = of_drivers.map(|(id, _)| id.clone()).collect();
+        for id in ids {
             self.advance_launch(&id);
         }
     }

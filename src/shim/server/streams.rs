@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 
+use super::launches::Launch;
 use super::output::Output;
 use super::polled::Polled;
 use super::requests::with_source;
@@ -56,10 +57,12 @@ impl Shim {
                 continue;
             };
             let id = id.clone();
-            let turn = self
-                .processes
-                .get_mut(&id)
-                .map(|p| p.output.pump(*name, &mut self.scratch));
+            // A driver's process writes before it is held.
+            let output = match self.processes.get_mut(&id) {
+                Some(process) => Some(&mut process.output),
+                None => self.launches.get_mut(&id).map(Launch::output_mut),
+            };
+            let turn = output.map(|output| output.pump(*name, &mut self.scratch));
             moved += turn.map_or(0, |turn| turn.moved);
             if turn.is_none_or(|turn| turn.ended) {
                 self.watched.remove(&token);

@@ -78,6 +78,28 @@ impl Node {
     }
 }
 
+impl Node {
+    /// A running pod of a RuntimeClass handler.
+    pub(crate) async fn pod_of(&self, handler: &str, config: PodSandboxConfig) -> Pod {
+        let image = registry().image("busybox:latest");
+        self.cri.pull(&image).await.expect("PullImage");
+        let message = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.into(),
+        };
+        let run = self
+            .cri
+            .runtime()
+            .run_pod_sandbox(self.cri.wrap(message))
+            .await;
+        Pod {
+            id: run.expect("RunPodSandbox").into_inner().pod_sandbox_id,
+            config,
+            cri: self.cri.clone(),
+        }
+    }
+}
+
 impl Pod {
     pub(crate) async fn create(&self, config: &ContainerConfig) -> String {
         self.cri

@@ -135,8 +135,17 @@ impl Registry {
             "WorkingDir": "/home/made/for/it",
             "Labels": {"purpose": "settings"},
         });
-        let configured = Image::new(Dialect::Oci, &[base], &settings);
+        let configured = Image::new(Dialect::Oci, std::slice::from_ref(&base), &settings);
         self.push("configured:latest", configured);
+        let settings = json!({
+            "Cmd": ["httpd", "-f", "-p", "80", "-h", "/etc"],
+            "Env": ["PATH=/bin"],
+            "StopSignal": "SIGKILL",
+        });
+        self.push(
+            "kubelet/web:latest",
+            Image::new(Dialect::Oci, &[base], &settings),
+        );
     }
 
     /// Pushes an image and a list that has it for this machine and another for a foreign one.

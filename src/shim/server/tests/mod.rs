@@ -147,6 +147,7 @@ impl Node {
                 stdin_once: false,
             },
             seccomp: None,
+            external: None,
         };
         change(&mut plan);
         let path = containers.join("plan.json");
@@ -256,5 +257,6 @@ fn exec_plan(script: &str) -> ExecPlan {
         apparmor_profile: None,
         seccomp: None,
         users: None,
+        external: None,
     }
 }
