@@ -89,7 +89,7 @@ fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
         name: String::new(),
         features: Some(v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: front.info.recursive_read_only,
-            user_namespaces: false,
+            user_namespaces: front.info.user_namespaces.is_ok(),
         }),
     };
     let others = front.info.handlers.iter();

@@ -7,6 +7,7 @@ mod listen;
 mod servers;
 mod snapshots;
 mod trace_export;
+mod user_namespaces;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,6 @@ use crate::reconcile::{
     node_network, plugin_network, prepared, pruner, records, recovery, sampler, shim_link, sweep,
     worker,
 };
-use crate::runtime::probe;
 use crate::snapshot::Kind;
 use crate::state::health::Report;
 use crate::state::now_ns;
@@ -403,23 +403,9 @@ fn node_info(
         default_deadline: config.cri.default_deadline(),
         abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
-        user_namespaces: user_namespaces(paths, overlays),
+        user_namespaces: user_namespaces::probe(paths, overlays),
         cdi_directories: config.cdi.directories.clone(),
     }
-}
-
-/// Whether pods can have user namespaces of their own, and why not.
-fn user_namespaces(paths: &Paths, overlays: bool) -> Result<(), String> {
-    let tried = probe::user_namespaces(probe::Ground {
-        directory: &paths.root.join("staging/user-namespaces"),
-        mount_point: &paths.mount_point(),
-        overlays,
-    });
-    let tried = tried.map_err(|error| format!("cannot {error}"));
-    if let Err(why) = &tried {
-        tracing::warn!(why, "pods get no user namespaces");
-    }
-    tried
 }
 
 fn retention(config: &Config) -> pruner::Retention {

@@ -13,7 +13,7 @@ pub const POINTS: &[&str] = &[
     "recovery.queued",
     "netlink.sent",
     "network.bridge_up",
-    "network.rules",
+    "network.rules_up",
     "shim.connected",
     "shim.listed",
     "shim.adopted",

@@ -173,15 +173,22 @@ fn runtime_spec(
         .linux(linux.build()?)
         .build()?;
     whole.set_hooks(hooks::of(back, container, sandbox, &parts.hooks)?);
-    let all = hooks::annotations(container, sandbox);
-    let mut annotations = external::annotations(back, sandbox, &all);
-    annotations.extend(hooks::visible(back, &all));
-    if !annotations.is_empty() {
-        whole.set_annotations(Some(annotations.into_iter().collect()));
-    }
+    whole.set_annotations(annotations(back, container, sandbox));
     // The library's default; the name is the pinned UTS namespace's business.
     whole.set_hostname(None);
     Ok(whole)
+}
+
+/// Those that another runtime or a hook may see.
+fn annotations(
+    back: &Back,
+    container: &Container,
+    sandbox: &Sandbox,
+) -> Option<HashMap<String, String>> {
+    let all = hooks::annotations(container, sandbox);
+    let mut visible = external::annotations(back, sandbox, &all);
+    visible.extend(hooks::visible(back, &all));
+    (!visible.is_empty()).then(|| visible.into_iter().collect())
 }
 
 fn capabilities(

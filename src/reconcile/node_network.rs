@@ -248,7 +248,7 @@ async fn put_in_place(target: Wanted) -> Result<(), ReconcileError> {
         network::ensure_bridge(&target.bridge())?;
         fault::blocking_point("network.bridge_up")?;
         network::ensure_rules(&target.rules)?;
-        fault::blocking_point("network.rules")?;
+        fault::blocking_point("network.rules_up")?;
         Ok(())
     })
     .await

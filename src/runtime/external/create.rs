@@ -13,6 +13,7 @@ use super::super::launch::ProcessStreams;
 use super::super::plan::{ExternalRuntime, LaunchPlan};
 use super::super::root::Root;
 use super::super::rootfs::{self, OverlayInterface, Site};
+use super::super::scratch::move_to;
 use super::super::spawn::{Born, reached};
 use super::super::user::Identity;
 use super::bundle;
@@ -59,10 +60,9 @@ fn create(
     reached(stage::ROOTFS);
     bundle::keep_mounts_inside(&plan.rootfs.mount_point)?;
     let images = bundle::mount_images(plan, overlay)?;
-    let root = Root::at(rootfs::assemble(
-        &plan.rootfs,
-        Site::of_node(plan, overlay),
-    )?);
+    let tree = rootfs::assemble(&plan.rootfs, Site::of_node(plan, overlay))?;
+    move_to(&tree, &plan.rootfs.mount_point)?;
+    let root = Root::at(tree);
 
     // 3. Who it runs as, by the files of the image, and the bundle that says so.
     reached(stage::USER);
