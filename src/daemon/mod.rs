@@ -9,7 +9,6 @@ mod snapshots;
 mod trace_export;
 mod user_namespaces;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +29,6 @@ use crate::cri::{self, Front, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address;
-use crate::lifecycle::handler::Features;
 use crate::metrics::Metrics;
 use crate::network;
 use crate::reconcile::plugin_network::PluginNetwork;
@@ -238,10 +236,8 @@ async fn start(
         stopped: stopped.clone(),
         range_told: Arc::clone(&range_told),
     };
-    let metrics = Arc::clone(store.metrics());
-    let handlers = handlers::probe(&config.runtimes).await;
-    let info = node_info(config, paths, snapshots == Kind::Overlay, handlers);
-    let door = open_door(config, paths, &signals, tasks, metrics).await?;
+    let info = node_info(config, paths, snapshots).await;
+    let door = open_door(config, paths, &signals, tasks, store.metrics()).await?;
     let tracer = trace(config, tasks, stopped, store.metrics())?;
     let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
@@ -312,10 +308,10 @@ async fn open_door(
     paths: &Paths,
     signals: &Signals,
     tasks: &mut JoinSet<()>,
-    metrics: Arc<Metrics>,
+    metrics: &Arc<Metrics>,
 ) -> anyhow::Result<streaming::Door> {
     let (shim, stopped) = (signals.shim.clone(), signals.stopped.clone());
-    let state = paths.state.clone();
+    let (state, metrics) = (paths.state.clone(), Arc::clone(metrics));
     let (server, door) =
         streaming::Server::bind(&config.streaming, state, shim, stopped, metrics).await?;
     tasks.spawn(server.run());
@@ -388,14 +384,9 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(
-    config: &Config,
-    paths: &Paths,
-    overlays: bool,
-    handlers: BTreeMap<String, Features>,
-) -> NodeInfo {
+async fn node_info(config: &Config, paths: &Paths, snapshots: Kind) -> NodeInfo {
     NodeInfo {
-        handlers,
+        handlers: handlers::probe(&config.runtimes).await,
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),
@@ -403,7 +394,7 @@ fn node_info(
         default_deadline: config.cri.default_deadline(),
         abandoned_after: config.cri.abandoned_after(),
         recursive_read_only: true,
-        user_namespaces: user_namespaces::probe(paths, overlays),
+        user_namespaces: user_namespaces::probe(paths, snapshots == Kind::Overlay),
         cdi_directories: config.cdi.directories.clone(),
     }
 }
