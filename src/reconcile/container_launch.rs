@@ -79,10 +79,11 @@ pub(super) async fn launch(
             // Many small reads of kernel files, for which nobody has to wait.
             let (back, id, pod) = (back.clone(), id.clone(), container.sandbox_id.clone());
             tokio::spawn(async move {
-                stand_in::follow(&back, &pod).await;
+                // First: statistics may be asked for right after the start.
                 if let Err(error) = sampler::first_sample(&back, &id).await {
                     tracing::debug!(container = %id, error = error.full_text(), "cannot sample");
                 }
+                stand_in::follow(&back, &pod).await;
             });
             Ok(fault::point("container.running").await?)
         }
