@@ -1,5 +1,7 @@
 //! Puts changed limits of a container in force: in its cgroup, in its record, then in its row.
 
+use oci_spec::runtime::LinuxResources;
+
 use super::container_plan::limits_of;
 use super::{Back, ReconcileError, blocking, container, oom_score, records};
 use crate::fault;
@@ -44,17 +46,26 @@ pub(super) async fn update(back: &Back, mut container: Container) -> Result<(), 
     Ok(fault::point("container.updated").await?)
 }
 
-async fn put_in_force(
+/// Limits for a cgroup that is in use.
+pub(super) fn changed_limits(
     back: &Back,
-    container: &mut Container,
     wanted: &Resources,
-) -> Result<(), ReconcileError> {
+) -> Result<LinuxResources, ReconcileError> {
     let plan = |error| ReconcileError::Plan(format!("limits: {error}"));
     let mut limits = limits_of(wanted, &back.cgroups).map_err(plan)?;
     if let Some(memory) = limits.memory_mut() {
         // Cgroup v2 takes less than is in use, and kills for it; v1 refuses.
         memory.set_check_before_update(Some(true));
     }
+    Ok(limits)
+}
+
+async fn put_in_force(
+    back: &Back,
+    container: &mut Container,
+    wanted: &Resources,
+) -> Result<(), ReconcileError> {
+    let limits = changed_limits(back, wanted)?;
     // What does not run yet is launched with them; what has ended has nothing to limit.
     let path = match container.state {
         State::Running => container::cgroup_path(back, container).await?,
@@ -62,29 +73,31 @@ async fn put_in_force(
     };
     let back_too = back.clone();
     let scores = (container.spec.resources.oom_score_adj, wanted.oom_score_adj);
-    let before = blocking(move || match &path {
-        Some(path) => {
-            let before = back_too.cgroups.update(path, &limits)?;
-            match oom_score::change(&back_too.cgroups, path, scores) {
-                Ok(()) => Ok(Some(before)),
-                Err(error) => {
-                    before.put_back();
-                    Err(error)
-                }
-            }
-        }
-        None => {
+    let before = blocking(move || {
+        let Some(path) = path else {
             back_too.cgroups.check(&limits)?;
-            Ok(None)
+            return Ok(None);
+        };
+        let before = back_too.cgroups.update(&path, &limits)?;
+        match oom_score::change(&back_too.cgroups, &path, scores) {
+            Ok(()) => Ok(Some((before, path))),
+            Err(error) => {
+                before.put_back();
+                Err(error)
+            }
         }
     })
     .await?;
     container.spec.resources = wanted.clone();
     match (write_record(back, container).await, before) {
         // It is not tried again, and so the client is told that the limits are as before.
-        (Err(error), Some(before)) if !error.is_passing() => {
+        (Err(error), Some((before, path))) if !error.is_passing() => {
+            let cgroups = back.cgroups.clone();
             blocking(move || {
                 before.put_back();
+                if let Err(error) = oom_score::change(&cgroups, &path, (scores.1, scores.0)) {
+                    tracing::warn!(error = error.full_text(), "cannot put an OOM score back");
+                }
                 Err(error)
             })
             .await

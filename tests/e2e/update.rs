@@ -228,3 +228,28 @@ async fn the_oom_score_of_what_runs_changes_as_well() {
     assert_eq!(score(&plain).await, "300");
     assert_eq!(score(&own).await, "500");
 }
+
+/// What was set already is put back when what comes after it fails for good.
+#[tokio::test]
+async fn a_change_that_cannot_be_recorded_changes_nothing() {
+    let mut node = Node::prepare("");
+    let faults = "container.limits_set=fail*1".into();
+    node.env.push(("QUILT_FAULTS".into(), faults));
+    node.restart().await;
+    let pod = node.pod("unrecorded").await;
+    let mut config = shell("main", IDLE);
+    resources(&mut config).oom_score_adj = 200;
+    resources(&mut config).memory_limit_in_bytes = 64 << 20;
+    let id = pod.run(&config).await;
+    let limits = LinuxContainerResources {
+        oom_score_adj: 300,
+        memory_limit_in_bytes: 96 << 20,
+        ..Default::default()
+    };
+    let error = node.cri.update(&id, limits).await;
+    let error = error.expect_err("it is not recorded");
+    assert!(error.message().contains("as before"), "{error}");
+    assert_eq!(kept(&node, &id).0, (64_i64 << 20).to_string());
+    let score = node.cri.output(&id, "cat /proc/1/oom_score_adj").await;
+    assert_eq!(score, "200");
+}
