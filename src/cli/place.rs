@@ -12,6 +12,8 @@ use crate::state::inspect::Inspector;
 pub(super) const DEFAULT_ROOT: &str = "/var/lib/quilt";
 /// The database in it.
 const DATABASE: &str = "quilt.db";
+/// Where CRI is answered when nobody says otherwise: where kubelet looks for containerd.
+pub(super) const DEFAULT_LISTEN: &str = "unix:///run/containerd/containerd.sock";
 /// Memory that SQLite may take in a command, whatever is asked.
 const MEMORY_BYTES: u64 = 512 << 20;
 

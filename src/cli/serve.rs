@@ -23,7 +23,7 @@ pub(super) struct Serve {
     #[arg(long, default_value = super::DEFAULT_STATE)]
     state: PathBuf,
     /// Where CRI is answered.
-    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    #[arg(long, default_value = super::place::DEFAULT_LISTEN)]
     listen: String,
 }
 

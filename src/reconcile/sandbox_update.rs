@@ -1,7 +1,7 @@
 //! Puts changed limits of a pod as a whole in force: in the cgroup that is the parent of its
 //! containers' and that the client named for it, then in its row.
 
-use super::container_plan::limits_of;
+use super::container_update::changed_limits;
 use super::{Back, ReconcileError, blocking};
 use crate::cgroup::CgroupPath;
 use crate::fault;
@@ -47,12 +47,7 @@ async fn put_in_force(
     sandbox: &Sandbox,
     wanted: &Resources,
 ) -> Result<(), ReconcileError> {
-    let plan = |error| ReconcileError::Plan(format!("limits: {error}"));
-    let mut limits = limits_of(wanted, &back.cgroups).map_err(plan)?;
-    if let Some(memory) = limits.memory_mut() {
-        // Cgroup v2 takes less than is in use, and kills for it; v1 refuses.
-        memory.set_check_before_update(Some(true));
-    }
+    let limits = changed_limits(back, wanted)?;
     let path = own_cgroup(back, sandbox).await?;
     let back_too = back.clone();
     blocking(move || {

@@ -178,15 +178,25 @@ impl Tx {
                 limits.and_then(|limits| positive(limits.cpu_shares)),
             ],
         )?;
-        self.operation(done).await?;
-        let subject = Subject::Container(id);
-        match (&done.error, limits) {
-            (Some(error), _) => self.event(subject, "update_failed", error).await?,
-            (None, Some(limits)) => self.event(subject, "updated", &limits.to_string()).await?,
-            (None, None) => {}
-        }
+        self.tell_update(Subject::Container(id), limits, done)
+            .await?;
         self.touch(ObjectKey::Container(id.clone()));
         Ok(())
+    }
+
+    /// Keeps what an update was and what came of it.
+    pub(super) async fn tell_update(
+        &mut self,
+        subject: Subject<'_>,
+        in_force: Option<&Resources>,
+        done: &Finished,
+    ) -> Result<(), StateError> {
+        self.operation(done).await?;
+        match (&done.error, in_force) {
+            (Some(error), _) => self.event(subject, "update_failed", error).await,
+            (None, Some(limits)) => self.event(subject, "updated", &limits.to_string()).await,
+            (None, None) => Ok(()),
+        }
     }
 }
 

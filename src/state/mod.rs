@@ -11,7 +11,7 @@ pub mod claim;
 pub mod cleanup;
 pub mod container;
 pub mod container_facts;
-mod container_update;
+pub mod container_update;
 mod copy;
 pub mod error;
 pub mod event;

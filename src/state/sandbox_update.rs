@@ -153,13 +153,8 @@ impl Tx {
                 json.map_err(corrupt("sandboxes.resources"))?,
             ],
         )?;
-        self.operation(done).await?;
-        let subject = Subject::Sandbox(id);
-        match (&done.error, &in_force) {
-            (Some(error), _) => self.event(subject, "update_failed", error).await?,
-            (None, Some(limits)) => self.event(subject, "updated", &limits.to_string()).await?,
-            (None, None) => {}
-        }
+        self.tell_update(Subject::Sandbox(id), in_force.as_ref(), done)
+            .await?;
         self.touch(ObjectKey::Sandbox(id.clone()));
         Ok(())
     }

@@ -129,7 +129,7 @@ pub(super) const PROBES: &[Probe] = &[
             let root = &node.config.cgroup.root;
             match CgroupPath::parse(root) {
                 Ok(path) => Ok(path.to_string()),
-                Err(error) => Err(whole(&error)),
+                Err(error) => Err(whole(error)),
             }
         },
     },
@@ -162,7 +162,7 @@ const fn controller(
 }
 
 fn found() -> Result<Cgroups, String> {
-    Cgroups::probe(Path::new("/sys/fs/cgroup")).map_err(|error| whole(&error))
+    Cgroups::probe(Path::new("/sys/fs/cgroup")).map_err(whole)
 }
 
 fn has(controller: &str) -> Result<String, String> {
@@ -187,10 +187,10 @@ fn within(
 ) -> Result<String, String> {
     let cgroups = found()?;
     let name = format!("/{}", passing_name());
-    let path = CgroupPath::parse(&name).map_err(|error| whole(&error))?;
-    let made = cgroups.ensure(&path, None).map_err(|error| whole(&error));
+    let path = CgroupPath::parse(&name).map_err(whole)?;
+    let made = cgroups.ensure(&path, None).map_err(whole);
     let tried = made.and_then(|()| work(&cgroups, &path));
-    let removed = cgroups.remove(&path).map_err(|error| whole(&error));
+    let removed = cgroups.remove(&path).map_err(whole);
     tried.and_then(|detail| removed.map(|()| detail))
 }
 
@@ -203,7 +203,7 @@ fn limits(cgroups: &Cgroups, path: &CgroupPath) -> Result<String, String> {
     let limits = LinuxResourcesBuilder::default().memory(memory).build();
     let limits = limits.map_err(|error| error.to_string())?;
     let set = cgroups.ensure(path, Some(&limits));
-    set.map(|()| String::new()).map_err(|error| whole(&error))
+    set.map(|()| String::new()).map_err(whole)
 }
 
 /// Nothing but the null device may be used in it.
@@ -219,17 +219,17 @@ fn devices(cgroups: &Cgroups, path: &CgroupPath) -> Result<String, String> {
         .build();
     let rules = rules.map_err(|error| error.to_string())?;
     let set = cgroups.ensure(path, Some(&rules));
-    set.map(|()| String::new()).map_err(|error| whole(&error))
+    set.map(|()| String::new()).map_err(whole)
 }
 
 fn marks(cgroups: &Cgroups, path: &CgroupPath) -> Result<String, String> {
     let mark = "quilt-doctor";
-    let name = path.join(&random_name()).map_err(|error| whole(&error))?;
+    let name = path.join(&random_name()).map_err(whole)?;
     let made = cgroups
         .ensure(&name, None)
         .and_then(|()| cgroups.mark(&name, mark))
         .and_then(|()| cgroups.list_ids(path));
-    let found = made.map_err(|error| whole(&error))?;
+    let found = made.map_err(whole)?;
     let kept = found.iter().any(|one| one.mark.as_deref() == Some(mark));
     match kept {
         true => Ok(String::new()),

@@ -42,7 +42,7 @@ pub(super) struct Doctor {
     #[arg(long, default_value = super::DEFAULT_STATE)]
     state: PathBuf,
     /// Where CRI is answered.
-    #[arg(long, default_value = "unix:///run/containerd/containerd.sock")]
+    #[arg(long, default_value = super::place::DEFAULT_LISTEN)]
     listen: String,
     /// Form of the answer.
     #[arg(short, long, value_enum, default_value = "table")]

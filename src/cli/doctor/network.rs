@@ -67,7 +67,7 @@ pub(super) const PROBES: &[Probe] = &[
             apart(|| {
                 enter()?;
                 let net: Ipv6Net = IPV6.parse().map_err(|_| "no network")?;
-                bridge(&[IpNet::V6(net)]).map_err(|error| whole(&error))?;
+                bridge(&[IpNet::V6(net)]).map_err(whole)?;
                 Ok(String::new())
             })
         },
@@ -154,7 +154,7 @@ fn with_pod(more: impl FnOnce(&Path) -> Result<(), NetworkError> + Send) -> Resu
         // In this view of mounts alone, and so gone with the thread.
         let tried = pod(&ground).and_then(|()| more(&ground));
         let ended = network::remove_namespaces(&ground.join("ns"));
-        tried.and(ended).map_err(|error| whole(&error))
+        tried.and(ended).map_err(whole)
     });
     let removed = fs::remove_dir_all(&ground).map_err(|error| error.to_string());
     tried.and_then(|()| removed.map(|()| String::new()))
@@ -250,7 +250,7 @@ fn range(node: &Node) -> Result<String, String> {
 fn plugins(node: &Node) -> Result<String, String> {
     let config = &node.config.network;
     let found = Directory::look(&config.cni_conf_dir).and_then(|directory| directory.load());
-    let Some(list) = found.map_err(|error| whole(&error))? else {
+    let Some(list) = found.map_err(whole)? else {
         return Err(format!(
             "{} has no configuration",
             config.cni_conf_dir.display()

@@ -70,14 +70,8 @@ pub(super) fn there<T, E: std::fmt::Display>(outcome: Result<T, E>) -> Result<St
 }
 
 /// An error with all that it came from.
-pub(super) fn whole(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
+pub(super) fn whole(error: impl std::error::Error + Send + Sync + 'static) -> String {
+    format!("{:#}", anyhow::Error::new(error))
 }
 
 /// A name for what is there for no longer than a probe: that of this process, and of nothing else.

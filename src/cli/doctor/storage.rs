@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{statfs, statvfs};
 
-use super::probe::{Need, Node, Probe, always, passing_name, whole};
+use super::probe::{Need, Node, Probe, always, passing_name, there, whole};
 use crate::config::SnapshotDriver;
 use crate::snapshot;
 
@@ -15,6 +15,10 @@ const TMPFS: i64 = 0x0102_1994;
 /// Free space and free inodes below which pulls are about to fail.
 const FREE_BYTES: u64 = 2 << 30;
 const FREE_INODES: u64 = 50_000;
+
+/// What overlays need.
+const OVERLAY_FS: &str = "ext4, xfs or btrfs under --root (an overlay does not take another), and \
+                          a kernel with OVERLAY_FS";
 
 pub(super) const PROBES: &[Probe] = &[
     Probe {
@@ -31,8 +35,7 @@ pub(super) const PROBES: &[Probe] = &[
         what: "overlays are mounted on it",
         need: Need::Required,
         costs: "containers would need [snapshot] driver = \"native\", which copies every image",
-        mend: "ext4, xfs or btrfs under --root (an overlay does not take another), and a kernel \
-               with OVERLAY_FS",
+        mend: OVERLAY_FS,
         applies: |node| node.config.snapshot.driver == SnapshotDriver::Overlay,
         look: overlay,
     },
@@ -41,8 +44,7 @@ pub(super) const PROBES: &[Probe] = &[
         what: "overlays are mounted on it",
         need: Need::Wanted,
         costs: "each container copies its image, which takes time and space",
-        mend: "ext4, xfs or btrfs under --root (an overlay does not take another), and a kernel \
-               with OVERLAY_FS",
+        mend: OVERLAY_FS,
         applies: |node| node.config.snapshot.driver == SnapshotDriver::Auto,
         look: overlay,
     },
@@ -92,17 +94,13 @@ fn written(dir: &Path) -> Result<String, String> {
         file.write_all(b"x")?;
         file.sync_all()
     });
-    written
-        .map(|()| String::new())
-        .map_err(|error| error.to_string())
+    there(written)
 }
 
 fn overlay(node: &Node) -> Result<String, String> {
     within(&node.root, |dir| {
-        let mounted = snapshot::probe(dir);
-        mounted
-            .map(|()| String::new())
-            .map_err(|error| whole(&error))
+        let mounted = snapshot::probe(dir).map_err(whole);
+        there(mounted)
     })
 }
 

@@ -5,6 +5,7 @@ use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::spec::Resources;
 use crate::proto::cri as v1;
+use crate::state::container_update::Update;
 use crate::traces;
 
 use super::spec;
@@ -34,15 +35,19 @@ pub(in crate::cri) async fn update(
                 noun: "container",
                 id: id.to_string(),
             })?;
-            let update = container.update;
-            match update.error {
-                _ if update.done < number => Ok(None),
-                Some(error) => Err(CallError::Failed(format!(
-                    "the limits are as before: {error}"
-                ))),
-                None => Ok(Some(())),
-            }
+            outcome(&container.update, number)
         })
         .await?;
     Ok(v1::UpdateContainerResourcesResponse {})
+}
+
+/// What came of an update of limits, if anything has yet.
+pub(in crate::cri) fn outcome(update: &Update, number: i64) -> Result<Option<()>, CallError> {
+    match &update.error {
+        _ if update.done < number => Ok(None),
+        Some(error) => Err(CallError::Failed(format!(
+            "the limits are as before: {error}"
+        ))),
+        None => Ok(Some(())),
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::cri::call::Deadline;
 use crate::cri::container::spec;
+use crate::cri::container::update::outcome;
 use crate::cri::{CallError, Front};
 use crate::id::ObjectKey;
 use crate::lifecycle::sandbox::{Desired, State};
@@ -36,22 +37,14 @@ pub(in crate::cri) async fn update(
                 id: id.to_string(),
             };
             let sandbox = front.store.sandbox(&id).await?.ok_or_else(withdrawn)?;
-            let update = &sandbox.update;
-            match &update.error {
+            let is_up = sandbox.desired == Desired::Ready
+                && sandbox.state == State::Ready
+                && !sandbox.init_ended;
+            if sandbox.update.done < number && !is_up {
                 // It comes down, and nobody sets limits any more.
-                _ if update.done < number
-                    && (sandbox.desired != Desired::Ready
-                        || sandbox.state != State::Ready
-                        || sandbox.init_ended) =>
-                {
-                    Err(withdrawn())
-                }
-                _ if update.done < number => Ok(None),
-                Some(error) => Err(CallError::Failed(format!(
-                    "the limits are as before: {error}"
-                ))),
-                None => Ok(Some(())),
+                return Err(withdrawn());
             }
+            outcome(&sandbox.update, number)
         })
         .await?;
     Ok(v1::UpdatePodSandboxResourcesResponse {})

@@ -407,18 +407,24 @@ fn make_and_pin(
     })?;
     // 2. What is in them. Only the new ones are touched: this thread is in the node's own
     //    namespace of every kind that was pinned before.
-    if let (true, Some(name)) = (missing.contains(&Pin::Uts), spec.hostname) {
-        set_hostname(name)?;
-    }
-    if missing.contains(&Pin::Net) {
-        set_loopback_up()?;
-    }
+    furnish(spec, missing)?;
     apply_sysctls(sysctls, missing, None)?;
     // 3. Pin them, now that they are complete.
     let own = Path::new("/proc/thread-self/ns");
     missing
         .iter()
         .try_for_each(|pin| pin_one(spec.dir, *pin, &own.join(pin.file_name())))
+}
+
+/// Puts into new namespaces, which the calling thread is in, what a pod finds there.
+fn furnish(spec: &NamespaceSpec<'_>, new: &[Pin]) -> Result<(), NetworkError> {
+    if let (true, Some(name)) = (new.contains(&Pin::Uts), spec.hostname) {
+        set_hostname(name)?;
+    }
+    if new.contains(&Pin::Net) {
+        set_loopback_up()?;
+    }
+    Ok(())
 }
 
 /// Sets the sysctls of `new` namespaces, which the calling thread is in and ends in.

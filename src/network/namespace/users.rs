@@ -12,8 +12,7 @@ use nix::sched::setns;
 use rustix::thread::ThreadNameSpaceType;
 
 use super::{
-    NamespaceSpec, NetworkError, Pin, Sysctl, UserSpec, apply_sysctls, is_pinned, pin_one,
-    set_hostname, set_loopback_up,
+    NamespaceSpec, NetworkError, Pin, Sysctl, UserSpec, apply_sysctls, furnish, is_pinned, pin_one,
 };
 use crate::sys::nsfd::owner_of;
 use crate::sys::userns::Holder;
@@ -53,12 +52,7 @@ pub(super) fn make_and_pin(
             source: errno.into(),
         })?;
     }
-    if let (true, Some(name)) = (missing.contains(&Pin::Uts), spec.hostname) {
-        set_hostname(name)?;
-    }
-    if missing.contains(&Pin::Net) {
-        set_loopback_up()?;
-    }
+    furnish(spec, missing)?;
     // A thread in the same namespaces: it may end as somebody who could pin nothing.
     std::thread::scope(|scope| {
         let set = scope.spawn(|| apply_sysctls(sysctls, missing, Some(users)));

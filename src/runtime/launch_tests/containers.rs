@@ -376,14 +376,7 @@ fn a_terminal_is_the_controlling_one_and_its_master_comes_back() {
         let error = launch(&plan, Some(streams().0)).expect_err("streams and a terminal");
         assert_eq!(error.stage, "plan");
         let started = launch(&plan, None).expect("starts");
-        let master = started
-            .terminal
-            .as_ref()
-            .expect("a terminal")
-            .try_clone()
-            .expect("dup");
-        rustix::io::write(&master, b"input\n").expect("write");
-        let output = read_all(master);
+        let output = type_input(&started);
         assert_eq!(wait(&started), 0, "{output}");
         for text in ["/dev/pts/0\r\n", "88:0\r\n", "30 100\r\n", "got input\r\n"] {
             assert!(output.contains(text), "{output:?} lacks {text:?}");

@@ -238,6 +238,14 @@ fn read_all(fd: OwnedFd) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Types a line at its terminal, and returns all that it shows until it ends.
+fn type_input(started: &Started) -> String {
+    let terminal = started.terminal.as_ref().expect("a terminal");
+    let master = terminal.try_clone().expect("dup");
+    rustix::io::write(&master, b"input\n").expect("write");
+    read_all(master)
+}
+
 /// The exit code of a child, or 128 and the signal that ended it.
 fn wait(started: &Started) -> i32 {
     let id = WaitId::PidFd(started.pidfd.as_fd());

@@ -70,14 +70,7 @@ fn an_exec_can_have_a_terminal() {
         let running = start(&image.plan(&["sleep", "100"]));
         let plan = exec_plan(&["sh", "-c", "busybox tty; read line; echo got $line"]);
         let started = exec(&running.target, &plan, None, true).expect("runs");
-        let master = started
-            .terminal
-            .as_ref()
-            .expect("a terminal")
-            .try_clone()
-            .expect("dup");
-        rustix::io::write(&master, b"input\n").expect("write");
-        let output = read_all(master);
+        let output = type_input(&started);
         assert_eq!(wait(&started), 0);
         assert!(
             output.contains("/dev/pts/0") && output.contains("got input"),

@@ -212,14 +212,7 @@ fn a_pod_in_a_user_namespace_has_an_init_of_its_own_and_a_terminal() {
             spec["process"]["terminal"] = json!(true);
         });
         let started = launch(&plan, None).expect("starts");
-        let master = started
-            .terminal
-            .as_ref()
-            .expect("a terminal")
-            .try_clone()
-            .expect("dup");
-        rustix::io::write(&master, b"input\n").expect("write");
-        let output = read_all(master);
+        let output = type_input(&started);
         assert_eq!(wait(&started), 0, "{output:?}");
         for word in ["quilt-pod", "/dev/pts/0", "got input"] {
             assert!(output.contains(word), "{output:?}");
