@@ -21,12 +21,14 @@ pub mod image;
 pub mod image_check;
 pub mod job;
 pub mod layer;
+pub mod limits;
 pub mod port;
 pub mod process;
 pub mod record;
 pub mod reference;
 pub mod sandbox;
 pub mod signal;
+pub mod slice;
 pub mod spec;
 pub mod usage;
 

@@ -57,9 +57,7 @@ pub(super) fn build(
     sandbox: &Sandbox,
     parts: Parts,
 ) -> Result<LaunchPlan, ReconcileError> {
-    let cgroup = back
-        .pod_cgroup(&sandbox.spec.cgroup_parent)?
-        .join(container.id.as_str())?;
+    let cgroup = back.member_cgroup(&sandbox.spec.cgroup_parent, container.id.as_str())?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&cgroup);
     let spec = &container.spec;
     let security = &spec.security;
@@ -87,6 +85,7 @@ pub(super) fn build(
         cgroup: CgroupEntry {
             unified_dir,
             v1_tasks_files,
+            oom_counter: back.cgroups.oom_counter(&cgroup),
         },
         stdio: Stdio {
             fifo_dir: back.paths.container(&container.id),

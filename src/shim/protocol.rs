@@ -17,7 +17,7 @@ use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// The longest exec plan that goes inside a message; a longer one goes in a sealed memory file.
@@ -366,6 +366,10 @@ pub struct ExitRecord {
     pub lost: bool,
     /// When it was reaped, nanoseconds since 1970, UTC.
     pub at_ns: i64,
+    /// What the kernel had killed in its cgroup for want of memory, if that was counted and could
+    /// still be read when it was reaped.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
 }
 
 /// Why a request was not done.
@@ -472,6 +476,7 @@ mod tests {
             signal: Some(i32::MIN),
             lost: false,
             at_ns: i64::MIN,
+            oom_kills: Some(u64::MAX),
         };
         let held = HeldProcess {
             id,

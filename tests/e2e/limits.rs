@@ -2,7 +2,7 @@
 
 use crate::support::cri::*;
 use crate::support::pod::{exited, resources, shell};
-use crate::support::{Node, cgroup, eventually};
+use crate::support::{Node, cgroup, eventually, process};
 
 #[tokio::test]
 async fn limits_arrive_in_the_cgroup() {
@@ -54,6 +54,42 @@ async fn a_container_over_its_memory_limit_is_oom_killed() {
     let mut config = crate::support::container("main", &["tail", "/dev/zero"]);
     resources(&mut config).memory_limit_in_bytes = 24 << 20;
     let id = pod.run(&config).await;
+    let ended = exited(&node.cri, &id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_known_when_its_cgroup_was_taken_away() {
+    let mut node = Node::start().await;
+    let pod = node.pod("taken").await;
+    let volume = node.path("volumes").join("told");
+    std::fs::create_dir(&volume).expect("a directory of the test");
+    let script = "while [ ! -e /told/go ]; do sleep 0.02; done; exec tail /dev/zero";
+    let mut config = shell("main", script);
+    config.mounts.push(Mount {
+        container_path: "/told".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    });
+    resources(&mut config).memory_limit_in_bytes = 24 << 20;
+    let id = pod.run(&config).await;
+    let pid = process::in_cgroup_of(&node.names, &id);
+    node.kill();
+    std::fs::write(volume.join("go"), "").expect("a file of the test");
+    eventually("its process has ended", || async {
+        let there = std::path::Path::new(&format!("/proc/{pid}")).exists();
+        (!there).then_some(())
+    })
+    .await;
+    // Whoever cleans up the cgroups of pods does so while the daemon is away.
+    for root in cgroup::roots(&node.names) {
+        for dir in cgroup::tree(&root) {
+            if dir.ends_with(&id) {
+                std::fs::remove_dir(&dir).expect("an empty cgroup");
+            }
+        }
+    }
+    node.restart().await;
     let ended = exited(&node.cri, &id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
 }
@@ -162,8 +198,8 @@ async fn a_signal_that_no_client_sent_is_told() {
     let node = Node::start().await;
     let pod = node.pod("shot").await;
     let id = pod.idle("main").await;
-    let pid = crate::support::process::in_cgroup_of(&node.names, &id);
-    crate::support::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    let pid = process::in_cgroup_of(&node.names, &id);
+    process::signal(pid, nix::sys::signal::Signal::SIGKILL);
     let ended = exited(&node.cri, &id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "Error"));
     assert!(ended.message.contains("SIGKILL; no client"), "{ended:?}");

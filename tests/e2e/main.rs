@@ -58,6 +58,7 @@ mod streaming;
 mod stuck;
 mod support;
 mod sweep;
+mod systemd;
 mod tracing;
 mod unimplemented;
 mod update;
