@@ -14,8 +14,8 @@ const NO_LIMIT: u64 = 1 << 62;
 const UNLIMITED: i64 = -1;
 
 impl Cgroups {
-    /// Reads the limits of a cgroup; `asked` says of which sizes of huge pages and which files of v2.
-    /// A cgroup that is gone has none that could be told.
+    /// Reads the limits of a cgroup; `asked` says of which sizes of huge pages and which files of
+    /// v2. A cgroup that is gone has none that could be told.
     ///
     /// # Errors
     ///

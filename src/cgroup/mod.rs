@@ -2,10 +2,10 @@
 //! and removes, on cgroup v1, v2 and both beside each other ([`Layout`]).
 //!
 //! A cgroup is named by one path in all hierarchies ([`CgroupPath`]). Idempotent pairs: `ensure`
-//! completes what is missing, `remove` takes absence for success. It blocks, for microseconds; where
-//! systemd is asked ([`Systemd`]), for milliseconds, and 10 s at most. It knows no database and no
-//! CRI, mounts nothing, and never touches the root of a hierarchy or a cgroup that it was not told
-//! of.
+//! completes what is missing, `remove` takes absence for success. It blocks, for microseconds;
+//! where systemd is asked ([`Systemd`]), for milliseconds, and 10 s at most. It knows no database
+//! and no CRI, mounts nothing, and never touches the root of a hierarchy or a cgroup that it was
+//! not told of.
 
 mod config;
 mod create;

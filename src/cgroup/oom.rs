@@ -48,7 +48,7 @@ impl OomCounter {
 }
 
 impl Cgroups {
-    /// The file in which the kernel counts for a cgroup; `None` where there is no memory controller.
+    /// The file in which the kernel counts for a cgroup; `None` where memory has no controller.
     #[must_use]
     pub fn oom_counter(&self, path: &CgroupPath) -> Option<PathBuf> {
         let v1 = self

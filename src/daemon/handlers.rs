@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::cri::KnownHandlers;
-use crate::lifecycle::handler::Handlers;
+use crate::lifecycle::handler::{Features, Handlers};
 use crate::reconcile::external;
 
 /// Asks all of them. One that does not say has none of what is asked for; whether it can run a
@@ -15,8 +15,9 @@ pub(super) async fn probe(handlers: Handlers, known: Arc<KnownHandlers>) {
             let features = external::features(handler).await;
             let features = features.unwrap_or_else(|why| {
                 let path = handler.path.display();
-                tracing::warn!(handler = name, %path, why, "the runtime does not tell its features");
-                Default::default()
+                let text = "the runtime does not tell its features";
+                tracing::warn!(handler = name, %path, why, "{text}");
+                Features::default()
             });
             known.learn(name, features);
         }

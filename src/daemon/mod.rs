@@ -239,11 +239,7 @@ async fn start(
         stopped: stopped.clone(),
         range_told: Arc::clone(&range_told),
     };
-    let info = node_info(config, paths, snapshots);
-    tasks.spawn(handlers::probe(
-        config.runtimes.clone(),
-        Arc::clone(&info.handlers),
-    ));
+    let info = node_info(config, paths, snapshots, tasks);
     let door = open_door(config, paths, &signals, tasks, store.metrics()).await?;
     let tracer = trace(config, tasks, stopped, store.metrics())?;
     let front = Front::new(store, desired, signals, info, (door, tracer));
@@ -391,9 +387,13 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-fn node_info(config: &Config, paths: &Paths, snapshots: Kind) -> NodeInfo {
+/// What the front is to know; what other runtimes can do it is told later.
+fn node_info(config: &Config, paths: &Paths, snapshots: Kind, tasks: &mut JoinSet<()>) -> NodeInfo {
+    let handlers = Arc::new(KnownHandlers::new(config.runtimes.keys()));
+    let asked = handlers::probe(config.runtimes.clone(), Arc::clone(&handlers));
+    tasks.spawn(asked);
     NodeInfo {
-        handlers: Arc::new(KnownHandlers::new(config.runtimes.keys())),
+        handlers,
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),

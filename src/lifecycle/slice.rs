@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! kubepods-burstable-podX.slice                  the pod's, made by kubelet
-//! └── kubepods-burstable-podX-quilt_A_B.slice    a container's, and what is known when it has ended
+//! └── kubepods-burstable-podX-quilt_A_B.slice    a container's; it counts also when that has ended
 //!     └── quilt-AB.scope                         its processes and limits; AB is its id
 //! ```
 //!

@@ -47,6 +47,66 @@ async fn limits_arrive_in_the_cgroup() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_makes_of_limits_is_told() {
+    let node = Node::start().await;
+    let pod = node.pod("told").await;
+    let mut config = shell("main", "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    let asked = LinuxContainerResources {
+        // Cgroup v1 has no less than 2.
+        cpu_shares: 1,
+        cpu_quota: 30_000,
+        cpu_period: 100_000,
+        // No whole page: kubelet is to find what it has asked for.
+        memory_limit_in_bytes: (64 << 20) + 1,
+        cpuset_cpus: "0,0".into(),
+        cpuset_mems: "0".into(),
+        hugepage_limits: vec![HugepageLimit {
+            page_size: "2MB".into(),
+            limit: (4 << 20) + 1,
+        }],
+        ..Default::default()
+    };
+    *resources(&mut config) = asked.clone();
+    let id = pod.create(&config).await;
+    let shown = async || {
+        let status = node.cri.status(&id).await.expect("ContainerStatus");
+        status.resources.and_then(|r| r.linux).expect("resources")
+    };
+    assert_eq!(shown().await, asked, "nothing holds yet");
+    node.cri.start(&id).await.expect("StartContainer");
+    let read = |controller, v1, v2| cgroup::read(&node.names, &id, controller, v1, v2);
+    assert_eq!(read("cpuset", "cpuset.mems", "cpuset.mems"), "0");
+    let huge = read("hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max");
+    assert_eq!(huge, (4 << 20).to_string());
+    let in_force = LinuxContainerResources {
+        cpu_shares: if cgroup::is_v2("cpu") { 1 } else { 2 },
+        ..asked
+    };
+    assert_eq!(shown().await, in_force);
+    let wanted = LinuxContainerResources {
+        memory_limit_in_bytes: 48 << 20,
+        cpu_shares: 100,
+        ..in_force.clone()
+    };
+    node.cri
+        .update(&id, wanted.clone())
+        .await
+        .expect("an update");
+    assert_eq!(shown().await, wanted);
+    // What is refused is not told.
+    let refused = LinuxContainerResources {
+        cpuset_mems: "900".into(),
+        memory_limit_in_bytes: 32 << 20,
+        ..in_force
+    };
+    node.cri
+        .update(&id, refused)
+        .await
+        .expect_err("no node 900");
+    assert_eq!(shown().await, wanted);
+}
+
+#[tokio::test]
 async fn a_container_over_its_memory_limit_is_oom_killed() {
     let node = Node::start().await;
     let pod = node.pod("oom").await;

@@ -229,8 +229,8 @@ async fn who_asks_right_after_a_start_is_told_figures() {
     assert!(containers.iter().all(|one| one.memory.is_some()));
 }
 
-/// A load of known size: half a core at most, which it would use whole; 64 MiB of memory; 10 MB of a
-/// file.
+/// A load of known size: half a core at most, which it would use whole; 64 MiB of memory; 10 MB of
+/// a file.
 const KNOWN: &str = "dd if=/dev/zero of=/written bs=1000 count=10000 conv=fsync 2>/dev/null
     exec awk 'BEGIN { s = \"x\"; while (length(s) < 67108864) s = s s
         print \"ready\"; fflush(); while (1) i++ }'";
@@ -241,6 +241,23 @@ const WRITTEN: u64 = 10_000_000;
 fn cpu_told(stats: &ContainerStats) -> (u64, i64) {
     let cpu = stats.cpu.as_ref().expect("CPU");
     (value(cpu.usage_core_nano_seconds.as_ref()), cpu.timestamp)
+}
+
+/// Never more than that, and as much as the kernel has counted between two looks.
+fn is_half_a_core(node: &Node, id: &str, (first, second): (&ContainerStats, &ContainerStats)) {
+    let ((used, at), (used_then, then)) = (cpu_told(second), cpu_told(first));
+    let elapsed = u64::try_from(at - then).expect("later");
+    let rate = value(
+        second
+            .cpu
+            .as_ref()
+            .and_then(|cpu| cpu.usage_nano_cores.as_ref()),
+    );
+    let counted = u128::from(used - used_then) * 1_000_000_000 / u128::from(elapsed);
+    assert!(u128::from(rate).abs_diff(counted) <= 1, "{rate} {counted}");
+    assert!((50_000_000..=560_000_000).contains(&rate), "{rate}");
+    let throttled = kernel(node, id, "cpu", "cpu.stat", "cpu.stat", "nr_throttled ");
+    assert!(throttled > 0, "it would use the core whole");
 }
 
 #[tokio::test]
@@ -267,23 +284,9 @@ async fn a_load_of_known_size_is_told_in_statistics_and_metrics() {
     let pinged = node.cri.output(&id, &ping).await;
     assert!(pinged.contains("1000 packets received"), "{pinged}");
 
-    // Half a core: never more, and as much as the kernel has counted between two looks.
     let first = after(&node, &id, now_ns()).await;
     let second = after(&node, &id, first.cpu.as_ref().expect("CPU").timestamp).await;
-    let ((used, at), (used_then, then)) = (cpu_told(&second), cpu_told(&first));
-    let elapsed = u64::try_from(at - then).expect("later");
-    let rate = value(
-        second
-            .cpu
-            .as_ref()
-            .and_then(|cpu| cpu.usage_nano_cores.as_ref()),
-    );
-    let counted = u128::from(used - used_then) * 1_000_000_000 / u128::from(elapsed);
-    assert!(u128::from(rate).abs_diff(counted) <= 1, "{rate} {counted}");
-    assert!((50_000_000..=560_000_000).contains(&rate), "{rate}");
-    let throttled = kernel(&node, &id, "cpu", "cpu.stat", "cpu.stat", "nr_throttled ");
-    assert!(throttled > 0, "it would use the core whole");
-
+    is_half_a_core(&node, &id, (&first, &second));
     let memory = second.memory.as_ref().expect("memory");
     let rss = value(memory.rss_bytes.as_ref());
     assert!((TOUCHED..TOUCHED + (8 << 20)).contains(&rss), "{memory:?}");

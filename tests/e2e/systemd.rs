@@ -107,6 +107,23 @@ fn kernel(dir: &Path) -> BTreeMap<&'static str, String> {
     files.map(read).into()
 }
 
+/// What systemd says of a container with [`limits`].
+fn is_shown(id: &str) {
+    let unit = shown(&scope(id));
+    for (name, value) in [
+        ("ActiveState", "active"),
+        ("Delegate", "yes"),
+        ("MemoryMax", "67108864"),
+        ("MemoryHigh", "62914560"),
+        ("CPUQuotaPerSecUSec", "250ms"),
+        ("CPUWeight", "59"),
+        ("TasksMax", "77"),
+        ("AllowedCPUs", "0"),
+    ] {
+        assert_eq!(unit[name], value, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn limits_are_in_the_kernel_and_with_systemd_and_outlive_its_reload() {
     if !is_there() {
@@ -131,19 +148,7 @@ async fn limits_are_in_the_kernel_and_with_systemd_and_outlive_its_reload() {
         dir.starts_with(format!("/sys/fs/cgroup{parent}")),
         "{dir:?}"
     );
-    let unit = shown(&scope(&id));
-    for (name, value) in [
-        ("ActiveState", "active"),
-        ("Delegate", "yes"),
-        ("MemoryMax", "67108864"),
-        ("MemoryHigh", "62914560"),
-        ("CPUQuotaPerSecUSec", "250ms"),
-        ("CPUWeight", "59"),
-        ("TasksMax", "77"),
-        ("AllowedCPUs", "0"),
-    ] {
-        assert_eq!(unit[name], value, "{name}");
-    }
+    is_shown(&id);
     let before = kernel(&dir);
     assert_eq!(before["memory.max"], "67108864");
     assert_eq!(before["cpu.max"], "25000 100000");

@@ -2,8 +2,8 @@
 //! (`lifecycle/slice.rs` says why), asked for over D-Bus (org.freedesktop.systemd1(5)).
 //!
 //! ```text
-//! start:  StartTransientUnit(scope, Slice=, PIDs=, Delegate=) ── limits to the kernel's files
-//!                                                             └─ the same to systemd, as properties
+//! start:  StartTransientUnit(scope, Slice=, PIDs=, Delegate=), limits to the kernel's files, and
+//!         the same to systemd, as properties
 //! update: the kernel's files, then SetUnitProperties          end: StopUnit(slice)
 //! ```
 //!
@@ -29,8 +29,8 @@ use message::{Body, Method, Properties, Value};
 pub use bus::BusError;
 pub use holder::{Holder, hold};
 
-/// Longest time for a piece of work: systemd starts and stops an empty unit in milliseconds, and may
-/// be busy for seconds while it is reloaded.
+/// Longest time for a piece of work: systemd starts and stops an empty unit in milliseconds, and
+/// may be busy for seconds while it is reloaded.
 const WITHIN: Duration = Duration::from_secs(10);
 /// Where the system bus listens (D-Bus specification, "Well-known Message Bus Instances").
 const SOCKET: &str = "/run/dbus/system_bus_socket";

@@ -1,9 +1,9 @@
 //! The limits of a cgroup as properties of its unit (systemd.resource-control(5)), read from the
 //! kernel's files.
 //!
-//! The files say what holds; systemd is told the same, so that it does not write something else when
-//! it next sets what it knows (`systemctl daemon-reload`). What it has no property for it leaves
-//! alone.
+//! The files say what holds; systemd is told the same, so that it does not write something else
+//! when it next sets what it knows (`systemctl daemon-reload`). What it has no property for it
+//! leaves alone.
 
 use std::path::Path;
 

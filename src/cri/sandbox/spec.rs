@@ -201,8 +201,8 @@ fn cgroup_parent(field: &str, value: String) -> Result<String, CallError> {
     validate::absolute_path_or_empty(field, path)
 }
 
-/// Refuses the other driver's parents: a slice that systemd does not know of it would take away, and
-/// to systemd a path is nothing.
+/// Refuses the other driver's parents: what lies in a slice is systemd's to change, and to systemd
+/// a path is nothing.
 pub(super) fn of_driver(spec: &SandboxSpec, systemd: bool) -> Result<(), CallError> {
     let parent = &spec.cgroup_parent;
     let why = match (slice::is_slice(parent), systemd) {

@@ -129,7 +129,7 @@ impl Shim {
     }
 }
 
-/// The number behind `oom_kill` (cgroup v2 and v1 have the same key); `None` when the cgroup is gone.
+/// The number behind `oom_kill` (a key of cgroup v2 and of v1); `None` when the cgroup is gone.
 fn oom_kills(file: &Path) -> Option<u64> {
     let mut text = String::new();
     let opened = File::open(file).ok()?;
