@@ -97,7 +97,7 @@ fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
         name: name.clone(),
         features: Some(v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: features.recursive_read_only_mounts,
-            user_namespaces: false,
+            user_namespaces: features.user_namespaces && front.info.user_namespaces.is_ok(),
         }),
     });
     std::iter::once(own).chain(others).collect()

@@ -202,6 +202,7 @@ async fn start(
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
         hooks: config.hooks.clone(),
+        ulimits: config.container.limits().map_err(anyhow::Error::msg)?,
         handlers: config.runtimes.clone(),
         unused_layers: tokio::sync::Notify::new(),
         cdi_directories: config.cdi.directories.clone(),

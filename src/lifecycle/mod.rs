@@ -28,6 +28,7 @@ pub mod reference;
 pub mod sandbox;
 pub mod signal;
 pub mod spec;
+pub mod ulimit;
 pub mod usage;
 
 /// Whether a request may be carried out.
