@@ -68,10 +68,7 @@ impl Sources<'_> {
             let outcome = loop {
                 let before = transfer.received;
                 tried += 1;
-                let part = session.stream(endpoint, &path, &mut transfer, sink).await;
-                if transfer.received > before {
-                    self.gave(&turn);
-                }
+                let part = self.stream(&turn, &path, &mut transfer, sink).await;
                 if transfer.received - before >= PROGRESS_MIN {
                     tried = 1;
                 }
@@ -127,13 +124,11 @@ impl Sources<'_> {
         }
         Err(last.unwrap_or_else(|| self.session.nobody()))
     }
-}
 
-impl Session {
     /// One connection's worth of a blob, from where the last one broke off.
     async fn stream(
         &self,
-        endpoint: &Endpoint,
+        turn: &Turn<'_>,
         path: &str,
         transfer: &mut Transfer<'_>,
         sink: &mut impl Sink,
@@ -141,25 +136,28 @@ impl Session {
         if transfer.received == transfer.size {
             return Ok(true);
         }
-        let _connection = self.connection().await?;
+        let (session, endpoint) = (self.session, turn.endpoint);
+        let _connection = session.connection().await?;
         let headers = match transfer.received {
             0 => accept("*/*"),
             from => range(from, None),
         };
-        let mut response = self.get(endpoint, path, &headers).await?;
+        let mut response = session.get(endpoint, path, &headers).await?;
         // A server that knows no ranges sends everything again: that part was digested before.
-        let mut repeated = match self.served(endpoint, &response, transfer.received)? {
+        let mut repeated = match session.served(endpoint, &response, transfer.received)? {
             Served::Range => 0,
             Served::Whole => transfer.received,
         };
-        while let Some(mut piece) = self.bounded(response.chunk()).await? {
+        while let Some(mut piece) = session.bounded(response.chunk()).await? {
             skip(&mut piece, &mut repeated);
             if piece.is_empty() {
                 continue;
             }
+            // Before they are taken: who takes them may find them wrong, and drop this.
+            self.gave(turn);
             transfer.received += piece.len() as u64;
             if transfer.received > transfer.size {
-                return Err(self.too_long(endpoint, transfer.digest, transfer.size));
+                return Err(session.too_long(endpoint, transfer.digest, transfer.size));
             }
             transfer.hasher.update(&piece);
             if !sink.take(piece).await {
@@ -171,7 +169,9 @@ impl Session {
             false => Err(broken_off(transfer.received, transfer.size)),
         }
     }
+}
 
+impl Session {
     fn blob_path(&self, digest: &Digest) -> String {
         format!("{}/blobs/{digest}", self.reference.path())
     }

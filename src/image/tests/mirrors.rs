@@ -103,6 +103,16 @@ async fn what_cannot_even_be_unpacked_is_fetched_from_the_next_host() {
 }
 
 #[tokio::test]
+async fn a_wrong_host_is_known_also_when_it_was_given_up_before_its_end() {
+    let begun = |image: &TestImage, _, request: &Request| {
+        let noise = Response::ok(&vec![7; image.layers[1].len()]);
+        // More than a block of the unpacker's, and less than everything.
+        noise.ranged(request).cut_after(300_000).stall()
+    };
+    both_ways(begun, 1, true).await;
+}
+
+#[tokio::test]
 async fn a_blob_that_is_too_long_is_fetched_from_the_next_host() {
     let longer = |image: &TestImage, _, _: &Request| {
         Response::ok(&[&image.layers[1][..], &[0; 1000]].concat())
