@@ -100,6 +100,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let (requests, check_requests) = mpsc::channel(1);
     apparmor::ensure_loaded().await;
+    make_directories(&paths)?;
     let (front, back) = start(&config, &paths, &mut tasks, &stopped, check_requests).await?;
     let engine = Engine {
         pid: std::process::id(),
@@ -180,7 +181,6 @@ async fn start(
         observed,
         loss,
     } = database::open(paths).await?;
-    make_directories(paths)?;
     let (health, health_seen) = watch::channel(Report::default());
     let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let (processes, watched) = Processes::new();

@@ -22,7 +22,7 @@ use crate::support::cri::*;
 use crate::support::node::quiltd;
 use crate::support::pod::{container, namespaces, shell};
 use crate::support::wait::{BOUND, appears};
-use crate::support::{Cri, Node, process, registry};
+use crate::support::{Cri, Node, registry};
 
 /// The variable that names the file with the armed points.
 const FILE_VARIABLE: &str = "QUILT_FAULTS_FILE";
