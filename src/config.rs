@@ -13,6 +13,7 @@ use crate::image::{ImageConfig, Limits, Policy, Proxies};
 use crate::lifecycle::handler::Handlers;
 use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
+use crate::lifecycle::ulimit::ContainerConfig;
 use crate::network::NetworkConfig;
 use crate::reconcile::ImageRules;
 use crate::reconcile::worker::JobRules;
@@ -32,6 +33,8 @@ pub struct Config {
     pub cdi: CdiConfig,
     /// Where containers go among the cgroups.
     pub cgroup: CgroupConfig,
+    /// What every container gets.
+    pub container: ContainerConfig,
     /// What has no row, and what is missing.
     pub cleanup: CleanupConfig,
     /// Calls.
@@ -458,6 +461,9 @@ impl Config {
         }
         if let Err(why) = config.image.policy.check_keys() {
             return Err(value("image.policy", why));
+        }
+        if let Err(why) = config.container.limits() {
+            return Err(value("container.ulimits", why));
         }
         if let Err(why) = config.metrics.address() {
             return Err(value("metrics.listen", why));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::name;
 use super::spec::{Edits, RawEdits, Spec};
+use crate::sys::ownership::only_root_writes;
 
 /// Entries of a directory that are looked at.
 const ENTRIES_MAX: usize = 1024;
@@ -49,6 +50,17 @@ pub enum CdiError {
         /// The key of the edit.
         what: &'static str,
     },
+    /// It has programs run, and somebody else than root says which.
+    #[error(
+        "CDI device {device:?} has hooks, which run as the node's root, but not only root can \
+         write {file:?} and its directory"
+    )]
+    NotRoots {
+        /// As it was asked for.
+        device: String,
+        /// Where it is described.
+        file: PathBuf,
+    },
 }
 
 /// A specification, and where it is from.
@@ -56,6 +68,8 @@ struct Found {
     file: PathBuf,
     /// The place of its directory; later ones count more.
     rank: usize,
+    /// Whether nobody but root can write it.
+    is_roots: bool,
     spec: Spec,
 }
 
@@ -84,6 +98,12 @@ pub fn find(directories: &[PathBuf], wanted: &[String]) -> Result<Edits, CdiErro
                     device: device.clone(),
                     file: spec.file.clone(),
                     what,
+                });
+            }
+            if part.has_hooks() && !spec.is_roots {
+                return Err(CdiError::NotRoots {
+                    device: device.clone(),
+                    file: spec.file.clone(),
                 });
             }
             part.add_to(&mut edits);
@@ -158,9 +178,15 @@ fn read_all(directories: &[PathBuf]) -> (Vec<Found>, Vec<String>) {
             .filter(|path| form(path).is_some())
             .collect();
         files.sort();
+        let directory_is_roots = std::fs::metadata(directory).is_ok_and(|it| only_root_writes(&it));
         for file in files {
             match read(&file) {
-                Ok(spec) => found.push(Found { file, rank, spec }),
+                Ok((spec, is_roots)) => found.push(Found {
+                    file,
+                    rank,
+                    is_roots: is_roots && directory_is_roots,
+                    spec,
+                }),
                 Err(why) => faults.push(format!("{}: {why}", file.display())),
             }
         }
@@ -183,14 +209,16 @@ fn form(path: &Path) -> Option<Form> {
     }
 }
 
-fn read(path: &Path) -> Result<Spec, String> {
+/// A specification, and whether nobody but root can write it.
+fn read(path: &Path) -> Result<(Spec, bool), String> {
     // What is no file is not waited for.
     let file = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open(path)
         .map_err(|error| error.to_string())?;
-    if !file.metadata().is_ok_and(|found| found.is_file()) {
+    let found = file.metadata().map_err(|error| error.to_string())?;
+    if !found.is_file() {
         return Err("it is no file".into());
     }
     let mut text = String::new();
@@ -207,7 +235,7 @@ fn read(path: &Path) -> Result<Spec, String> {
         _ => serde_json::from_str(&text).map_err(|error| error.to_string())?,
     };
     spec.check()?;
-    Ok(spec)
+    Ok((spec, only_root_writes(&found)))
 }
 
 #[cfg(test)]
@@ -334,15 +362,61 @@ mod tests {
         assert!(error.contains("bomb.yaml: "), "{error}");
     }
 
+    const HOOKED: &str = r#"{"cdiVersion": "0.7.0", "kind": "v.com/gpu", "devices": [
+        {"name": "0", "containerEdits": {"hooks": [{"hookName": "createContainer",
+            "path": "/bin/true", "args": ["true", "-x"], "env": ["A=b"], "timeout": 3}]}},
+        {"name": "1"}]}"#;
+
+    #[test]
+    fn hooks_are_taken_from_what_only_root_writes() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        let tmp = tempfile::tempdir().expect("a directory");
+        let dirs = [tmp.path().to_owned()];
+        let device = wanted(&["v.com/gpu=0"]);
+        written(tmp.path(), "gpu.json", HOOKED);
+        let file = tmp.path().join("gpu.json");
+        let edits = find(&dirs, &device).expect("root's");
+        assert_eq!(edits.hooks[0].args, ["true", "-x"]);
+        let mode = |path: &Path, mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, mode).expect("chmod");
+        };
+        let refused = || {
+            let error = find(&dirs, &device).expect_err("somebody else's");
+            assert!(matches!(error, CdiError::NotRoots { .. }), "{error}");
+            assert!(find(&dirs, &wanted(&["v.com/gpu=1"])).is_ok(), "no hooks");
+        };
+        mode(&file, 0o664);
+        refused();
+        mode(&file, 0o644);
+        mode(tmp.path(), 0o777);
+        refused();
+        mode(tmp.path(), 0o755);
+        chown(&file, Some(1000), None).expect("chown");
+        refused();
+    }
+
+    #[test]
+    fn what_is_no_hook_is_a_fault_of_its_file() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let dirs = [tmp.path().to_owned()];
+        for (from, to, told) in [
+            ("createContainer", "later", "hooks[0].hookName"),
+            ("/bin/true", "true", "hooks[0].path"),
+            ("A=b", "A", "hooks[0].env[0]"),
+            ("-x", "\\u0000", "hooks[0].args"),
+        ] {
+            written(tmp.path(), "gpu.json", &HOOKED.replace(from, to));
+            let error = find(&dirs, &wanted(&["v.com/gpu=0"])).expect_err(told);
+            assert!(error.to_string().contains(told), "{told}: {error}");
+        }
+    }
+
     #[test]
     fn what_is_not_done_is_refused_with_its_name() {
         let tmp = tempfile::tempdir().expect("a directory");
         let dirs = [tmp.path().to_owned()];
         for (key, value) in [
-            (
-                "hooks",
-                "[{\"hookName\": \"createRuntime\", \"path\": \"/bin/true\"}]",
-            ),
             ("intelRdt", "{}"),
             (
                 "netDevices",

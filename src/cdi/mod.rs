@@ -13,4 +13,4 @@ mod spec;
 
 pub use directory::{CdiError, find};
 pub use name::requested;
-pub use spec::{DeviceNode, Edits, Mount};
+pub use spec::{DeviceNode, Edits, Hook, Mount};

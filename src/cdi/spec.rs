@@ -45,7 +45,7 @@ pub(super) struct RawEdits {
     env: Vec<String>,
     device_nodes: Vec<DeviceNode>,
     mounts: Vec<Mount>,
-    hooks: Vec<Value>,
+    hooks: Vec<Hook>,
     additional_gids: Vec<u32>,
     intel_rdt: Option<Value>,
     net_devices: Vec<Value>,
@@ -91,6 +91,34 @@ pub struct Mount {
     pub kind: String,
 }
 
+/// A program that is run at a stage of the container's life. What it may be (an absolute path, a
+/// stage that there is, how long it may take) is for whoever runs hooks to say.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Hook {
+    /// The stage: `prestart`, `createRuntime`, `createContainer`, `startContainer`, `poststart` or
+    /// `poststop`.
+    pub hook_name: String,
+    /// The program.
+    pub path: String,
+    /// Arguments, with the program's own name.
+    pub args: Vec<String>,
+    /// The whole environment, as `NAME=value`.
+    pub env: Vec<String>,
+    /// Longest time, in seconds.
+    pub timeout: Option<u64>,
+}
+
+/// Stages at which hooks run (OCI runtime specification, "POSIX-platform Hooks").
+const STAGES: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
 /// What a container gets, in the order in which it is to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Edits {
@@ -100,6 +128,8 @@ pub struct Edits {
     pub device_nodes: Vec<DeviceNode>,
     /// Mounts.
     pub mounts: Vec<Mount>,
+    /// Programs to be run.
+    pub hooks: Vec<Hook>,
     /// Groups of its process.
     pub additional_gids: Vec<u32>,
 }
@@ -148,14 +178,7 @@ impl RawEdits {
                 "{place}.{name}: {length} entries, more than {LIST_MAX}"
             ));
         }
-        for (index, entry) in self.env.iter().enumerate() {
-            let named = entry
-                .split_once('=')
-                .is_some_and(|(name, _)| !name.is_empty());
-            if !named || entry.contains('\0') {
-                return Err(format!("{place}.env[{index}]: {entry:?} is not NAME=value"));
-            }
-        }
+        check_env(&self.env).map_err(|why| format!("{place}.{why}"))?;
         for (index, node) in self.device_nodes.iter().enumerate() {
             node.check()
                 .map_err(|why| format!("{place}.deviceNodes[{index}].{why}"))?;
@@ -165,13 +188,21 @@ impl RawEdits {
                 .check()
                 .map_err(|why| format!("{place}.mounts[{index}].{why}"))?;
         }
+        for (index, hook) in self.hooks.iter().enumerate() {
+            hook.check()
+                .map_err(|why| format!("{place}.hooks[{index}].{why}"))?;
+        }
         Ok(())
+    }
+
+    /// Whether it has programs run.
+    pub(super) fn has_hooks(&self) -> bool {
+        !self.hooks.is_empty()
     }
 
     /// What it asks for that is not done.
     pub(super) fn unsupported(&self) -> Option<&'static str> {
         let asked = [
-            (!self.hooks.is_empty(), "hooks"),
             (self.intel_rdt.is_some(), "intelRdt"),
             (!self.net_devices.is_empty(), "netDevices"),
         ];
@@ -183,6 +214,7 @@ impl RawEdits {
         edits.env.extend(self.env.iter().cloned());
         edits.device_nodes.extend(self.device_nodes.iter().cloned());
         edits.mounts.extend(self.mounts.iter().cloned());
+        edits.hooks.extend(self.hooks.iter().cloned());
         // Group 0 is nothing that a device could grant (specification, `additionalGids`).
         let gids = self.additional_gids.iter().copied().filter(|gid| *gid != 0);
         for gid in gids {
@@ -243,6 +275,37 @@ impl Mount {
     #[must_use]
     pub fn is_bind(&self) -> bool {
         matches!(self.kind.as_str(), "" | "bind" | "rbind" | "none")
+    }
+}
+
+impl Hook {
+    fn check(&self) -> Result<(), String> {
+        if !STAGES.contains(&self.hook_name.as_str()) {
+            let stages = STAGES.join(", ");
+            return Err(format!(
+                "hookName: {:?} is none of {stages}",
+                self.hook_name
+            ));
+        }
+        absolute("path", &self.path)?;
+        if self.args.len() > LIST_MAX || self.env.len() > LIST_MAX {
+            return Err(format!("args: more than {LIST_MAX} entries, or of env"));
+        }
+        if self.args.iter().any(|word| word.contains('\0')) {
+            return Err("args: one holds a zero byte".into());
+        }
+        check_env(&self.env)
+    }
+}
+
+fn check_env(env: &[String]) -> Result<(), String> {
+    let named = |entry: &str| {
+        let name = entry.split_once('=');
+        name.is_some_and(|(name, _)| !name.is_empty()) && !entry.contains('\0')
+    };
+    match env.iter().position(|entry| !named(entry)) {
+        None => Ok(()),
+        Some(index) => Err(format!("env[{index}]: {:?} is not NAME=value", env[index])),
     }
 }
 

@@ -2,19 +2,20 @@
 //! tells later.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+
+use tokio::sync::SetOnce;
 
 use crate::lifecycle::handler::Features;
 
 /// The configured runtimes.
 #[derive(Debug, Default)]
-pub struct KnownHandlers(BTreeMap<String, OnceLock<Features>>);
+pub struct KnownHandlers(BTreeMap<String, SetOnce<Features>>);
 
 impl KnownHandlers {
     /// These, of which nothing is known yet.
     #[must_use]
     pub fn new<'n>(names: impl Iterator<Item = &'n String>) -> Self {
-        Self(names.map(|name| (name.clone(), OnceLock::new())).collect())
+        Self(names.map(|name| (name.clone(), SetOnce::new())).collect())
     }
 
     /// Whether there is one of this name.
@@ -26,7 +27,17 @@ impl KnownHandlers {
     /// Keeps what a runtime has told of itself.
     pub fn learn(&self, name: &str, features: Features) {
         if let Some(known) = self.0.get(name) {
-            known.get_or_init(|| features);
+            // It has told once already.
+            let _ = known.set(features);
+        }
+    }
+
+    /// What a runtime can do, as soon as it has told: each is asked at the start, and has some
+    /// seconds. `None` is one that is not configured.
+    pub async fn told(&self, name: &str) -> Option<&Features> {
+        match self.0.get(name) {
+            Some(known) => Some(known.wait().await),
+            None => None,
         }
     }
 

@@ -98,7 +98,7 @@ fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
         // Nothing, for as long as it has not said so: that it can do nothing may not be so.
         features: features.map(|features| v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: features.recursive_read_only_mounts,
-            user_namespaces: false,
+            user_namespaces: features.user_namespaces && front.info.user_namespaces.is_ok(),
         }),
     });
     std::iter::once(own).chain(others).collect()

@@ -15,8 +15,11 @@ const MAP_MAX: usize = 512 * 1024;
 const PATH_MAX: usize = 4095;
 /// Longest list of anything in a request.
 pub(super) const LIST_MAX: usize = 4096;
-/// Longest command line or environment together (well below `MAX_ARG_STRLEN` × a few).
+/// Longest command line or environment together: two of them are what the kernel takes in all with
+/// the usual limit of the stack (execve(2), "Limits on size of arguments and environment").
 const WORDS_MAX: usize = 1024 * 1024;
+/// Longest argument or `NAME=value`, without its final zero (`MAX_ARG_STRLEN`, 32 pages).
+const WORD_MAX: usize = 32 * 4096 - 1;
 
 /// A message that has to be there.
 pub(super) fn required<T>(field: &str, value: Option<T>) -> Result<T, CallError> {
@@ -89,7 +92,21 @@ pub(super) fn words(field: &str, value: Vec<String>) -> Result<Vec<String>, Call
             "holds a zero byte",
         ));
     }
+    for (index, word) in value.iter().enumerate() {
+        word_length(word.len())
+            .map_err(|why| CallError::invalid(format!("{field}[{index}]"), why))?;
+    }
     Ok(value)
+}
+
+/// Whether the kernel takes an argument or `NAME=value` of this length.
+pub(super) fn word_length(length: usize) -> Result<(), String> {
+    match length > WORD_MAX {
+        true => Err(format!(
+            "has {length} bytes; the kernel takes at most {WORD_MAX} in one argument or variable"
+        )),
+        false => Ok(()),
+    }
 }
 
 /// A list that is not endless.

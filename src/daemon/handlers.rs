@@ -12,13 +12,18 @@ pub(super) async fn probe(handlers: Handlers, known: Arc<KnownHandlers>) {
     let asked = handlers.iter().map(|(name, handler)| {
         let known = Arc::clone(&known);
         async move {
-            let features = external::features(handler).await;
-            let features = features.unwrap_or_else(|why| {
+            let (features, version) =
+                tokio::join!(external::features(handler), external::version(handler));
+            let mut features = features.unwrap_or_else(|why| {
                 let path = handler.path.display();
                 let text = "the runtime does not tell its features";
                 tracing::warn!(handler = name, %path, why, "{text}");
                 Features::default()
             });
+            features.version = version;
+            if let Some(told) = handler.user_namespaces {
+                features.user_namespaces = told;
+            }
             known.learn(name, features);
         }
     });

@@ -101,6 +101,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let mut tasks = JoinSet::new();
     let (requests, check_requests) = mpsc::channel(1);
     apparmor::ensure_loaded().await;
+    make_directories(&paths)?;
     let (front, back) = start(&config, &paths, &mut tasks, &stopped, check_requests).await?;
     let engine = Engine {
         pid: std::process::id(),
@@ -181,7 +182,6 @@ async fn start(
         observed,
         loss,
     } = database::open(paths).await?;
-    make_directories(paths)?;
     let (health, health_seen) = watch::channel(Report::default());
     let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
@@ -205,6 +205,7 @@ async fn start(
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
         log_limits: config.logs.limits(),
         hooks: config.hooks.clone(),
+        ulimits: config.container.limits().map_err(anyhow::Error::msg)?,
         handlers: config.runtimes.clone(),
         unused_layers: tokio::sync::Notify::new(),
         cdi_directories: config.cdi.directories.clone(),

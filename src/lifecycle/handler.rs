@@ -32,6 +32,9 @@ pub struct Handler {
     /// Longest time of one call, in seconds.
     #[serde(default = "default_timeout")]
     pub timeout_s: u64,
+    /// Whether its containers can have a user namespace; absent is what `features` says.
+    #[serde(default)]
+    pub user_namespaces: Option<bool>,
 }
 
 fn default_timeout() -> u64 {
@@ -39,10 +42,15 @@ fn default_timeout() -> u64 {
 }
 
 /// What a handler can do, for Status.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Features {
     /// Mounts that are read-only with everything below them.
     pub recursive_read_only_mounts: bool,
+    /// Containers in a user namespace that is there already. Owners of their files are mapped by
+    /// us.
+    pub user_namespaces: bool,
+    /// What it calls itself; empty when it says nothing.
+    pub version: String,
 }
 
 impl Features {
@@ -56,11 +64,21 @@ impl Features {
         struct Document {
             #[serde(default)]
             mount_options: Vec<String>,
+            #[serde(default)]
+            linux: Linux,
+        }
+        #[derive(Default, Deserialize)]
+        struct Linux {
+            #[serde(default)]
+            namespaces: Vec<String>,
         }
         let document: Document = serde_json::from_slice(text).map_err(|error| error.to_string())?;
         let has = |option: &str| document.mount_options.iter().any(|one| one == option);
+        let mut namespaces = document.linux.namespaces.iter();
         Ok(Self {
             recursive_read_only_mounts: has("rro"),
+            user_namespaces: namespaces.any(|one| one == "user"),
+            version: String::new(),
         })
     }
 }
@@ -120,6 +138,7 @@ mod tests {
             options: Vec::new(),
             annotations: annotations.iter().map(ToString::to_string).collect(),
             timeout_s: default_timeout(),
+            user_namespaces: None,
         }
     }
 
@@ -159,7 +178,10 @@ mod tests {
     fn features_are_read_from_what_the_runtime_says() {
         let text = br#"{"ociVersionMin": "1.0.0", "mountOptions": ["ro", "rro"], "hooks": []}"#;
         let all = Features::parse(text).expect("features");
-        assert!(all.recursive_read_only_mounts);
+        assert!(all.recursive_read_only_mounts && !all.user_namespaces);
+        let text = br#"{"linux": {"namespaces": ["cgroup", "user"], "capabilities": []}}"#;
+        let users = Features::parse(text).expect("features");
+        assert!(users.user_namespaces && !users.recursive_read_only_mounts);
         assert_eq!(Features::parse(b"{}"), Ok(Features::default()));
         assert!(Features::parse(b"unknown command features").is_err());
     }

@@ -99,6 +99,23 @@ pub struct HookCommand {
     pub timeout: Option<u64>,
 }
 
+impl HookCommand {
+    /// Whether it can be run as it is written.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.path.is_absolute() {
+            return Err("path must be an absolute path".into());
+        }
+        let timeout = self.timeout;
+        if timeout.is_some_and(|it| !(1..=TIMEOUT_MAX_S).contains(&it)) {
+            return Err(format!("timeout must be 1 to {TIMEOUT_MAX_S}"));
+        }
+        Ok(())
+    }
+}
+
 #[derive(Debug, Clone)]
 struct When {
     always: Option<bool>,
@@ -146,16 +163,7 @@ impl Hook {
         if file.version != VERSION {
             return Err(format!("version {:?} is not {VERSION:?}", file.version));
         }
-        if !file.hook.path.is_absolute() {
-            return Err("hook.path must be an absolute path".into());
-        }
-        if file
-            .hook
-            .timeout
-            .is_some_and(|it| !(1..=TIMEOUT_MAX_S).contains(&it))
-        {
-            return Err(format!("hook.timeout must be 1 to {TIMEOUT_MAX_S}"));
-        }
+        file.hook.check().map_err(|why| format!("hook.{why}"))?;
         if file.stages.is_empty() {
             return Err("stages must not be empty".into());
         }

@@ -30,6 +30,7 @@ pub mod sandbox;
 pub mod signal;
 pub mod slice;
 pub mod spec;
+pub mod ulimit;
 pub mod usage;
 
 /// Whether a request may be carried out.

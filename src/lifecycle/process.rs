@@ -1,6 +1,8 @@
 //! What a container runs: image and request put together (OCI image spec "conversion", and the
 //! rules Kubernetes documents for `command` and `args`).
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::signal;
@@ -16,6 +18,9 @@ pub struct ProcessSpec {
     pub args: Vec<String>,
     /// Environment as `NAME=value`.
     pub env: Vec<String>,
+    /// More of it that is no UTF-8: `NAME=value`, each in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub env_bytes: Vec<String>,
     /// Working directory.
     pub cwd: String,
     /// User, by number or name; empty is root.
@@ -57,9 +62,12 @@ pub fn resolve(
         return Err(NoCommand);
     }
     let (user, group) = user(image, spec);
+    let mut env = environment(image, spec, hostname);
+    let env_bytes = bytes(spec, &mut env);
     Ok(ProcessSpec {
         args,
-        env: environment(image, spec, hostname),
+        env,
+        env_bytes,
         cwd: [&spec.working_dir, &image.working_dir]
             .into_iter()
             .find(|dir| !dir.is_empty())
@@ -115,9 +123,40 @@ fn environment(image: &ImageSpec, spec: &ContainerSpec, hostname: &str) -> Vec<S
         .collect()
 }
 
+/// Variables whose values are no UTF-8. They take the place of others of their names.
+fn bytes(spec: &ContainerSpec, env: &mut Vec<String>) -> Vec<String> {
+    let bytes = spec.environment_bytes.iter();
+    let whole = bytes.map(|(name, value)| {
+        let named = format!("{name}=");
+        env.retain(|entry| !entry.starts_with(&named));
+        // It has been encoded by us.
+        let value = STANDARD.decode(value).unwrap_or_default();
+        STANDARD.encode([named.as_bytes(), &value].concat())
+    });
+    whole.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_that_is_no_utf8_takes_the_place_of_the_images() {
+        let image = ImageSpec {
+            env: vec!["A=1".into(), "B=2".into()],
+            ..Default::default()
+        };
+        let spec = ContainerSpec {
+            command: vec!["true".into()],
+            environment_bytes: vec![("A".into(), STANDARD.encode(b"\xff=\xfe"))],
+            ..Default::default()
+        };
+        let process = resolve(&image, &spec, "pod").expect("a process");
+        assert!(!process.env.iter().any(|entry| entry.starts_with("A=")));
+        assert!(process.env.contains(&"B=2".to_owned()));
+        let decoded = STANDARD.decode(&process.env_bytes[0]).expect("base64");
+        assert_eq!(decoded, b"A=\xff=\xfe");
+    }
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()

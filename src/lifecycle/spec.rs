@@ -115,6 +115,9 @@ pub struct ContainerSpec {
     pub working_dir: String,
     /// Added to the image's environment, in order.
     pub environment: Vec<(String, String)>,
+    /// The same, of variables whose values are no UTF-8; values in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment_bytes: Vec<(String, String)>,
     /// Mounts besides the standard ones.
     pub mounts: Vec<MountSpec>,
     /// Devices besides the standard ones.

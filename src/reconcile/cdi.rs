@@ -9,8 +9,9 @@ use oci_spec::runtime::{LinuxDeviceType, Mount, MountBuilder};
 use rustix::fs::stat;
 
 use super::devices::{self, Node, Nodes};
-use super::{Back, ReconcileError};
+use super::{Back, ReconcileError, hooks};
 use crate::cdi::{self, DeviceNode, Edits};
+use crate::lifecycle::hook::HookCommand;
 use crate::lifecycle::process::ProcessSpec;
 use crate::lifecycle::spec::ContainerSpec;
 use crate::runtime::plan::LaunchPlan;
@@ -64,8 +65,13 @@ fn node(edit: &DeviceNode, process: &ProcessSpec) -> Result<Node, ReconcileError
     Ok(node)
 }
 
-/// Adds the rest.
-pub(super) fn add_to(plan: &mut LaunchPlan, edits: &Edits) -> Result<(), ReconcileError> {
+/// Adds the rest. A hook that names no time has `hook_timeout_s`.
+pub(super) fn add_to(
+    plan: &mut LaunchPlan,
+    edits: &Edits,
+    hook_timeout_s: u64,
+) -> Result<(), ReconcileError> {
+    add_hooks(plan, &edits.hooks, hook_timeout_s)?;
     let failed = |error: OciSpecError| ReconcileError::Plan(error.to_string());
     if let Some(process) = plan.spec.process() {
         let mut process = process.clone();
@@ -92,6 +98,45 @@ pub(super) fn add_to(plan: &mut LaunchPlan, edits: &Edits) -> Result<(), Reconci
             plan.user.additional_gids.push(*gid);
         }
     }
+    Ok(())
+}
+
+/// Adds hooks, after those that operators have dropped into directories.
+fn add_hooks(
+    plan: &mut LaunchPlan,
+    added: &[cdi::Hook],
+    timeout_s: u64,
+) -> Result<(), ReconcileError> {
+    if added.is_empty() {
+        return Ok(());
+    }
+    let mut all = plan.spec.hooks().clone().unwrap_or_default();
+    for hook in added {
+        let (stage, path) = (hook.hook_name.as_str(), &hook.path);
+        let failed = |why: String| {
+            ReconcileError::Plan(format!("{stage} hook {path:?} of a CDI device: {why}"))
+        };
+        let command = HookCommand {
+            path: path.into(),
+            args: hook.args.clone(),
+            env: hook.env.clone(),
+            timeout: hook.timeout,
+        };
+        command.check().map_err(failed)?;
+        let built = hooks::build(&command, timeout_s);
+        let built = built.map_err(|error| failed(error.to_string()))?;
+        let place = match stage {
+            "prestart" => all.prestart_mut(),
+            "createRuntime" => all.create_runtime_mut(),
+            "createContainer" => all.create_container_mut(),
+            "startContainer" => all.start_container_mut(),
+            "poststart" => all.poststart_mut(),
+            "poststop" => all.poststop_mut(),
+            _ => return Err(failed("there is no such stage".into())),
+        };
+        place.get_or_insert_default().push(built);
+    }
+    plan.spec.set_hooks(Some(all));
     Ok(())
 }
 

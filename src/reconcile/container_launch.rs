@@ -295,7 +295,7 @@ async fn plan(back: &Back, container: &Container) -> Result<LaunchPlan, Reconcil
         target: target_namespace(back, container).await?,
     };
     let mut plan = container_plan::build(back, container, &sandbox, parts)?;
-    cdi::add_to(&mut plan, &edits)?;
+    cdi::add_to(&mut plan, &edits, back.hooks.timeout_s)?;
     Ok(plan)
 }
 

@@ -8,8 +8,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
     LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimitBuilder, PosixRlimitType,
-    ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::container_confinement::Confinement;
@@ -19,6 +19,7 @@ use super::{Back, ReconcileError, external, hooks, processes};
 use crate::lifecycle::capability;
 use crate::lifecycle::hook::Hook;
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, Resources};
+use crate::lifecycle::ulimit::Ulimit;
 use crate::runtime::plan::{
     CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, SeccompFilter, Stdio,
 };
@@ -87,6 +88,7 @@ pub(super) fn build(
             v1_tasks_files,
             oom_counter: back.cgroups.oom_counter(&cgroup),
         },
+        environment_bytes: spec.process.env_bytes.clone(),
         stdio: Stdio {
             fifo_dir: back.paths.container(&container.id),
             log_path,
@@ -123,7 +125,7 @@ fn runtime_spec(
         .env(spec.process.env.clone())
         .cwd(&spec.process.cwd)
         .capabilities(capabilities(spec)?)
-        .rlimits(vec![files_limit()?])
+        .rlimits(limits(&back.ulimits)?)
         .no_new_privileges(security.no_new_privs)
         .oom_score_adj(i32::try_from(spec.resources.oom_score_adj).unwrap_or(0));
     if let Some(profile) = &parts.confinement.apparmor {
@@ -210,8 +212,24 @@ fn capabilities(
         .build()
 }
 
+/// What the operator wants, and open files in any case.
+fn limits(ulimits: &[Ulimit]) -> Result<Vec<PosixRlimit>, OciSpecError> {
+    let mut limits = Vec::new();
+    for limit in ulimits {
+        let kind = limit.kind.parse::<PosixRlimitType>();
+        let kind = kind.map_err(|error| OciSpecError::Other(error.to_string()))?;
+        let built = PosixRlimitBuilder::default().typ(kind);
+        limits.push(built.soft(limit.soft).hard(limit.hard).build()?);
+    }
+    let files = |limit: &PosixRlimit| limit.typ() == PosixRlimitType::RlimitNofile;
+    if !limits.iter().any(files) {
+        limits.push(files_limit()?);
+    }
+    Ok(limits)
+}
+
 /// Never above what this process may give.
-fn files_limit() -> Result<oci_spec::runtime::PosixRlimit, OciSpecError> {
+fn files_limit() -> Result<PosixRlimit, OciSpecError> {
     let own = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let hard = own
         .maximum

@@ -27,7 +27,9 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 const SAID_MAX: u64 = 8 * 1024;
 /// What is read of a description of its features.
 const FEATURES_MAX: u64 = 1024 * 1024;
-/// Longest time for that.
+/// What is kept of its version, in characters.
+const VERSION_MAX: usize = 100;
+/// Longest time for each of the two.
 const FEATURES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The runtime of a container of `sandbox`, if that is not us.
@@ -141,6 +143,22 @@ pub async fn features(handler: &Handler) -> Result<Features, String> {
         return Err(format!("`features` ended with {status}"));
     }
     Features::parse(said.as_bytes())
+}
+
+/// What a runtime calls itself: the first line of what `--version` prints. Empty if there is none.
+pub async fn version(handler: &Handler) -> String {
+    let mut command = Command::new(&handler.path);
+    command.args(&handler.options).arg("--version");
+    let within = FEATURES_TIMEOUT.min(Duration::from_secs(handler.timeout_s));
+    let said = match run(command, Said::Output, within).await {
+        Ok((status, said)) if status.success() => said,
+        _ => return String::new(),
+    };
+    let line = said.lines().next().unwrap_or_default().trim();
+    line.chars()
+        .filter(|letter| !letter.is_control())
+        .take(VERSION_MAX)
+        .collect()
 }
 
 /// Which of its streams counts.

@@ -19,11 +19,12 @@ use tokio::process::Command;
 use super::{Back, ReconcileError, external};
 use crate::id::ContainerId;
 use crate::lifecycle::handler::passes;
-use crate::lifecycle::hook::{Hook, Stage, Subject};
+use crate::lifecycle::hook::{Hook, HookCommand, Stage, Subject};
 use crate::lifecycle::spec::Map;
 use crate::runtime::hooks::{RECORD, Ran, State};
 use crate::state::container::Container;
 use crate::state::sandbox::Sandbox;
+use crate::sys::ownership::only_root_writes;
 
 /// Files of one directory, and the bytes of one.
 const FILES_MAX: usize = 1000;
@@ -58,6 +59,13 @@ pub(super) fn load(directories: &[PathBuf]) -> Result<Vec<Hook>, ReconcileError>
 fn parse(path: &Path) -> Result<Hook, ReconcileError> {
     let mut text = Vec::new();
     let file = fs::File::open(path).map_err(ReconcileError::file("open", path))?;
+    let found = file
+        .metadata()
+        .map_err(ReconcileError::file("look at", path))?;
+    if !only_root_writes(&found) {
+        let why = "hooks run as root: it has to be root's, and nobody else may write it";
+        return Err(ReconcileError::Plan(format!("{}: {why}", path.display())));
+    }
     let read = file.take(FILE_MAX).read_to_end(&mut text);
     read.map_err(ReconcileError::file("read", path))?;
     Hook::parse(&text)
@@ -82,14 +90,10 @@ pub(super) fn of(
     if own.is_empty() {
         return Ok(None);
     }
-    if sandbox.spec.users.is_some() {
-        let why = "hooks are for it, and they do not run with a user namespace in this version";
-        return Err(OciSpecError::Other(why.into()));
-    }
     let at = |stage: Stage| -> Result<Vec<_>, OciSpecError> {
         let hooks = own.iter().filter(|hook| hook.stages.contains(&stage));
         hooks
-            .map(|hook| build(hook, back.hooks.timeout_s))
+            .map(|hook| build(&hook.command, back.hooks.timeout_s))
             .collect()
     };
     let hooks = HooksBuilder::default()
@@ -102,8 +106,11 @@ pub(super) fn of(
     hooks.build().map(Some)
 }
 
-fn build(hook: &Hook, timeout_s: u64) -> Result<oci_spec::runtime::Hook, OciSpecError> {
-    let command = &hook.command;
+/// A hook as a spec has it.
+pub(super) fn build(
+    command: &HookCommand,
+    timeout_s: u64,
+) -> Result<oci_spec::runtime::Hook, OciSpecError> {
     let timeout = command.timeout.unwrap_or(timeout_s);
     HookBuilder::default()
         .path(&command.path)

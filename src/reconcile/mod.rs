@@ -60,6 +60,7 @@ use crate::image::ImageDriver;
 use crate::lifecycle::handler::Handlers;
 use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
+use crate::lifecycle::ulimit::Ulimit;
 use crate::network::NetworkConfig;
 use crate::runtime::plan::LogLimits;
 use crate::shim::client::ShimClient;
@@ -110,6 +111,8 @@ pub struct Parts {
     pub log_limits: LogLimits,
     /// Where hooks are.
     pub hooks: HooksConfig,
+    /// Resource limits that every container gets.
+    pub ulimits: Vec<Ulimit>,
     /// OCI runtimes beside our own.
     pub handlers: Handlers,
     /// Told when layers have begun to wait for a retry of their pull.

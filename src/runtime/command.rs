@@ -8,6 +8,8 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid, fchown, fstat, openat2};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{chdir, fchdir, getcwd};
@@ -26,12 +28,17 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 pub(super) struct Command {
     arguments: Vec<CString>,
     environment: Vec<CString>,
-    path: String,
+    path: Vec<u8>,
 }
 
 impl Command {
-    /// Checks and converts. `arguments` must not be empty.
-    pub(super) fn new(arguments: &[String], environment: &[String]) -> Result<Self, LaunchError> {
+    /// Checks and converts. `arguments` must not be empty; `bytes` is more of the environment, in
+    /// base64.
+    pub(super) fn new(
+        arguments: &[String],
+        environment: &[String],
+        bytes: &[String],
+    ) -> Result<Self, LaunchError> {
         if arguments.is_empty() {
             return Err(LaunchError::invalid(stage::PLAN, "no command is given"));
         }
@@ -42,14 +49,21 @@ impl Command {
                 .map(|text| CString::new(text.as_str()).map_err(invalid))
                 .collect()
         };
-        let path = environment
+        let mut all = convert("the environment", environment)?;
+        for entry in bytes {
+            let decoded = STANDARD.decode(entry).ok();
+            let entry = decoded.and_then(|entry| CString::new(entry).ok());
+            let wrong = || LaunchError::invalid(stage::PLAN, "a variable is no base64");
+            all.push(entry.ok_or_else(wrong)?);
+        }
+        let path = all
             .iter()
             .rev()
-            .find_map(|entry| entry.strip_prefix("PATH="));
+            .find_map(|entry| entry.as_bytes().strip_prefix(b"PATH="));
         Ok(Self {
             arguments: convert("an argument", arguments)?,
-            environment: convert("the environment", environment)?,
-            path: path.unwrap_or(DEFAULT_PATH).to_owned(),
+            path: path.unwrap_or(DEFAULT_PATH.as_bytes()).to_owned(),
+            environment: all,
         })
     }
 
@@ -98,7 +112,8 @@ impl Command {
         if programs.is_empty() {
             let what = match refusal.errno {
                 Errno::NOENT if self.is_searched() => {
-                    format!("{} (searched in {:?})", what(), self.path)
+                    let path = String::from_utf8_lossy(&self.path);
+                    format!("{} (searched in {path:?})", what())
                 }
                 _ => what(),
             };
@@ -116,7 +131,24 @@ impl Command {
             }
             refusal.errno = refused;
         }
-        Err(refusal.into_error(what()))
+        let what = match refusal.errno {
+            Errno::TOOBIG => format!("{}: {}", what(), self.size()),
+            _ => what(),
+        };
+        Err(refusal.into_error(what))
+    }
+
+    /// What the kernel finds too much (execve(2), "Limits on size of arguments and environment").
+    fn size(&self) -> String {
+        let words = self.arguments.iter().chain(&self.environment);
+        let (size, longest) = words.fold((0, 0), |(size, longest), word| {
+            let own = word.as_bytes_with_nul().len();
+            (size + own, longest.max(own))
+        });
+        format!(
+            "arguments and environment have {size} bytes, the longest {longest}; a quarter of the \
+             limit of the stack is what all may have, and 131072 what one may"
+        )
     }
 
     /// Whether the command is a name to be looked for, and no path.
@@ -131,11 +163,16 @@ impl Command {
         if !self.is_searched() {
             return vec![name.clone()];
         }
-        let in_directory = |directory: &str| {
-            let directory = if directory.is_empty() { "." } else { directory };
-            CString::new([directory.as_bytes(), b"/", name.as_bytes()].concat()).ok()
+        let in_directory = |directory: &[u8]| {
+            let directory = if directory.is_empty() {
+                b"."
+            } else {
+                directory
+            };
+            CString::new([directory, b"/", name.as_bytes()].concat()).ok()
         };
-        self.path.split(':').filter_map(in_directory).collect()
+        let directories = self.path.split(|byte| *byte == b':');
+        directories.filter_map(in_directory).collect()
     }
 
     /// Returns only if the file could not be executed.
@@ -270,19 +307,24 @@ mod tests {
 
     #[test]
     fn a_command_needs_arguments_without_nul() {
-        assert!(Command::new(&[], &[]).is_err());
-        assert!(Command::new(&strings(&["a\0b"]), &[]).is_err());
-        assert!(Command::new(&strings(&["a"]), &strings(&["X=\0"])).is_err());
+        assert!(Command::new(&[], &[], &[]).is_err());
+        assert!(Command::new(&strings(&["a\0b"]), &[], &[]).is_err());
+        assert!(Command::new(&strings(&["a"]), &strings(&["X=\0"]), &[]).is_err());
+        for bytes in ["!", &STANDARD.encode(b"X=\0")] {
+            assert!(Command::new(&strings(&["a"]), &[], &strings(&[bytes])).is_err());
+        }
     }
 
     #[test]
     fn home_is_added_only_when_missing() {
-        let mut command = Command::new(&strings(&["a"]), &strings(&["HOME=/x"])).expect("valid");
+        let mut command =
+            Command::new(&strings(&["a"]), &strings(&["HOME=/x"]), &[]).expect("valid");
         command.set_missing_home(b"/root");
         assert_eq!(command.environment.len(), 1);
-        let mut command = Command::new(&strings(&["a"]), &strings(&["PATH=/p"])).expect("valid");
+        let mut command =
+            Command::new(&strings(&["a"]), &strings(&["PATH=/p"]), &[]).expect("valid");
         command.set_missing_home(b"/root");
         assert_eq!(command.environment[1].as_bytes(), b"HOME=/root");
-        assert_eq!(command.path, "/p");
+        assert_eq!(command.path, b"/p");
     }
 }

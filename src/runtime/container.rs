@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use rustix::fs::Mode;
+use rustix::io::Errno;
 use rustix::process::{setsid, umask};
 use rustix::system::{setdomainname, sethostname};
 use rustix::thread::UnshareFlags;
@@ -16,7 +17,7 @@ use super::capabilities::{self, Last, Sets};
 use super::command::{self, Command};
 use super::confine::Confinement;
 use super::error::{At, LaunchError, stage};
-use super::hooks::Gate;
+use super::hooks::{self, Gate};
 use super::id_maps::IdMaps;
 use super::launch::ProcessStreams;
 use super::namespaces::Namespaces;
@@ -63,7 +64,7 @@ pub(super) fn run(
     let (plan, process) = (task.plan, task.process);
     let arguments = process.args().as_deref().unwrap_or_default();
     let environment = process.env().as_deref().unwrap_or_default();
-    let command = Command::new(arguments, environment)?;
+    let command = Command::new(arguments, environment, &plan.environment_bytes)?;
     let users = task.namespaces.user.as_deref();
     let users = users.map(|path| Users::of_plan(&plan.spec, path));
     let users = users.transpose()?;
@@ -275,20 +276,30 @@ fn build_root(
     let confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
     reached(stage::MOUNT);
     mounts::create_all(&mut mounts)?;
-    reached(stage::ROOTFS);
-    if let Some(gate) = task.gate {
+    let furnish = |root: &Root| {
+        // Mounts, and devices in them.
+        reached(stage::MOUNT);
+        mounts::attach_all(root, &mounts)?;
+        let devices = devices.as_ref();
+        devices.map_or(Ok(()), |devices| devices::create(root, devices))
+    };
+    // Hooks of the node's that work on what the container will see need the node's files and the
+    // container's at once. Without any, nothing is done before the node's tree is gone.
+    let gate = task.gate.filter(|_| hooks::are_for_new(&task.plan.spec));
+    if let Some(gate) = gate {
+        let root = rootfs.try_clone().map_err(|_| Errno::MFILE);
+        furnish(&Root::at(root.at(stage::ROOTFS, || "hold the rootfs")?))?;
         gate.run("createContainer", task.plan, None)?;
     }
+    reached(stage::ROOTFS);
     rootfs::enter(&rootfs)?;
     drop(rootfs);
     let root = Root::of_this_process().at(stage::ROOTFS, || "open the new root")?;
-    // Mounts, devices in them, and then what is to be hidden of both.
-    reached(stage::MOUNT);
-    mounts::attach_all(&root, &mounts)?;
-    drop(mounts);
-    if let Some(devices) = devices {
-        devices::create(&root, &devices)?;
+    if gate.is_none() {
+        furnish(&root)?;
     }
+    // Then what is to be hidden of it.
+    reached(stage::PATHS);
     if let Some(linux) = task.plan.spec.linux() {
         let paths = linux.readonly_paths().as_deref().unwrap_or_default();
         hidden_paths::make_read_only(&root, paths)?;

@@ -33,7 +33,7 @@ pub(super) fn run(
     streams: Option<ProcessStreams>,
     born: &Born<'_>,
 ) -> Result<Infallible, LaunchError> {
-    let mut command = Command::new(&plan.args, &plan.env)?;
+    let mut command = Command::new(&plan.args, &plan.env, &plan.environment_bytes)?;
     let sets = Sets::from_names(&plan.capabilities)?;
 
     // 1. A session of its own.

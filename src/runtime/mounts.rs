@@ -8,6 +8,7 @@
 //! root and is held by a descriptor.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use oci_spec::runtime::Mount;
 use rustix::fs::{CWD, FileType, fstat};
@@ -94,17 +95,10 @@ fn prepare_one(
         let Some(path) = mount.source() else {
             return Err(LaunchError::invalid(at, "a bind mount has no source"));
         };
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        if recursive {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
-        }
-        let tree = open_tree(CWD, path, flags).at(&at, || format!("bind source {path:?}"))?;
+        let tree = tree_of(path, recursive, &at)?;
         restrict_bind(&tree, &options).at(&at, || format!("set the flags of {path:?}"))?;
         if let Some(ids) = &ids {
-            let users = id_maps.namespace(ids, &at)?;
-            show_as(&tree, recursive, users).at(&at, || {
-                format!("map the owners of {path:?} (its file system has to take idmapped mounts)")
-            })?;
+            show_as(&tree, recursive, id_maps.namespace(ids, &at)?, (path, &at))?;
         }
         Source::Tree(tree)
     } else if kind == IMAGE {
@@ -137,13 +131,55 @@ fn prepare_one(
     })
 }
 
+/// A detached copy of what is at `path`. It is still of the same peer groups.
+fn tree_of(path: &Path, recursive: bool, at: &str) -> Result<OwnedFd, LaunchError> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(CWD, path, flags).at(at, || format!("bind source {path:?}"))
+}
+
 /// Maps the owners in a tree. What is mounted below and does not take that stays as it is, so that
 /// its owners are nobody to the container; the top has to take it.
-fn show_as(tree: &OwnedFd, recursive: bool, users: BorrowedFd<'_>) -> Result<(), Errno> {
-    match map_ids(tree, recursive, users) {
+fn show_as(
+    tree: &OwnedFd,
+    recursive: bool,
+    users: BorrowedFd<'_>,
+    (path, at): (&Path, &str),
+) -> Result<(), LaunchError> {
+    let shown = match map_ids(tree, recursive, users) {
         Err(Errno::INVAL | Errno::PERM) if recursive => map_ids(tree, false, users),
         done => done,
+    };
+    shown.at(at, || {
+        format!("map the owners of {path:?} (its file system has to take idmapped mounts)")
+    })
+}
+
+/// The source of a bind mount, shown with the owners that it asks for, for somebody else to mount;
+/// `None` if it is no bind mount. `always` says whether one that asks for none is wanted as well.
+pub(super) fn bind_source(
+    mount: &Mount,
+    always: bool,
+    id_maps: &mut IdMaps<'_>,
+) -> Result<Option<OwnedFd>, LaunchError> {
+    let at = format!("{} {}", stage::MOUNT, mount.destination().display());
+    let kind = mount.typ().as_deref().unwrap_or_default();
+    let options = mount_options::parse(kind, mount.options().as_deref().unwrap_or_default())
+        .map_err(|error| LaunchError::invalid(at.as_str(), error))?;
+    let ids = id_maps::of_mount(mount);
+    let (Some(recursive), Some(path)) = (options.bind, mount.source()) else {
+        return Ok(None);
+    };
+    if ids.is_none() && !always {
+        return Ok(None);
     }
+    let tree = tree_of(path, recursive, &at)?;
+    if let Some(ids) = &ids {
+        show_as(&tree, recursive, id_maps.namespace(ids, &at)?, (path, &at))?;
+    }
+    Ok(Some(tree))
 }
 
 /// The image that a mount names.

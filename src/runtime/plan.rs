@@ -31,6 +31,10 @@ pub struct LaunchPlan {
     pub image_volumes: Vec<ImageVolume>,
     /// Who to run as; names are resolved in the rootfs, by the child, after it has been assembled.
     pub user: PlanUser,
+    /// Variables of its environment whose values are no UTF-8, for which a spec has no place:
+    /// `NAME=value`, each in base64.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment_bytes: Vec<String>,
     /// What the process joins before anything else.
     pub cgroup: CgroupEntry,
     /// Where standard streams go.
@@ -179,8 +183,11 @@ pub struct LogLimits {
 pub struct ExecPlan {
     /// Path and arguments, not empty.
     pub args: Vec<String>,
-    /// Environment as `NAME=value`; bytes that are not UTF-8 are refused earlier.
+    /// Environment as `NAME=value`.
     pub env: Vec<String>,
+    /// As of the plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub environment_bytes: Vec<String>,
     /// Working directory inside the container.
     pub cwd: String,
     /// Who to run as.
@@ -218,6 +225,7 @@ impl LaunchPlan {
         Some(ExecPlan {
             args,
             env: process.env().clone().unwrap_or_default(),
+            environment_bytes: self.environment_bytes.clone(),
             cwd: process.cwd().display().to_string(),
             user: self.user.clone(),
             capabilities: granted

@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::{LinuxIdMapping, Spec};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Gid, Mode, OFlags, Uid, openat};
 use rustix::thread::{
     LinkNameSpaceType, move_into_link_name_space, set_thread_groups, set_thread_res_gid,
@@ -26,6 +26,18 @@ pub(super) struct Users {
 }
 
 impl Users {
+    /// That of a plan, if it has one.
+    pub(super) fn in_plan(spec: &Spec) -> Result<Option<Self>, LaunchError> {
+        let linux = spec.linux().as_ref();
+        let mut namespaces = linux
+            .and_then(|linux| linux.namespaces().as_ref())
+            .into_iter()
+            .flatten();
+        let own = namespaces.find(|namespace| namespace.typ() == LinuxNamespaceType::User);
+        let path = own.and_then(|namespace| namespace.path().as_ref());
+        path.map(|path| Self::of_plan(spec, path)).transpose()
+    }
+
     /// That of a plan, which is at `path`.
     pub(super) fn of_plan(spec: &Spec, path: &Path) -> Result<Self, LaunchError> {
         let Some(maps) = maps_of(spec) else {
@@ -71,20 +83,19 @@ pub(super) fn maps_of(spec: &Spec) -> Option<Maps> {
     Some((linux.uid_mappings().clone()?, linux.gid_mappings().clone()?))
 }
 
-/// Whether a process can be `identity` in a user namespace with these maps.
-pub(super) fn check(maps: &Maps, identity: &Identity) -> Result<(), LaunchError> {
+/// Who of the node stands behind `identity` in a user namespace with these maps. An error if a
+/// process cannot be that there.
+pub(super) fn check(maps: &Maps, identity: &Identity) -> Result<(u32, u32), LaunchError> {
     let absent = |what: &str, id: u32| {
         let message = format!("{what} {id} is not among the ids of the pod's user namespace");
-        Err(LaunchError::invalid(stage::USER, message))
+        LaunchError::invalid(stage::USER, message)
     };
-    if outside(&maps.0, identity.uid).is_none() {
-        return absent("user", identity.uid);
+    let uid = outside(&maps.0, identity.uid).ok_or_else(|| absent("user", identity.uid))?;
+    let group = |gid: u32| outside(&maps.1, gid).ok_or_else(|| absent("group", gid));
+    for gid in &identity.groups {
+        group(*gid)?;
     }
-    let mut groups = std::iter::once(&identity.gid).chain(&identity.groups);
-    match groups.find(|gid| outside(&maps.1, **gid).is_none()) {
-        Some(gid) => absent("group", *gid),
-        None => Ok(()),
-    }
+    Ok((uid, group(identity.gid)?))
 }
 
 /// Who of the node stands behind user and group 0 of some maps.
@@ -158,7 +169,8 @@ mod tests {
             gid,
             groups: groups.to_vec(),
         };
-        assert_eq!(check(users.maps(), &identity(99, 199, &[199])), Ok(()));
+        let found = check(users.maps(), &identity(99, 199, &[199]));
+        assert_eq!(found, Ok((70_099, 80_199)));
         for (wrong, word) in [
             (identity(100, 0, &[]), "user 100"),
             (identity(0, 200, &[]), "group 200"),

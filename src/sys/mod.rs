@@ -13,6 +13,7 @@ pub mod mountinfo;
 pub mod mounts;
 pub mod nsfd;
 pub mod overlay;
+pub mod ownership;
 pub mod pidfd_info;
 pub mod process;
 pub mod reaper;

@@ -57,6 +57,7 @@ while :; do
     echo seen >> /tmp/seen
     read -r x < $p/environ && got environ
     read -r x < $p/maps && got maps
+    (: >> $p/mem) && got "memory, as a tracer"
     read -r x < $p/exe && got exe
     (: >> $p/exe) && got "exe to write"
     cd $p/cwd && got cwd
@@ -309,4 +310,276 @@ chroot /proc/1/root true; echo done 1>&2"#;
     assert_eq!(before, after);
     assert_eq!(fs::read(volume.join("secret")).expect("there"), b"node");
     assert_eq!(node.cri.output(&other_id, "hostname").await, "other");
+}
+
+/// Changes a path of a volume from a directory to links out of it and back, as fast as it goes.
+const SWAP: &str = r#"
+cd /volume
+while :; do
+  for target in / /proc/sys/kernel ../../..; do
+    rmdir a || rm -f a
+    ln -s $target a
+    rm -f a
+    mkdir a
+  done
+done 2>/dev/null"#;
+
+#[tokio::test]
+async fn cve_2021_30465_a_mount_target_that_is_exchanged_meanwhile_leads_nowhere() {
+    let node = Node::start().await;
+    let pod = node.pod("exchange").await;
+    let volume = node.path("volumes/shared");
+    fs::create_dir(&volume).expect("a directory of the test");
+    let other = node.path("volumes/other");
+    fs::create_dir(&other).expect("a directory of the test");
+    fs::write(other.join("marker"), "m").expect("a file of the test");
+    let mount = |host: &std::path::Path, container_path: &str| Mount {
+        container_path: container_path.into(),
+        host_path: host.display().to_string(),
+        ..Default::default()
+    };
+    let mut swapping = shell("swaps", SWAP);
+    swapping.mounts = vec![mount(&volume, "/volume")];
+    let swapper = pod.run(&swapping).await;
+    let before = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let names = |path: &str| -> Vec<_> {
+        let entries = fs::read_dir(path).expect("a directory").flatten();
+        entries.map(|entry| entry.file_name()).collect()
+    };
+    let (top, kernel) = (names("/"), names("/proc/sys/kernel"));
+    for attempt in 0..12 {
+        let script = "[ -e /marker ] && echo over the root; ls /proc/1/root/home/* 2>/dev/null; \
+                      [ -e /proc/sys/kernel/marker ] && echo over the kernel; true";
+        let mut config = shell(&format!("mounts-{attempt}"), script);
+        config.mounts = vec![mount(&volume, "/volume"), mount(&other, "/volume/a")];
+        // What it finds may be refused.
+        let id = pod.create(&config).await;
+        if node.cri.start(&id).await.is_ok() {
+            crate::support::pod::exited(&node.cri, &id).await;
+            let got = contents(&pod.log(&config), "stdout");
+            assert!(got.is_empty(), "{got:?}");
+        }
+    }
+    node.cri.stop(&swapper, 0).await.expect("StopContainer");
+    let added = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let mut added = added.lines().filter(|line| !before.contains(line));
+    assert_eq!(
+        added.find(|line| line.contains(&other.display().to_string())),
+        None,
+        "it is mounted on the node"
+    );
+    assert_eq!((top, kernel), (names("/"), names("/proc/sys/kernel")));
+}
+
+#[tokio::test]
+async fn cve_2025_52881_what_lies_over_the_containers_proc_directs_no_write_of_the_runtimes() {
+    let node = Node::start().await;
+    let pod = node.pod("directed").await;
+    let before = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+    // What the runtime would write into, if it looked for it in the container's tree: its label,
+    // its score, its limits.
+    let forged = node.path("volumes/forged");
+    for directory in ["attr/apparmor", "fd"] {
+        fs::create_dir_all(forged.join(directory)).expect("a directory of the test");
+    }
+    for name in ["attr/exec", "attr/apparmor/exec", "oom_score_adj"] {
+        let link = forged.join(name);
+        std::os::unix::fs::symlink("/proc/sys/kernel/core_pattern", link).expect("a link");
+    }
+    let targets = [
+        "/proc/self",
+        "/proc/1",
+        "/proc/1/attr",
+        "/proc/thread-self/attr",
+    ];
+    for (number, target) in targets.into_iter().enumerate() {
+        let script = "cat /proc/sys/kernel/core_pattern; sleep 1000";
+        let mut config = shell(&format!("forger-{number}"), script);
+        as_kubelet_hides(&mut config);
+        crate::support::pod::resources(&mut config).oom_score_adj = 500;
+        security(&mut config).seccomp = Some(SecurityProfile::default());
+        let host = match target.ends_with("attr") {
+            true => forged.join("attr"),
+            false => forged.clone(),
+        };
+        config.mounts = vec![Mount {
+            container_path: target.into(),
+            host_path: host.display().to_string(),
+            ..Default::default()
+        }];
+        // It may be refused; if it is not, all that was asked for holds.
+        let id = pod.create(&config).await;
+        if node.cri.start(&id).await.is_ok() {
+            let first = crate::support::process::in_cgroup_of(&node.names, &id);
+            let read = |name: &str| {
+                let text = fs::read_to_string(format!("/proc/{first}/{name}"));
+                text.expect("it runs")
+            };
+            assert!(read("status").contains("Seccomp:\t2"), "{target}");
+            assert_eq!(read("oom_score_adj"), "500\n", "{target}");
+            // A command comes the same way.
+            let _ = node.cri.exec(&id, &["true"], 10).await;
+            node.cri.stop(&id, 0).await.expect("StopContainer");
+        }
+        let after = fs::read_to_string("/proc/sys/kernel/core_pattern").expect("core_pattern");
+        assert_eq!(before, after, "{target}");
+    }
+}
+
+/// The node's programs, for an image that has none that would do.
+fn with_perl(name: &str, command: &[&str]) -> ContainerConfig {
+    let mut config = crate::support::container(name, command);
+    let paths = ["/usr", "/lib", "/lib64"].map(|path| Mount {
+        container_path: path.into(),
+        host_path: path.into(),
+        readonly: true,
+        ..Default::default()
+    });
+    config.mounts = paths.to_vec();
+    config
+}
+
+#[tokio::test]
+async fn a_set_user_id_program_gains_nothing_after_no_new_privs() {
+    let node = Node::start().await;
+    let pod = node.pod("setuid").await;
+    let volume = node.path("volumes/programs");
+    fs::create_dir(&volume).expect("a directory of the test");
+    let program = volume.join("perl");
+    fs::copy("/usr/bin/perl", &program).expect("perl is installed");
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o6755);
+    fs::set_permissions(&program, mode).expect("chmod");
+    for (no_new_privs, effective) in [(false, "0 0"), (true, "1000 1000")] {
+        let script = ["/programs/perl", "-e", "print $> + 0, ' ', $) + 0, qq(\n)"];
+        let mut config = with_perl(&format!("user-{no_new_privs}"), &script);
+        let context = security(&mut config);
+        context.run_as_user = Some(Int64Value { value: 1000 });
+        context.run_as_group = Some(Int64Value { value: 1000 });
+        context.no_new_privs = no_new_privs;
+        config.mounts.push(Mount {
+            container_path: "/programs".into(),
+            host_path: volume.display().to_string(),
+            ..Default::default()
+        });
+        pod.run_to_end(&config).await;
+        let lines = pod.log(&config);
+        assert_eq!(contents(&lines, "stdout"), [effective], "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn tiocsti_and_signals_reach_nobody_outside() {
+    let node = Node::start().await;
+    let mut shared = node.pod_config("shared");
+    crate::support::pod::namespaces(&mut shared).pid = NamespaceMode::Pod.into();
+    let pod = node.pod("signals").await;
+    let shared = node.pod_from(shared).await;
+    let neighbour = pod.idle("neighbour").await;
+
+    // No terminal is at hand to push characters into: not the node's, not another container's, and
+    // of its own only who asked for one.
+    let script = "(: < /dev/tty) 2>/dev/null && echo a terminal; ls /dev/pts; ls /proc/self/fd; \
+                  kill -9 -1; for p in 1 2 3 4 5; do kill -9 $p 2>/dev/null; done; echo tried all";
+    let mut config = shell("plain", script);
+    as_kubelet_hides(&mut config);
+    pod.run_to_end(&config).await;
+    let lines = contents(&pod.log(&config), "stdout");
+    assert_eq!(lines, ["ptmx", "0", "1", "2", "3", "tried all"]);
+    let command = "(: < /dev/tty) 2>/dev/null && echo a terminal; ls /dev/pts";
+    assert_eq!(node.cri.output(&neighbour, command).await, "ptmx");
+
+    // Where a pod shares its processes, none of them ends its init, nor whoever is in another pod.
+    let mut config = shell(
+        "shared",
+        "kill -9 1; kill -15 1; kill -11 1; echo tried all",
+    );
+    security(&mut config)
+        .namespace_options
+        .get_or_insert_default()
+        .pid = NamespaceMode::Pod.into();
+    shared.run_to_end(&config).await;
+    let lines = contents(&shared.log(&config), "stdout");
+    assert_eq!(lines, ["tried all"]);
+    let status = node.cri.pod_status(&shared.id).await;
+    let status = status.expect("PodSandboxStatus");
+    assert_eq!(status.state(), PodSandboxState::SandboxReady, "{status:?}");
+    assert_eq!(node.cri.output(&neighbour, "echo well").await, "well");
+    assert_eq!(node.shims().len(), 1 + 1, "the shim and the pod's init");
+}
+
+/// add_key(2) and keyctl(2) by their numbers, for want of a program that has them. Prints the
+/// number of a new key, or what is found in the keyrings by the name or the number that is given.
+const KEYS: &str = r#"$| = 1; my ($verb, $name) = @ARGV;
+my ($kind, $secret) = ("user", "secret");
+if ($verb eq "add") {
+  my $id = syscall(248, $kind, $name, $secret, 6, -3);
+  die "add_key: $!" if $id < 0;
+  syscall(250, 15, $id, 120);
+  print "$id\n"; exit;
+}
+for my $ring (-3, -5) {
+  my $id = syscall(250, 10, $ring, $kind, $name, 0);
+  print "found $name\n" if $id >= 0;
+}
+my $space = "\0" x 100;
+if ($verb eq "read") {
+  my $length = syscall(250, 11, $name + 0, $space, 100);
+  print "read ", substr($space, 0, $length), "\n" if $length >= 0;
+}"#;
+
+#[tokio::test]
+async fn keys_of_the_node_and_of_other_containers_are_in_no_keyring_of_a_container() {
+    let node = Node::start().await;
+    let pod = node.pod("keys").await;
+    let perl = |arguments: &[&str]| -> Vec<String> {
+        let command = ["/usr/bin/perl", "-e", KEYS];
+        let words = command.iter().chain(arguments);
+        words.map(ToString::to_string).collect()
+    };
+    let run_in = async |id: &str, arguments: &[&str]| {
+        let words = perl(arguments);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let answer = node.cri.exec(id, &words, 20).await.expect("ExecSync");
+        let error = String::from_utf8_lossy(&answer.stderr).into_owned();
+        assert_eq!(answer.exit_code, 0, "{error}");
+        String::from_utf8_lossy(&answer.stdout).trim().to_owned()
+    };
+    let name = format!("qlt-key-{}", std::process::id());
+    let words = perl(&["add", &name]);
+    let own = std::process::Command::new(&words[0])
+        .args(&words[1..])
+        .output();
+    let own = own.expect("perl is installed");
+    assert!(own.status.success(), "{own:?}");
+    let of_node = String::from_utf8_lossy(&own.stdout).trim().to_owned();
+
+    // The container's own process makes one as well, for its neighbour to look for.
+    let mut config = with_perl("owner", &[]);
+    config.command = perl(&["add", "qlt-of-owner"]);
+    config.command[2] = KEYS.replace(" exit;", " sleep 1000;");
+    let owner = pod.run(&config).await;
+    let of_owner = eventually("it has made a key", || async {
+        contents(&pod.log(&config), "stdout").first().cloned()
+    })
+    .await;
+    let idle = [
+        "sh",
+        "-c",
+        "trap 'exit 0' TERM; while :; do sleep 0.05; done",
+    ];
+    let other = pod.run(&with_perl("other", &idle)).await;
+    for (key, number) in [(name.as_str(), &of_node), ("qlt-of-owner", &of_owner)] {
+        assert_eq!(run_in(&other, &["find", key]).await, "");
+        assert_eq!(run_in(&other, &["read", number]).await, "");
+    }
+    // Nor does a command find what its container has: each has a keyring of its own.
+    assert_eq!(run_in(&owner, &["find", "qlt-of-owner"]).await, "");
+    // It would be found where it is.
+    let both = "my ($kind, $name, $secret) = ('user', 'own', 'x'); \
+                print syscall(248, $kind, $name, $secret, 1, -3) > 0 ? 'made ' : 'no '; \
+                print syscall(250, 10, -3, $kind, $name, 0) > 0 ? 'found' : 'lost'";
+    let both = ["/usr/bin/perl", "-e", both];
+    let answer = node.cri.exec(&other, &both, 20).await;
+    let answer = answer.expect("ExecSync");
+    assert_eq!(answer.stdout, b"made found", "{answer:?}");
 }

@@ -109,13 +109,21 @@ async fn a_device_that_cannot_be_had_is_named_with_its_file() {
     for word in ["quilt.test/thing=one", "cdi-etc/broken.json", "line 2"] {
         assert!(error.contains(word), "{error}");
     }
-    let hook = json!({"hooks": [{"hookName": "createRuntime", "path": "/bin/true"}]});
-    write(&node, "cdi-etc/thing.json", &hook);
+    write(&node, "cdi-etc/thing.json", &json!({"intelRdt": {}}));
     let error = refused(config.clone(), Code::FailedPrecondition).await;
     assert!(
-        error.contains("thing.json") && error.contains("hooks"),
+        error.contains("thing.json") && error.contains("intelRdt"),
         "{error}"
     );
+    // Hooks run as root: only root may say which.
+    let hook = json!({"hooks": [{"hookName": "createRuntime", "path": "/bin/true"}]});
+    write(&node, "cdi-etc/thing.json", &hook);
+    let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+    let file = node.path("cdi-etc/thing.json");
+    fs::set_permissions(&file, mode(0o664)).expect("its own file");
+    let error = refused(config.clone(), Code::FailedPrecondition).await;
+    assert!(error.contains("only root can"), "{error}");
+    fs::set_permissions(&file, mode(0o644)).expect("its own file");
     let mut nonsense = config.clone();
     nonsense.cdi_devices[0].name = "thing".into();
     let error = refused(nonsense, Code::InvalidArgument).await;
@@ -147,4 +155,47 @@ async fn a_device_of_a_pod_with_a_user_namespace_belongs_to_who_the_file_says() 
     // Whoever is not named is the container's user, as the specification has it.
     let expected = ["600 1000", "600 1000", "1", "1"];
     assert_eq!(contents(&lines, "stdout"), expected, "{ended:?} {lines:?}");
+}
+
+/// Finds the container's root in the bundle, as vendors' hooks do, and works on what is in it.
+const HOOK: &str = r#"read -r state
+bundle=${state#*'"bundle":"'}; bundle=${bundle%%'"'*}
+root=$(sed -n 's/.*"root":{"path":"\([^"]*\)".*/\1/p' $bundle/config.json)
+echo "$WORD $(cat $root/thing/library)" > $root/by-hook"#;
+
+#[tokio::test]
+async fn a_hook_of_a_device_sees_the_container_with_its_mounts_before_the_command() {
+    let node = start().await;
+    let library = node.path("volumes/library");
+    fs::write(&library, "library").expect("a file of the test");
+    let ran = node.path("ran");
+    write(
+        &node,
+        "cdi-etc/thing.json",
+        &json!({
+            "mounts": [{"hostPath": library, "containerPath": "/thing/library",
+                        "options": ["ro", "bind"]}],
+            "hooks": [
+                {"hookName": "createContainer", "path": "/bin/sh", "args": ["sh", "-c", HOOK],
+                 "env": ["PATH=/usr/bin:/bin", "WORD=hooked"]},
+                {"hookName": "poststop", "path": "/bin/sh", "timeout": 2,
+                 "args": ["sh", "-c", format!("echo stopped >> {}", ran.display())]},
+            ],
+        }),
+    );
+    let config = asking(shell("main", "cat /by-hook"));
+    let users = crate::user_namespace::pod(&node, "mapped").await;
+    for (pod, config) in [
+        (node.pod("plain").await, config.clone()),
+        (users, crate::user_namespace::inside(config.clone())),
+    ] {
+        let ended = pod.run_to_end(&config).await;
+        let lines = pod.log(&config);
+        let said = contents(&lines, "stdout");
+        assert_eq!(said, ["hooked library"], "{ended:?} {lines:?}");
+        crate::support::eventually("the last hook has run", || async {
+            fs::remove_file(&ran).is_ok().then_some(())
+        })
+        .await;
+    }
 }

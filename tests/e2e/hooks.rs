@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::support::log::contents;
 use crate::support::pod::{labels, shell};
 use crate::support::{Node, Pod, eventually};
+use crate::user_namespace;
 
 const STAGES: [&str; 6] = [
     "prestart",
@@ -190,4 +192,69 @@ async fn a_hook_that_fails_or_never_ends_fails_its_container_alone() {
     let id = hooked(&pod, "bad", "none").await;
     let error = node.cri.start(&id).await.expect_err("a bad file");
     assert!(error.message().contains("bad.json"), "{error}");
+}
+
+/// In the container's namespaces, as root there, with the node's files and the container's.
+const IN_USERS: &str = r#"read -r state
+bundle=${state#*'"bundle":"'}; bundle=${bundle%%'"'*}
+root=$(sed -n 's/.*"root":{"path":"\([^"]*\)".*/\1/p' $bundle/config.json)
+echo $(cat /proc/self/uid_map) > $root/by-create; cat $root/volume/word >> $root/by-create"#;
+
+#[tokio::test]
+async fn hooks_and_a_user_namespace_go_together() {
+    let node = start().await;
+    let directory = node.path("hooks.d");
+    let place = node.path("ran").display().to_string();
+    let of_process = format!(
+        "read -r state; pid=${{state#*'\"pid\":'}}; pid=${{pid%%,*}}; \
+         echo $STAGE $(cat /proc/$pid/uid_map) >>{place}"
+    );
+    for stage in ["prestart", "createRuntime", "poststart"] {
+        write_hook(&directory, stage, stage, "yes", &of_process);
+    }
+    write_hook(&directory, "inside", "createContainer", "yes", IN_USERS);
+    let script = "echo $(cat /proc/self/uid_map) > /by-start";
+    write_hook(&directory, "start", "startContainer", "yes", script);
+    let script = format!("echo $STAGE >>{place}");
+    write_hook(&directory, "poststop", "poststop", "yes", &script);
+    write_hook(&directory, "late", "poststop", "late", &script);
+    fs::write(node.path("volumes/word"), "word\n").expect("a file of the test");
+
+    let map = format!("0 {} {}", user_namespace::FIRST, user_namespace::LENGTH);
+    for handler in ["", "runc"] {
+        let config = user_namespace::pod_config(&node, "users");
+        let pod = node.pod_of(handler, config).await;
+        let script = "cat /by-create /by-start; sleep 1000";
+        let mut config = user_namespace::inside(shell("main", script));
+        config.annotations = labels(&[("example.com/hooked", "yes")]);
+        config.mounts = vec![user_namespace::mount(&node.path("volumes"), "/volume")];
+        let id = pod.run(&config).await;
+        eventually("it has printed", || async {
+            let said = contents(&pod.log(&config), "stdout");
+            (said == [&map, "word", &map]).then_some(())
+        })
+        .await;
+        node.cri.stop(&id, 0).await.expect("StopContainer");
+        let ran = || fs::read_to_string(node.path("ran")).unwrap_or_default();
+        eventually("the last of them has run", || async {
+            ran().ends_with("poststop\n").then_some(())
+        })
+        .await;
+        let stages = ["prestart", "createRuntime", "poststart"];
+        let mut expected = stages.map(|stage| format!("{stage} {map}")).to_vec();
+        expected.push("poststop".into());
+        assert_eq!(ran().lines().collect::<Vec<_>>(), expected, "{handler:?}");
+        fs::remove_file(node.path("ran")).expect("a file of the test");
+    }
+
+    // A hook for the end alone runs as well.
+    let pod = node.pod("late").await;
+    let id = hooked(&pod, "late", "late").await;
+    node.cri.start(&id).await.expect("StartContainer");
+    node.cri.stop(&id, 0).await.expect("StopContainer");
+    eventually("it has run", || async {
+        let ran = fs::read_to_string(node.path("ran")).unwrap_or_default();
+        (ran == "poststop\n").then_some(())
+    })
+    .await;
 }

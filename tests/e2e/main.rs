@@ -14,6 +14,7 @@ mod cancel;
 mod cancel_model;
 mod cdi;
 mod cni;
+mod command;
 mod confinement;
 mod container;
 mod containerd;

@@ -254,8 +254,11 @@ fn is_half_a_core(node: &Node, id: &str, (first, second): (&ContainerStats, &Con
             .and_then(|cpu| cpu.usage_nano_cores.as_ref()),
     );
     let counted = u128::from(used - used_then) * 1_000_000_000 / u128::from(elapsed);
-    assert!(u128::from(rate).abs_diff(counted) <= 1, "{rate} {counted}");
-    assert!((50_000_000..=560_000_000).contains(&rate), "{rate}");
+    assert!((50_000_000..=560_000_000).contains(&counted), "{counted}");
+    // On a slow machine there may have been a look in between.
+    if elapsed < 1_500_000_000 {
+        assert!(u128::from(rate).abs_diff(counted) <= 1, "{rate} {counted}");
+    }
     let throttled = kernel(node, id, "cpu", "cpu.stat", "cpu.stat", "nr_throttled ");
     assert!(throttled > 0, "it would use the core whole");
 }

@@ -15,8 +15,8 @@ use crate::support::pod::{container, exited, namespaces, security, shell};
 use crate::support::{Node, Pod, eventually, process, streaming};
 
 /// The node's id of the pods' root.
-const FIRST: u32 = 3_563_520_000;
-const LENGTH: u32 = 65_536;
+pub(crate) const FIRST: u32 = 3_563_520_000;
+pub(crate) const LENGTH: u32 = 65_536;
 
 fn range(host_id: u32) -> Vec<IdMapping> {
     vec![IdMapping {
@@ -35,7 +35,7 @@ fn users(host_id: u32) -> Option<UserNamespace> {
 }
 
 /// A pod's configuration, with a user namespace.
-fn pod_config(node: &Node, name: &str) -> PodSandboxConfig {
+pub(crate) fn pod_config(node: &Node, name: &str) -> PodSandboxConfig {
     let mut config = node.pod_config(name);
     namespaces(&mut config).userns_options = users(FIRST);
     config
@@ -53,7 +53,7 @@ pub(crate) async fn pod(node: &Node, name: &str) -> Pod {
     node.pod_from(pod_config(node, name)).await
 }
 
-fn mount(host: &Path, container_path: &str) -> Mount {
+pub(crate) fn mount(host: &Path, container_path: &str) -> Mount {
     Mount {
         container_path: container_path.into(),
         host_path: host.display().to_string(),

@@ -105,7 +105,7 @@ const LAYERS: &[Layer] = &[
     layer("cgroup", &["lifecycle", "sys", "id"]),
     // Pure but for reading what the node has: also for the front, which refuses what is not there.
     layer("confinement", &[]),
-    layer("cdi", &[]),
+    layer("cdi", &["sys"]),
     // Node side: lives without the daemon.
     layer("shim", &["runtime", "sys", "id"]),
     layer("runtime", &["sys", "id"]),

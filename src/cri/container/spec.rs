@@ -1,5 +1,8 @@
 //! From `ContainerConfig` to [`ContainerSpec`]: all checks, nothing touched.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::cdi;
 use crate::cri::{CallError, user_namespace, validate};
 use crate::lifecycle::signal;
@@ -28,6 +31,7 @@ pub(in crate::cri) fn from_config(
     let cdi_devices = cdi::requested(&names, &annotations)
         .map_err(|(place, why)| CallError::invalid(at(&place), why))?;
     let linux = config.linux.unwrap_or_default();
+    let (environment, environment_bytes) = environment(&at("envs"), config.envs)?;
     Ok(ContainerSpec {
         name: validate::name(&at("metadata.name"), metadata.name)?,
         attempt: metadata.attempt,
@@ -36,7 +40,8 @@ pub(in crate::cri) fn from_config(
         command: validate::words(&at("command"), config.command)?,
         args: validate::words(&at("args"), config.args)?,
         working_dir: validate::absolute_path_or_empty(&at("working_dir"), config.working_dir)?,
-        environment: environment(&at("envs"), config.envs)?,
+        environment,
+        environment_bytes,
         mounts: validate::bounded(&at("mounts"), config.mounts)?
             .into_iter()
             .enumerate()
@@ -71,25 +76,35 @@ fn image_name(field: &str, value: String) -> Result<String, CallError> {
     validate::words(field, vec![value]).map(|mut words| words.remove(0))
 }
 
-fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Vec<(String, String)>, CallError> {
+/// The environment; values that are no UTF-8 apart, in base64. Of two of a name the later counts.
+type Environment = (Vec<(String, String)>, Vec<(String, String)>);
+
+fn environment(field: &str, envs: Vec<v1::KeyValue>) -> Result<Environment, CallError> {
     let mut size = 0;
     let envs = validate::bounded(field, envs)?;
-    let mut environment = Vec::with_capacity(envs.len());
+    let (mut texts, mut bytes) = (Vec::with_capacity(envs.len()), Vec::new());
     for (index, env) in envs.into_iter().enumerate() {
-        let at = |why: &str| CallError::invalid(format!("{field}[{index}]"), why);
-        let value = String::from_utf8(env.value).map_err(|_| at("value is not UTF-8"))?;
-        if env.key.is_empty() || env.key.contains(['=', '\0']) || value.contains('\0') {
-            return Err(at(
-                "is not NAME=value: an empty name, an \"=\" in it, or a zero byte",
-            ));
+        let at = |why: String| CallError::invalid(format!("{field}[{index}]"), why);
+        if env.key.is_empty() || env.key.contains(['=', '\0']) || env.value.contains(&0) {
+            let why = "is not NAME=value: an empty name, an \"=\" in it, or a zero byte";
+            return Err(at(why.into()));
         }
-        size += env.key.len() + value.len();
+        let own = env.key.len() + 1 + env.value.len();
+        validate::word_length(own).map_err(at)?;
+        size += own;
         if size > 1024 * 1024 {
             return Err(CallError::invalid(field, "is larger than 1 MiB in all"));
         }
-        environment.push((env.key, value));
+        bytes.retain(|(key, _)| *key != env.key);
+        match String::from_utf8(env.value) {
+            Ok(value) => texts.push((env.key, value)),
+            Err(error) => {
+                texts.retain(|(key, _)| *key != env.key);
+                bytes.push((env.key, STANDARD.encode(error.as_bytes())));
+            }
+        }
     }
-    Ok(environment)
+    Ok((texts, bytes))
 }
 
 /// What a mount may be told beyond read-only (CRI 1.37, KEP-5855).

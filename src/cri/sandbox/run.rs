@@ -34,10 +34,14 @@ pub(in crate::cri) async fn run(
             why: format!("asks for what this node cannot do: {why}"),
         });
     }
-    if spec.users.is_some() && !spec.runtime_handler.is_empty() {
-        return Err(CallError::Unimplemented(
-            "a user namespace (userns_options mode POD) with a runtime handler",
-        ));
+    if spec.users.is_some()
+        && let Some(features) = front.info.handlers.told(&spec.runtime_handler).await
+        && !features.user_namespaces
+    {
+        return Err(CallError::Missing {
+            field: "config.linux.security_context.namespace_options.userns_options".into(),
+            why: no_users(&spec.runtime_handler, &features.version),
+        });
     }
     let joins = joins(&front, &spec);
     let id = front
@@ -55,6 +59,18 @@ pub(in crate::cri) async fn run(
     Ok(v1::RunPodSandboxResponse {
         pod_sandbox_id: id.into(),
     })
+}
+
+/// Why a handler's pods have no user namespaces.
+fn no_users(handler: &str, version: &str) -> String {
+    let version = match version {
+        "" => "of an unknown version",
+        version => version,
+    };
+    format!(
+        "asks for what runtime handler {handler:?} ({version}) does not say by `features` that it \
+         has: take a newer one, or say so with runtimes.{handler}.user_namespaces"
+    )
 }
 
 /// How a new pod is connected, as the back has found out.

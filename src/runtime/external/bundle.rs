@@ -2,20 +2,24 @@
 //! mount namespace has.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::fs::{self, File, Permissions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, RootBuilder, Spec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
 use super::super::error::{At, LaunchError, stage};
+use super::super::id_maps::{self, IdMaps};
 use super::super::image_volume;
-use super::super::mounts::{attach, is_directory};
+use super::super::mounts::{attach, bind_source, is_directory};
 use super::super::oci;
 use super::super::plan::{BUNDLE, ExternalRuntime, LaunchPlan};
-use super::super::rootfs::{OverlayInterface, Site};
+use super::super::rootfs::Site;
 use super::super::user::Account;
+use super::super::user_namespace::{Users, maps_of, root_of};
 use super::driver::as_errno;
 use crate::sys::mountinfo;
 use crate::sys::mounts::{MountAttributes, set_attributes};
@@ -23,8 +27,9 @@ use crate::sys::mounts::{MountAttributes, set_attributes};
 /// Older runtimes refuse a bundle of a newer version; this one has all that plans ask for.
 const OCI_VERSION: &str = "1.0.2";
 
-/// Where each image of the plan is mounted, by its number.
-pub(super) type Images = BTreeMap<usize, PathBuf>;
+/// Where the sources of mounts are that the runtime does not find by itself, by the mount's place
+/// in the plan.
+pub(super) type Sources = BTreeMap<usize, PathBuf>;
 
 /// Makes sure that what is mounted on `mount_point` from here on does not reach the node, and
 /// changes no other mount: volumes have to hear of the node's, and the node of theirs.
@@ -51,44 +56,66 @@ pub(super) fn keep_mounts_inside(mount_point: &Path) -> Result<(), LaunchError> 
     set_attributes(&mount, false, change).at(stage::ROOTFS, what)
 }
 
-/// Mounts the images that the container mounts, each below the bundle.
-pub(super) fn mount_images(
+/// Mounts, below the bundle, the images that the container mounts, and what has mapped owners. In
+/// a user namespace that is all that is bound: its root may not find the way to the node's paths.
+pub(super) fn mount_sources(
     plan: &LaunchPlan,
-    overlay: OverlayInterface,
-) -> Result<Images, LaunchError> {
-    let mut images = Images::new();
-    for mount in plan.spec.mounts().iter().flatten() {
-        let Some(number) = number_of(mount) else {
-            continue;
+    site: Site<'_>,
+    users: Option<&Users>,
+) -> Result<Sources, LaunchError> {
+    let mut id_maps = IdMaps::new(users);
+    let mut sources = Sources::new();
+    for (index, mount) in plan.spec.mounts().iter().flatten().enumerate() {
+        let (tree, at) = match number_of(mount) {
+            Some(number) => {
+                let at = format!("{} {}", stage::IMAGE_VOLUME, mount.destination().display());
+                let tree = open_image(plan, mount, number, (site, &mut id_maps));
+                let tree = tree.map_err(|error| LaunchError {
+                    stage: at.clone(),
+                    ..error
+                })?;
+                (Some(tree), at)
+            }
+            None => {
+                let at = format!("{} {}", stage::MOUNT, mount.destination().display());
+                (bind_source(mount, users.is_some(), &mut id_maps)?, at)
+            }
         };
-        let at = format!("{} {}", stage::IMAGE_VOLUME, mount.destination().display());
-        let placed = place_image(plan, number, overlay);
-        let placed = placed.map_err(|error| LaunchError { stage: at, ..error })?;
-        images.insert(number, placed);
+        if let Some(tree) = tree {
+            sources.insert(index, place(&tree, index, &at)?);
+        }
     }
-    Ok(images)
+    Ok(sources)
 }
 
-fn place_image(
+fn open_image(
     plan: &LaunchPlan,
+    mount: &Mount,
     number: usize,
-    overlay: OverlayInterface,
-) -> Result<PathBuf, LaunchError> {
+    (site, id_maps): (Site<'_>, &mut IdMaps<'_>),
+) -> Result<OwnedFd, LaunchError> {
     let none = || LaunchError::invalid("", format!("the plan has no image number {number}"));
     let image = plan.image_volumes.get(number).ok_or_else(none)?;
-    let tree = image_volume::open(image, Site::of_node(plan, overlay))?;
-    // The working directory is the bundle.
-    let place = Path::new(".").join(format!("image-{number}"));
-    let what = || format!("mount image number {number}");
-    let made = match is_directory(&tree).at("", what)? {
+    let users = match id_maps::of_mount(mount) {
+        Some(ids) => Some(id_maps.namespace(&ids, "")?),
+        None => site.users,
+    };
+    image_volume::open(image, Site { users, ..site })
+}
+
+/// Attaches a tree below the working directory, which is the bundle.
+fn place(tree: &OwnedFd, index: usize, at: &str) -> Result<PathBuf, LaunchError> {
+    let place = Path::new(".").join(format!("mount-{index}"));
+    let what = || format!("mount its source at {place:?}");
+    let made = match is_directory(tree).at(at, what)? {
         true => fs::create_dir_all(&place),
         false => File::create(&place).map(drop),
     };
-    made.map_err(as_errno).at("", what)?;
+    made.map_err(as_errno).at(at, what)?;
     let target = openat(CWD, &place, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-    let target = target.at("", what)?;
-    attach(tree.as_fd(), target.as_fd()).at("", what)?;
-    fs::canonicalize(&place).map_err(as_errno).at("", what)
+    let target = target.at(at, what)?;
+    attach(tree, target.as_fd()).at(at, what)?;
+    fs::canonicalize(&place).map_err(as_errno).at(at, what)
 }
 
 fn number_of(mount: &Mount) -> Option<usize> {
@@ -103,34 +130,60 @@ pub(super) fn write(
     plan: &LaunchPlan,
     runtime: &ExternalRuntime,
     account: &Account,
-    images: &Images,
+    sources: &Sources,
 ) -> Result<(), LaunchError> {
-    let what = || "write the bundle's config.json";
-    let spec = spec(plan, runtime, account, images);
-    let json = serde_json::to_vec(&spec);
-    let json = json.map_err(|error| LaunchError::invalid(stage::RUNTIME, error))?;
-    fs::write("config.json", json)
+    let spec = spec(plan, runtime, account, sources);
+    write_spec(Path::new("."), &spec, stage::RUNTIME)
+}
+
+/// Writes `config.json` into `bundle`, for the node's root and, where there is another, for that of
+/// the container, whose hooks read it: the environment in it is nobody else's business.
+fn write_spec(bundle: &Path, spec: &Spec, at: &str) -> Result<(), LaunchError> {
+    let json = serde_json::to_vec(spec).map_err(|error| LaunchError::invalid(at, error))?;
+    let path = bundle.join("config.json");
+    let root = maps_of(spec).and_then(|maps| root_of(&maps));
+    let written = || {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(&json)?;
+        if let Some((_, gid)) = root {
+            fchown(&file, None, Some(gid))?;
+            file.set_permissions(Permissions::from_mode(0o640))?;
+        }
+        Ok(())
+    };
+    written()
         .map_err(as_errno)
-        .at(stage::RUNTIME, what)
+        .at(at, || format!("write {path:?}"))
 }
 
 /// Writes `config.json` for the hooks of a container that we start ourselves: their programs look
 /// there for what it is.
 pub(in super::super) fn write_for_hooks(plan: &LaunchPlan) -> Result<(), LaunchError> {
     let bundle = plan.stdio.fifo_dir.join(BUNDLE);
-    let what = || format!("write the bundle {bundle:?}");
     let mut spec = oci::spec(plan, None);
     let root = RootBuilder::default().path(&plan.rootfs.mount_point);
     spec.set_root(root.build().ok());
-    let json = serde_json::to_vec(&spec);
-    let json = json.map_err(|error| LaunchError::invalid(stage::HOOK, error))?;
     fs::create_dir_all(&bundle)
-        .and_then(|()| fs::write(bundle.join("config.json"), json))
         .map_err(as_errno)
-        .at(stage::HOOK, what)
+        .at(stage::HOOK, || format!("make the bundle {bundle:?}"))?;
+    write_spec(&bundle, &spec, stage::HOOK)
 }
 
-fn spec(plan: &LaunchPlan, runtime: &ExternalRuntime, account: &Account, images: &Images) -> Spec {
+fn spec(
+    plan: &LaunchPlan,
+    runtime: &ExternalRuntime,
+    account: &Account,
+    sources: &Sources,
+) -> Spec {
     let mut spec = oci::spec(plan, Some(&account.identity));
     spec.set_version(OCI_VERSION.to_owned());
     let read_only = spec.root().as_ref().and_then(|root| root.readonly());
@@ -140,8 +193,9 @@ fn spec(plan: &LaunchPlan, runtime: &ExternalRuntime, account: &Account, images:
     spec.set_root(root.build().ok());
     let given = plan.spec.mounts().iter().flatten();
     let exported = spec.mounts().iter().flatten().cloned();
-    let mounts = given.zip(exported).map(|(given, exported)| {
-        let place = number_of(given).and_then(|number| images.get(&number));
+    let mounts = given.zip(exported).enumerate();
+    let mounts = mounts.map(|(index, (given, exported))| {
+        let place = sources.get(&index);
         place.map_or(exported, |place| bound(given, place))
     });
     spec.set_mounts(Some(mounts.collect()));
@@ -158,13 +212,17 @@ fn spec(plan: &LaunchPlan, runtime: &ExternalRuntime, account: &Account, images:
     spec
 }
 
-/// The mount of an image as the bind of where it is.
+/// A mount as the bind of where its source is, which has its owners as they are to be seen.
 fn bound(given: &Mount, place: &Path) -> Mount {
     let mut mount = given.clone();
     let mut options = mount.options().clone().unwrap_or_default();
-    options.push("rbind".to_owned());
+    if number_of(given).is_some() {
+        options.push("rbind".to_owned());
+    }
     mount.set_typ(Some("bind".to_owned()));
     mount.set_source(Some(place.to_owned()));
     mount.set_options(Some(options));
+    mount.set_uid_mappings(None);
+    mount.set_gid_mappings(None);
     mount
 }

@@ -16,6 +16,7 @@ use super::super::rootfs::{self, OverlayInterface, Site};
 use super::super::scratch::move_to;
 use super::super::spawn::{Born, reached};
 use super::super::user::Identity;
+use super::super::user_namespace::{self, Users};
 use super::bundle;
 use super::console::Console;
 use super::driver::{Driver, enter_cgroups};
@@ -51,16 +52,27 @@ fn create(
     born: &Born<'_>,
 ) -> Result<(), LaunchError> {
     let runtime = driver.runtime;
+    driver.refuse_bytes(&plan.environment_bytes)?;
     // 1. What a launch that was cut short has left.
     if runtime.root.join(&runtime.id).exists() {
         driver.delete()?;
     }
 
-    // 2. The rootfs, which nobody sees but us and the container.
+    // 2. The rootfs, which nobody sees but us and the container. Whose files are shown as whose is
+    //    done here, where the node's root can: not every runtime knows how.
     reached(stage::ROOTFS);
+    let users = Users::in_plan(&plan.spec)?;
+    let users = users.as_ref();
+    let site = Site {
+        users: users.map(Users::namespace),
+        ..Site::of_node(plan, overlay)
+    };
     bundle::keep_mounts_inside(&plan.rootfs.mount_point)?;
-    let images = bundle::mount_images(plan, overlay)?;
-    let tree = rootfs::assemble(&plan.rootfs, Site::of_node(plan, overlay))?;
+    let sources = bundle::mount_sources(plan, site, users)?;
+    if let Some(users) = users {
+        rootfs::give_upper(&plan.rootfs, users.root()?)?;
+    }
+    let tree = rootfs::assemble(&plan.rootfs, site)?;
     move_to(&tree, &plan.rootfs.mount_point)?;
     let root = Root::at(tree);
 
@@ -68,12 +80,19 @@ fn create(
     reached(stage::USER);
     let account = find_user(&root, &plan.user)?;
     drop(root);
-    bundle::write(plan, runtime, &account, &images)?;
+    let owner = match users {
+        Some(users) => Some(user_namespace::check(users.maps(), &account.identity)?),
+        None => None,
+    };
+    bundle::write(plan, runtime, &account, &sources)?;
 
     // 4. The streams become ours, and with that the runtime's.
     let console = match streams {
         Some(streams) => {
-            command::own_streams(&streams, account.identity.uid)?;
+            match owner {
+                Some(owner) => command::give_streams(&streams, owner)?,
+                None => command::own_streams(&streams, account.identity.uid)?,
+            }
             command::install_streams(streams)?;
             None
         }

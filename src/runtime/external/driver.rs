@@ -71,6 +71,19 @@ impl<'a> Driver<'a> {
         })
     }
 
+    /// Refuses an environment that the runtime could not be told.
+    pub(super) fn refuse_bytes(&self, environment: &[String]) -> Result<(), LaunchError> {
+        if environment.is_empty() {
+            return Ok(());
+        }
+        let name = &self.runtime.name;
+        let message = format!(
+            "the environment has values that are no UTF-8, which runtime {name:?} cannot be told: \
+             its specification is JSON"
+        );
+        Err(LaunchError::invalid(stage::PLAN, message))
+    }
+
     /// Until when the next call may take.
     pub(super) fn until(&self) -> Instant {
         let one = Duration::from_secs(self.runtime.timeout_s);

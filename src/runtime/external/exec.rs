@@ -22,6 +22,7 @@ use super::super::plan::{CgroupEntry, ExecPlan, ExternalRuntime};
 use super::super::root::Root;
 use super::super::spawn::{Born, reached};
 use super::super::user::Account;
+use super::super::user_namespace;
 use super::console::Console;
 use super::create::tell;
 use super::driver::{Driver, as_errno, end_children};
@@ -56,6 +57,7 @@ fn exec(
     born: &Born<'_>,
 ) -> Result<(), LaunchError> {
     let runtime = driver.runtime;
+    driver.refuse_bytes(&plan.environment_bytes)?;
     let account = account(target, plan)?;
     let own = getpid();
     let names = [format!("exec-{own}.json"), format!("exec-{own}.pid")];
@@ -69,7 +71,13 @@ fn exec(
         .at(stage::RUNTIME, || "write the process down")?;
     let console = match streams {
         Some(streams) => {
-            command::own_streams(&streams, account.identity.uid)?;
+            match &plan.users {
+                Some(maps) => {
+                    let owner = user_namespace::check(maps, &account.identity)?;
+                    command::give_streams(&streams, owner)?;
+                }
+                None => command::own_streams(&streams, account.identity.uid)?,
+            }
             command::install_streams(streams)?;
             None
         }

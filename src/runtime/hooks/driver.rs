@@ -128,17 +128,18 @@ fn attend(
             let said = |one: &PollFd<'_>| !one.revents().is_empty();
             (said(&both[0]), !asked && said(&both[1]))
         };
+        // Also before it is answered: whoever asks may have succeeded another, and has said so.
+        if channel_said || gate_said {
+            match launching.advance()? {
+                Progress::Started(started) => return Ok(started),
+                Progress::Waiting(waiting) => launching = waiting,
+            }
+        }
         if gate_said {
             asked = true;
             if matches!(rustix::io::read(gate, &mut [0_u8; 1]), Ok(1)) {
                 of_node(plan, launching.pid(), record)?;
                 rustix::io::write(gate, b"!").at(stage::HOOK, || "let the launch go on")?;
-            }
-        }
-        if channel_said {
-            match launching.advance()? {
-                Progress::Started(started) => return Ok(started),
-                Progress::Waiting(waiting) => launching = waiting,
             }
         }
     }

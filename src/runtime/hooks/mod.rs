@@ -83,7 +83,7 @@ pub struct Ran {
 /// In a container's directory: what its hooks had to say.
 pub const RECORD: &str = "hooks.json";
 
-/// Whether a hook of any stage before `poststop` is there.
+/// Whether there is a hook of any stage; also `poststop`, which needs the bundle to be there.
 pub(super) fn are_in(spec: &Spec) -> bool {
     let Some(hooks) = spec.hooks() else {
         return false;
@@ -94,9 +94,17 @@ pub(super) fn are_in(spec: &Spec) -> bool {
         hooks.create_container(),
         hooks.start_container(),
         hooks.poststart(),
+        hooks.poststop(),
     ];
     let mut stages = stages.into_iter().flatten();
     stages.any(|hooks| !hooks.is_empty())
+}
+
+/// Whether hooks run in the container's namespaces before it has its root.
+pub(super) fn are_for_new(spec: &Spec) -> bool {
+    let hooks = spec.hooks().as_ref();
+    let hooks = hooks.and_then(|hooks| hooks.create_container().as_deref());
+    hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
 /// The stage that the specification has given another name. It is still what operators write.

@@ -367,6 +367,27 @@ fn a_linked_mount_target_cannot_lead_out() {
     });
 }
 
+/// CVE-2019-19921, CVE-2023-27561: an image whose `/proc` is a link had what is to be masked and
+/// read-only there hidden somewhere else.
+#[test]
+fn cve_2019_19921_what_is_hidden_below_a_linked_proc_stays_hidden() {
+    alone(|| {
+        let image = Image::new();
+        fs::create_dir_all(image.layer("tmp/forged/sys")).expect("mkdir");
+        fs::write(image.layer("tmp/forged/keys"), "forged").expect("write");
+        let _ = fs::remove_dir(image.layer("proc"));
+        symlink("tmp/forged", image.layer("proc")).expect("symlink");
+        let script = "cat /proc/keys | wc -c; (: > /proc/sys/kernel/domainname) 2>/dev/null && \
+                      echo wrote; stat -f -c %T /proc/ /tmp/forged";
+        let mut plan = image.plan(&["sh", "-c", script]);
+        let linux = plan.spec.linux_mut().as_mut().expect("linux");
+        linux.set_masked_paths(Some(vec!["/proc/keys".into()]));
+        linux.set_readonly_paths(Some(vec!["/proc/sys".into()]));
+        let outcome = run(&plan);
+        assert_eq!(outcome.stdout, "0\nproc\nproc\n", "{outcome:?}");
+    });
+}
+
 #[test]
 fn the_nodes_tree_is_out_of_sight() {
     alone(|| {

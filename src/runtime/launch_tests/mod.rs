@@ -129,6 +129,7 @@ impl Image {
             rootfs: self.rootfs(),
             image_volumes: Vec::new(),
             user: PlanUser::default(),
+            environment_bytes: Vec::new(),
             cgroup: CgroupEntry::default(),
             stdio: Stdio {
                 fifo_dir: self.path("fifos"),
@@ -316,6 +317,7 @@ fn exec_plan(args: &[&str]) -> ExecPlan {
     ExecPlan {
         args: args.iter().map(ToString::to_string).collect(),
         env: vec!["PATH=/bin".to_owned()],
+        environment_bytes: Vec::new(),
         cwd: "/".to_owned(),
         user: PlanUser::default(),
         capabilities: vec!["CAP_CHOWN".to_owned()],

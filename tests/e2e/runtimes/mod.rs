@@ -4,6 +4,7 @@
 mod compare;
 mod hostile;
 mod recovery;
+mod users;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -35,7 +36,8 @@ fn configure(node: &Node) {
         fs::set_permissions(&crun, fs::Permissions::from_mode(0o755)).expect("its own file");
     }
     node.configure(&format!(
-        "[runtimes.runc]\npath = \"/usr/sbin/runc\"\n[runtimes.crun]\npath = {crun:?}\n"
+        "[runtimes.runc]\npath = \"/usr/sbin/runc\"\n[runtimes.crun]\npath = {crun:?}\n\
+         user_namespaces = true\n[runtimes.silent]\npath = {crun:?}\n"
     ));
 }
 
@@ -207,14 +209,18 @@ async fn status_names_the_handlers_and_an_unknown_one_is_refused() {
         .iter()
         .map(|handler| handler.name.as_str())
         .collect();
-    assert_eq!(names, ["", "crun", "runc"]);
-    let recursive = |name: &str| {
+    assert_eq!(names, ["", "crun", "runc", "silent"]);
+    let features = |name: &str| {
         let handler = handlers.iter().find(|handler| handler.name == name);
-        let features = handler.and_then(|handler| handler.features.as_ref());
-        features.expect("features").recursive_read_only_mounts
+        handler
+            .and_then(|handler| handler.features)
+            .expect("features")
     };
     // As `runc features` has it; Debian's crun knows no `features`.
+    let recursive = |name| features(name).recursive_read_only_mounts;
     assert!(recursive("runc") && !recursive("crun"));
+    let users = |name| features(name).user_namespaces;
+    assert!(users("") && users("runc") && users("crun") && !users("silent"));
     let message = RunPodSandboxRequest {
         config: Some(node.pod_config("unknown")),
         runtime_handler: "kata".into(),

@@ -4,7 +4,7 @@ use nix::sys::signal::Signal;
 
 use super::{RUNTIMES, start};
 use crate::support::log::contents;
-use crate::support::pod::{exited, shell};
+use crate::support::pod::{exited, labels, shell};
 use crate::support::{eventually, process};
 
 #[tokio::test]
@@ -69,4 +69,88 @@ async fn containers_of_other_runtimes_outlive_daemon_and_shim() {
         );
         assert!(ticks(log) > 0, "{handler}");
     }
+}
+
+#[tokio::test]
+async fn a_container_of_another_runtime_is_attached_to() {
+    let node = start().await;
+    for handler in RUNTIMES {
+        let pod = node.pod_of(handler, node.pod_config(handler)).await;
+        let mut config = shell(
+            "main",
+            "while read -r line; do echo got $line; done; exit 3",
+        );
+        (config.stdin, config.stdin_once) = (true, true);
+        let id = pod.run(&config).await;
+        let url = crate::streaming::attach::attach_url(&node, &id, true, false).await;
+        let ran = crate::support::streaming::run(&url, b"one\ntwo\n").await;
+        assert_eq!(ran.stdout, b"got one\ngot two\n", "{handler}");
+        assert_eq!(exited(&node.cri, &id).await.exit_code, 3, "{handler}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_gets_to_see_the_annotations_that_are_meant_for_it_alone() {
+    let mut node = crate::support::Node::prepare("");
+    node.configure(
+        "[runtimes.runc]\npath = \"/usr/sbin/runc\"\nannotations = [\"for.it/*\", \"exact\"]\n",
+    );
+    node.spawn();
+    node.answers().await;
+    let mut config = node.pod_config("annotated");
+    let of_pod = [("for.it/pod", "p"), ("for.it/both", "p"), ("other", "no")];
+    config.annotations = labels(&of_pod);
+    let pod = node.pod_of("runc", config).await;
+    let mut config = shell("main", "sleep 1000");
+    config.annotations = labels(&[("for.it/both", "c"), ("exact", "e"), ("exactly", "no")]);
+    let id = pod.run(&config).await;
+    let bundle = node
+        .names
+        .state()
+        .join("containers")
+        .join(&id)
+        .join("bundle");
+    let spec = std::fs::read(bundle.join("config.json")).expect("the bundle");
+    let spec: serde_json::Value = serde_json::from_slice(&spec).expect("JSON");
+    let seen: std::collections::BTreeMap<_, _> = spec["annotations"]
+        .as_object()
+        .expect("annotations")
+        .iter()
+        .filter(|(name, _)| !name.starts_with("io.quilt.rootfs."))
+        .collect();
+    let seen = serde_json::json!(seen);
+    let expected = serde_json::json!({"for.it/pod": "p", "for.it/both": "c", "exact": "e"});
+    assert_eq!(seen, expected);
+}
+
+#[tokio::test]
+async fn after_a_reboot_a_runtimes_containers_have_ended_and_it_forgets_them() {
+    let mut node = start().await;
+    let mut all = Vec::new();
+    for handler in RUNTIMES {
+        let pod = node.pod_of(handler, node.pod_config(handler)).await;
+        let id = pod.idle("main").await;
+        all.push((handler, pod.id, id));
+    }
+    node.kill();
+    crate::reboot::reboot(&mut node).await;
+    for (handler, pod, id) in &all {
+        let status = node.cri.status(id).await.expect("ContainerStatus");
+        let ended = (status.exit_code, status.reason.as_str());
+        assert_eq!(ended, (255, "Unknown"), "{handler}");
+        node.cri.remove_pod(pod).await.expect("RemovePodSandbox");
+        let known = node.names.state().join("runtimes").join(handler);
+        eventually("the runtime has forgotten it", || async {
+            let left = std::fs::read_dir(&known).expect("its root").count();
+            (left == 0).then_some(())
+        })
+        .await;
+        // And runs others.
+        let pod = node.pod_of(handler, node.pod_config(handler)).await;
+        let again = pod.run_to_end(&shell("again", "exit 4")).await;
+        assert_eq!(again.exit_code, 4, "{handler}");
+    }
+    // A node that starts anew has no cgroups; here those that stood for pods are left to the sweep.
+    node.kill();
+    node.restart().await;
 }

@@ -63,7 +63,7 @@ impl Attached {
     }
 }
 
-async fn attach_url(node: &Node, id: &str, stdin: bool, tty: bool) -> String {
+pub(crate) async fn attach_url(node: &Node, id: &str, stdin: bool, tty: bool) -> String {
     let message = v1::AttachRequest {
         container_id: id.into(),
         stdin,

@@ -1,7 +1,7 @@
 //! Sessions: exec, attach and port-forward, with crictl over both of its transports and with
 //! clients that misbehave.
 
-mod attach;
+pub(crate) mod attach;
 mod clients;
 mod exec;
 mod hostile;

@@ -137,6 +137,7 @@ impl Node {
             },
             image_volumes: Vec::new(),
             user: PlanUser::default(),
+            environment_bytes: Vec::new(),
             cgroup: CgroupEntry::default(),
             stdio: Stdio {
                 fifo_dir: containers.clone(),
@@ -249,6 +250,7 @@ fn exec_plan(script: &str) -> ExecPlan {
             .map(String::from)
             .to_vec(),
         env: Vec::new(),
+        environment_bytes: Vec::new(),
         cwd: "/".to_owned(),
         user: PlanUser::default(),
         capabilities: Vec::new(),

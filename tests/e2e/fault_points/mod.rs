@@ -7,6 +7,8 @@
 //! Failures are armed together, each to happen once. A point that a shared life did not come to
 //! gets one of its own, in which it must be reached: a point that nothing reaches proves nothing.
 
+mod apart;
+
 use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
@@ -20,7 +22,7 @@ use crate::support::cri::*;
 use crate::support::node::quiltd;
 use crate::support::pod::{container, namespaces, shell};
 use crate::support::wait::{BOUND, appears};
-use crate::support::{Cri, Node, process, registry};
+use crate::support::{Cri, Node, registry};
 
 /// The variable that names the file with the armed points.
 const FILE_VARIABLE: &str = "QUILT_FAULTS_FILE";
@@ -140,7 +142,12 @@ struct Walk {
 
 impl Walk {
     async fn begin(action: Action) -> Self {
-        let mut node = Node::prepare("");
+        Self::begin_with(action, "").await
+    }
+
+    /// With more of a configuration.
+    async fn begin_with(action: Action, extra: &str) -> Self {
+        let mut node = Node::prepare(extra);
         node.prepare_networks(2);
         let file = node.path("faults");
         std::fs::write(&file, "").expect("a file of the test");
@@ -543,56 +550,6 @@ async fn a_step_that_fails_for_good_or_waits_at_any_point_leaves_the_whole_or_no
     for action in [Action::Fail, Action::Delay] {
         for share in 0..SHARES {
             walk(action, share).await;
-        }
-    }
-}
-
-/// The shim is killed with the daemon, and one of two containers with it.
-async fn live_without_a_shim(action: Action, point: &str) {
-    let mut walk = Walk::begin(action).await;
-    let image = registry().image("busybox:latest");
-    let pod = walk.node.pod_config("shim");
-    walk.node.cri.pull(&image).await.expect("PullImage");
-    let id = walk.node.cri.run_pod(&pod).await.expect("RunPodSandbox");
-    let lives = walk.run(&id, &shell("lives", "sleep 1000"), &pod).await;
-    let dies = walk.run(&id, &shell("dies", "sleep 1000"), &pod).await;
-    let shims = walk.node.shims();
-    walk.node.kill();
-    for shim in shims {
-        process::signal(shim, Signal::SIGKILL);
-    }
-    let gone = process::in_cgroup_of(&walk.node.names, &dies);
-    process::signal(gone, Signal::SIGKILL);
-    appears(BOUND, || async {
-        (!process::is_running(gone)).then_some(())
-    })
-    .await
-    .expect("a killed process ends");
-    let text = action.arm(point);
-    walk.arm(text);
-    walk.node.spawn();
-    if let Some(status) = walk.node.answers_or_ends().await {
-        walk.check_death(status);
-        walk.disarm();
-        walk.node.restart().await;
-    }
-    let died = walk.call("the end of a container", async |cri| {
-        ended(&cri, &dies).await
-    });
-    assert_eq!(died.await, 255, "{point}: nobody saw how");
-    let status = walk.node.cri.status(&lives).await.expect("ContainerStatus");
-    assert_eq!(status.state(), ContainerState::ContainerRunning, "{point}");
-    assert!(walk.fired().contains(point), "{point} is never reached");
-    walk.go_down(&id, &dies, &lives, &image).await;
-    walk.nothing_is_left().await;
-    walk.end();
-}
-
-#[tokio::test]
-async fn taking_over_without_a_shim_may_be_cut_off_as_well() {
-    for point in ["shim.adopted", "shim.exit_lost"] {
-        for action in [Action::Abort, Action::Error] {
-            live_without_a_shim(action, point).await;
         }
     }
 }
