@@ -17,7 +17,7 @@ use crate::runtime::launch::{Identity, LaunchError, PodInitPlan};
 use crate::runtime::plan::ExecPlan;
 
 /// Spoken by both sides or not at all.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The longest message.
 pub const MESSAGE_MAX_BYTES: usize = 64 * 1024;
 /// The longest exec plan that goes inside a message; a longer one goes in a sealed memory file.
