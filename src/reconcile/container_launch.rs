@@ -1,6 +1,8 @@
 //! The launch of a container: cgroup, plan, process; and finding out, after a crash in between,
 //! how far it had come.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -337,7 +339,12 @@ fn make_source(host_path: &str) -> Result<(), ReconcileError> {
     }
 }
 
+/// The environment in it is nobody's business but root's.
 fn write_plan(plan: &LaunchPlan, path: &std::path::Path) -> Result<(), ReconcileError> {
     let json = serde_json::to_vec(plan).map_err(|error| ReconcileError::Plan(error.to_string()))?;
-    std::fs::write(path, json).map_err(ReconcileError::file("write", path))
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let opened = options.open(path);
+    let written = opened.and_then(|mut file| file.write_all(&json));
+    written.map_err(ReconcileError::file("write", path))
 }

@@ -4,7 +4,7 @@
 //! while one is being carried out fall together into the newest, and that is put in force, or not,
 //! as a whole.
 
-use rusqlite::params;
+use rusqlite::{Row, params};
 
 use super::error::corrupt;
 use super::event::Subject;
@@ -46,15 +46,46 @@ impl Update {
     }
 }
 
+/// What is known of the limits of a container or a pod.
+pub(super) struct Known {
+    in_force: Option<String>,
+    wanted: Option<String>,
+    /// How many updates have been wanted.
+    pub(super) asked: i64,
+    done: i64,
+}
+
+impl Known {
+    /// From four columns of a row, of which `first` is the first: limits in force and wanted,
+    /// updates wanted and done.
+    pub(super) fn read(row: &Row<'_>, first: usize) -> rusqlite::Result<Self> {
+        Ok(Self {
+            in_force: row.get(first)?,
+            wanted: row.get(first + 1)?,
+            asked: row.get(first + 2)?,
+            done: row.get(first + 3)?,
+        })
+    }
+
+    /// The wish that is still to come true, or else what is in force; `None` when there has been no
+    /// update. `columns` are the names of the first two.
+    pub(super) fn base(&self, columns: [&'static str; 2]) -> Result<Option<Resources>, StateError> {
+        let [in_force, wanted] = columns;
+        if self.asked > self.done
+            && let Some(wanted) = limits(self.wanted.as_deref(), wanted)?
+        {
+            return Ok(Some(wanted));
+        }
+        limits(self.in_force.as_deref(), in_force)
+    }
+}
+
 /// What the next wish builds on.
 struct Standing {
     desired: String,
     state: String,
     spec: String,
-    in_force: Option<String>,
-    wanted: Option<String>,
-    asked: i64,
-    done: i64,
+    known: Known,
 }
 
 impl DesiredWriter {
@@ -113,10 +144,7 @@ impl Tx {
                     desired: row.get(0)?,
                     state: row.get(1)?,
                     spec: row.get(2)?,
-                    in_force: row.get(3)?,
-                    wanted: row.get(4)?,
-                    asked: row.get(5)?,
-                    done: row.get(6)?,
+                    known: Known::read(row, 3)?,
                 })
             },
         )?;
@@ -147,7 +175,7 @@ impl Tx {
             params![id.as_str(), wanted],
         )?;
         self.enqueue(&ObjectKey::Container(id.clone())).await?;
-        Ok(standing.asked + 1)
+        Ok(standing.known.asked + 1)
     }
 
     async fn container_updated(
@@ -204,15 +232,11 @@ impl Tx {
 }
 
 impl Standing {
-    /// The wish that is still to come true, or else what is in force.
+    /// What the container was made with, when nobody has wanted others since.
     fn base(&self) -> Result<Resources, StateError> {
-        if self.asked > self.done
-            && let Some(wanted) = limits(self.wanted.as_deref(), "containers.wanted_resources")?
-        {
-            return Ok(wanted);
-        }
-        if let Some(in_force) = limits(self.in_force.as_deref(), "containers.resources")? {
-            return Ok(in_force);
+        let columns = ["containers.resources", "containers.wanted_resources"];
+        if let Some(base) = self.known.base(columns)? {
+            return Ok(base);
         }
         let spec: ContainerSpec =
             serde_json::from_str(&self.spec).map_err(corrupt("containers.spec"))?;

@@ -3,7 +3,7 @@
 
 use rusqlite::params;
 
-use super::container_update::limits;
+use super::container_update::Known;
 use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
@@ -19,10 +19,7 @@ use crate::lifecycle::spec::Resources;
 struct Standing {
     desired: String,
     state: String,
-    in_force: Option<String>,
-    wanted: Option<String>,
-    asked: i64,
-    done: i64,
+    known: Known,
 }
 
 impl Store {
@@ -100,10 +97,7 @@ impl Tx {
                 Ok(Standing {
                     desired: row.get(0)?,
                     state: row.get(1)?,
-                    in_force: row.get(2)?,
-                    wanted: row.get(3)?,
-                    asked: row.get(4)?,
-                    done: row.get(5)?,
+                    known: Known::read(row, 2)?,
                 })
             },
         )?;
@@ -121,7 +115,9 @@ impl Tx {
         if let Verdict::Refused(impossible) = admit_update(desired, state) {
             return Err(impossible.of(id).into());
         }
-        let wanted = standing.base()?.changed_by(change);
+        let columns = ["sandboxes.resources", "sandboxes.wanted_resources"];
+        let base = standing.known.base(columns)?.unwrap_or_default();
+        let wanted = base.changed_by(change);
         let wanted = serde_json::to_string(&wanted);
         let wanted = wanted.map_err(corrupt("sandboxes.wanted_resources"))?;
         self.run(
@@ -131,7 +127,7 @@ impl Tx {
             params![id.as_str(), wanted],
         )?;
         self.enqueue(&ObjectKey::Sandbox(id.clone())).await?;
-        Ok(standing.asked + 1)
+        Ok(standing.known.asked + 1)
     }
 
     async fn sandbox_updated(
@@ -157,18 +153,5 @@ impl Tx {
             .await?;
         self.touch(ObjectKey::Sandbox(id.clone()));
         Ok(())
-    }
-}
-
-impl Standing {
-    /// The wish that is still to come true, or else what is in force.
-    fn base(&self) -> Result<Resources, StateError> {
-        if self.asked > self.done
-            && let Some(wanted) = limits(self.wanted.as_deref(), "sandboxes.wanted_resources")?
-        {
-            return Ok(wanted);
-        }
-        let in_force = limits(self.in_force.as_deref(), "sandboxes.resources")?;
-        Ok(in_force.unwrap_or_default())
     }
 }

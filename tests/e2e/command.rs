@@ -131,3 +131,36 @@ async fn limits_are_the_operators_where_there_are_any() {
         "{lines:?}"
     );
 }
+
+#[tokio::test]
+async fn what_is_in_an_environment_can_be_read_on_the_node_by_root_alone() {
+    use std::os::unix::fs::MetadataExt;
+    let mut node = Node::prepare("[runtimes.runc]\npath = \"/usr/sbin/runc\"\n");
+    node.restart().await;
+    for handler in ["", "runc"] {
+        let pod = node.pod_of(handler, node.pod_config("secret")).await;
+        let mut config = shell("main", "sleep 1000");
+        config.envs = vec![variable("SECRET", "qlt-very-secret")];
+        let id = pod.run(&config).await;
+        let mut found = 0;
+        let mut ahead = vec![node.names.state().join("containers").join(&id)];
+        while let Some(directory) = ahead.pop() {
+            for entry in std::fs::read_dir(&directory)
+                .expect("a directory")
+                .flatten()
+            {
+                let (path, kind) = (entry.path(), entry.file_type().expect("a type"));
+                if kind.is_dir() {
+                    ahead.push(path);
+                } else if kind.is_file() {
+                    let text = std::fs::read(&path).expect("read");
+                    let holds = String::from_utf8_lossy(&text).contains("qlt-very-secret");
+                    let mode = entry.metadata().expect("there").mode();
+                    assert!(!holds || mode & 0o077 == 0, "{path:?}: {mode:o}");
+                    found += u32::from(holds);
+                }
+            }
+        }
+        assert!(found >= 2, "the plan and the record: {found}");
+    }
+}

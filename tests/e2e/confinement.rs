@@ -134,6 +134,31 @@ async fn a_privileged_container_has_what_the_node_has() {
 }
 
 #[tokio::test]
+async fn a_directory_of_devices_comes_with_all_that_is_in_it() {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let node = Node::start().await;
+    let pod = node.pod("directory").await;
+    let directory = node.path("volumes/devices");
+    fs::create_dir_all(directory.join("below")).expect("a directory of the test");
+    for (name, minor) in [("null", 3), ("below/zero", 5)] {
+        let path = directory.join(name);
+        mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, minor)).expect("a node of the test");
+    }
+    // What is no device is left out.
+    fs::write(directory.join("file"), "x").expect("a file of the test");
+    let script = "find /dev/many -type c | sort; find /dev/many -type f; \
+                  head -c 2 /dev/many/below/zero | wc -c";
+    let mut config = shell("main", script);
+    config.devices = vec![Device {
+        container_path: "/dev/many".into(),
+        host_path: directory.display().to_string(),
+        permissions: "r".into(),
+    }];
+    let expected = ["/dev/many/below/zero", "/dev/many/null", "2"];
+    assert_eq!(printed(&pod, &config).await, expected);
+}
+
+#[tokio::test]
 async fn a_command_has_the_filter_of_its_container_also_under_a_new_daemon() {
     let mut node = Node::start().await;
     let pod = node.pod("commands").await;

@@ -9,6 +9,7 @@ use rustix::process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid};
 use rustix::thread::ThreadNameSpaceType;
 
 use super::probe::{Need, Node, Probe, always, apart, there};
+use super::storage;
 use crate::confinement::lsm;
 use crate::sys::mounts::{MountAttributes, set_attributes};
 use crate::sys::pidfd_info::{PidfdExit, exit_status};
@@ -46,12 +47,13 @@ pub(super) const PROBES: &[Probe] = &[
     },
     Probe {
         name: "kernel.user_namespaces",
-        what: "user namespaces",
+        what: "user namespaces, with layers of mapped owners under --root",
         need: Need::Wanted,
         costs: "pods with hostUsers: false are refused",
-        mend: "a kernel with USER_NS, and the sysctl user.max_user_namespaces above 0",
+        mend: "Linux 5.19 with USER_NS, the sysctl user.max_user_namespaces above 0, ext4, xfs or \
+               btrfs under --root, and nothing mounted over parts of /proc",
         applies: always,
-        look: |_| child(ThreadNameSpaceType::USER, || 0),
+        look: storage::user_namespaces,
     },
     Probe {
         name: "kernel.openat2",

@@ -8,6 +8,7 @@ use rustix::fs::{statfs, statvfs};
 
 use super::probe::{Need, Node, Probe, always, passing_name, there, whole};
 use crate::config::SnapshotDriver;
+use crate::runtime::probe as trial;
 use crate::snapshot;
 
 /// `TMPFS_MAGIC` of `linux/magic.h`.
@@ -101,6 +102,27 @@ fn overlay(node: &Node) -> Result<String, String> {
     within(&node.root, |dir| {
         let mounted = snapshot::probe(dir).map_err(whole);
         there(mounted)
+    })
+}
+
+/// Does what the daemon does at its start to find out.
+pub(super) fn user_namespaces(node: &Node) -> Result<String, String> {
+    within(&node.root, |dir| {
+        let mount_point = dir.join("mount");
+        fs::create_dir(&mount_point).map_err(|error| error.to_string())?;
+        let overlays = match node.config.snapshot.driver {
+            SnapshotDriver::Native => false,
+            SnapshotDriver::Overlay => true,
+            SnapshotDriver::Auto => snapshot::probe(dir).is_ok(),
+        };
+        let ground = trial::Ground {
+            directory: &dir.join("ground"),
+            mount_point: &mount_point,
+            overlays,
+        };
+        trial::user_namespaces(ground)
+            .map(|()| String::new())
+            .map_err(|error| format!("cannot {error}"))
     })
 }
 

@@ -3,6 +3,8 @@
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilitiesBuilder, Process, ProcessBuilder, UserBuilder,
@@ -66,7 +68,16 @@ fn exec(
     let process = process.map_err(|error| LaunchError::invalid(stage::RUNTIME, error))?;
     let json = serde_json::to_vec(&process);
     let json = json.map_err(|error| LaunchError::invalid(stage::RUNTIME, error))?;
-    fs::write(process_file, json)
+    // One that was cut short may have had our number.
+    let _ = fs::remove_file(process_file);
+    let mut options = fs::File::options();
+    let opened = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(process_file);
+    opened
+        .and_then(|mut file| file.write_all(&json))
         .map_err(as_errno)
         .at(stage::RUNTIME, || "write the process down")?;
     let console = match streams {

@@ -230,7 +230,7 @@ fn bind_mounts_keep_to_their_flags() {
 }
 
 /// Runs the rest of a test in a mount namespace of its own, so that mounts of the node can be made.
-fn with_mounts(body: impl FnOnce()) {
+pub(super) fn with_mounts(body: impl FnOnce()) {
     let namespaces = rustix::thread::ThreadNameSpaceType::MOUNT;
     let child = crate::sys::clone::spawn(namespaces, None, |_| {
         crate::runtime::rootfs::isolate_propagation().expect("private");
@@ -248,7 +248,7 @@ fn with_mounts(body: impl FnOnce()) {
 }
 
 /// A directory with a tmpfs on it, shared, and another tmpfs below.
-fn nested_tmpfs(path: &Path) {
+pub(super) fn nested_tmpfs(path: &Path) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     fs::create_dir(path).expect("mkdir");
     mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).expect("mount");

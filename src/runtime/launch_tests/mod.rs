@@ -9,6 +9,7 @@ mod image_volumes;
 mod measure;
 mod pods;
 mod user_namespaces;
+mod volumes;
 
 use std::fs;
 use std::io::Read;

@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use rustix::thread::ThreadNameSpaceType;
 
+use super::files::{nested_tmpfs, with_mounts};
 use super::*;
 use crate::runtime::launch::{PodInitPlan, pod_init};
 use crate::sys::nsfd::owner_of;
@@ -173,6 +174,34 @@ fn volumes_are_the_containers_own_only_if_their_owners_are_mapped() {
             "the volume stays as it was on the disk"
         );
         assert_eq!(fs::read(&single).expect("read"), b"sm\n");
+    });
+}
+
+#[test]
+fn a_mapped_volume_can_be_read_only_with_all_that_is_below_it() {
+    alone(|| {
+        // Removed by the process that does not see what is mounted in it.
+        let (image, holder) = (Image::new(), holder());
+        with_mounts(|| {
+            let volume = image.path("volume");
+            nested_tmpfs(&volume);
+            for path in ["file", "sub/file"] {
+                fs::write(volume.join(path), "x").expect("write");
+            }
+            for (option, refused) in [("ro", 1), ("rro", 2)] {
+                let script = "echo x > /data/file; echo x > /data/sub/file; \
+                              stat -c %u /data/file /data/sub/file";
+                let mut plan = plan_in(&holder, &image, script);
+                add_mount(
+                    &mut plan,
+                    mapped(bind(&volume, "/data", &["rbind", option])),
+                );
+                let outcome = run(&plan);
+                let count = outcome.stderr.matches("Read-only file system").count();
+                assert_eq!(count, refused, "{option}: {outcome:?}");
+                assert_eq!(outcome.stdout, "0\n0\n", "{option}: {outcome:?}");
+            }
+        });
     });
 }
 
