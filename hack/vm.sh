@@ -107,9 +107,11 @@ jobs() {
         case $word in
         unit) echo "unit $bin/quilt $filter" ;;
         e2e) echo "e2e $bin/e2e $filter" ;;
-        critest) echo "critest hack/critest.sh ${filter:+focus }${filter:-vm}" ;;
+        critest) echo "critest hack/critest.sh ${filter:+focus }$(printf %q "${filter:-vm}")" ;;
         systemd) echo "systemd QUILT_CGROUPS=systemd $bin/e2e $filter" ;;
-        conform) echo "conform QUILT_CGROUPS=systemd hack/critest.sh ${filter:+focus }${filter:-vm}" ;;
+        conform)
+            echo "conform QUILT_CGROUPS=systemd hack/critest.sh ${filter:+focus }$(printf %q "${filter:-vm}")"
+            ;;
         run) echo "run $filter" ;;
         *) fail "unknown part $word: $words" ;;
         esac

@@ -433,6 +433,9 @@ impl Config {
         if let Err(error) = config.network.validate() {
             return Err(value("network", error.to_string()));
         }
+        if let Err(why) = config.cgroup.check_block_io() {
+            return Err(value("cgroup.block_io", why));
+        }
         if let Err(error) = config.cgroup.root() {
             return Err(value("cgroup.root", error.to_string()));
         }
@@ -530,6 +533,7 @@ mod tests {
         assert!(error("[cgroup]\nroot = \"../up\"\n").contains("cgroup.root"));
         assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
         assert!(error("[cgroup]\ndriver = \"cgroups\"\n").contains("driver"));
+        assert!(error("[cgroup.block_io.low]\nweight = 0\n").contains("cgroup.block_io: low"));
         let slice = error("[cgroup]\ndriver = \"systemd\"\nroot = \"/quilt\"\n");
         assert!(slice.contains("cgroup.root"), "{slice}");
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));

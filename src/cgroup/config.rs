@@ -1,7 +1,10 @@
 //! `[cgroup]` of the configuration.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
+use super::block_io::WEIGHTS;
 use super::error::CgroupError;
 use super::path::CgroupPath;
 
@@ -35,9 +38,37 @@ pub struct CgroupConfig {
     pub driver: Driver,
     /// Parent of the containers of sandboxes that name none; empty is the driver's own.
     pub root: String,
+    /// Classes of block I/O (`[cgroup.block_io.NAME]`).
+    pub block_io: BlockIoClasses,
+}
+
+/// Classes of block I/O, by name.
+pub type BlockIoClasses = BTreeMap<String, BlockIoClass>;
+
+/// A class of block I/O.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockIoClass {
+    /// Weight beside other containers', 1 to 1000; 100 is the normal one.
+    pub weight: u16,
 }
 
 impl CgroupConfig {
+    /// Checks the classes of block I/O.
+    ///
+    /// # Errors
+    /// Which one cannot be, and why.
+    pub fn check_block_io(&self) -> Result<(), String> {
+        let wrong = |(_, class): &(&String, &BlockIoClass)| !WEIGHTS.contains(&class.weight);
+        match self.block_io.iter().find(wrong) {
+            Some((name, class)) => Err(format!(
+                "{name}: weight {} is not between 1 and 1000",
+                class.weight
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// The parent of sandboxes that name none.
     ///
     /// # Errors
@@ -75,7 +106,12 @@ mod tests {
     fn the_root_is_of_the_drivers_kind() {
         let root = |driver, root: &str| {
             let root = root.to_owned();
-            let path = CgroupConfig { driver, root }.root();
+            let config = CgroupConfig {
+                driver,
+                root,
+                ..CgroupConfig::default()
+            };
+            let path = config.root();
             path.map(|path| path.to_string()).ok()
         };
         let (plain, systemd) = (Driver::Cgroupfs, Driver::Systemd);

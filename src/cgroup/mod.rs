@@ -7,6 +7,7 @@
 //! and no CRI, mounts nothing, and never touches the root of a hierarchy or a cgroup that it was
 //! not told of.
 
+mod block_io;
 mod config;
 mod create;
 mod devices;
@@ -26,7 +27,7 @@ mod stats;
 mod systemd;
 mod update;
 
-pub use config::{CgroupConfig, Driver};
+pub use config::{BlockIoClasses, CgroupConfig, Driver};
 pub use error::CgroupError;
 pub use layout::{Cgroups, Layout};
 pub use mark::IdCgroup;

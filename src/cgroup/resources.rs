@@ -1,12 +1,13 @@
 //! Limits, from the OCI runtime spec to the files of either cgroup version.
 //!
-//! Sets CPU, cpuset, memory, pids, huge page, device and unified (v2) limits. Block I/O,
-//! network and RDMA limits have no field in CRI and are not read.
+//! Sets CPU, cpuset, memory, pids, huge page, device and unified (v2) limits, and weights of block
+//! I/O. Other limits of block I/O, network and RDMA limits have no field in CRI and are not read.
 
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxCpu, LinuxResources};
 
+use super::block_io;
 use super::devices;
 use super::error::CgroupError;
 use super::file;
@@ -35,6 +36,9 @@ pub(super) fn validate(cgroups: &Cgroups, resources: &LinuxResources) -> Result<
     }
     if let Some(rules) = resources.devices() {
         devices::validate(rules)?;
+    }
+    if let Some(limits) = resources.block_io() {
+        block_io::validate(limits)?;
     }
     for limit in resources.hugepage_limits().iter().flatten() {
         let size = limit.page_size();
@@ -71,6 +75,9 @@ pub(super) fn apply(
         file::write(&dir, "pids.max", &value)?;
     }
     apply_hugetlb(cgroups, path, resources)?;
+    if let Some(limits) = resources.block_io() {
+        block_io::apply(cgroups, path, limits)?;
+    }
     if let Some(rules) = resources.devices() {
         devices::apply(cgroups, path, rules)?;
     }

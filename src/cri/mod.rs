@@ -21,6 +21,7 @@ mod usage;
 mod user_namespace;
 mod validate;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +62,8 @@ pub struct NodeInfo {
     pub cdi_directories: Vec<PathBuf>,
     /// Whether systemd makes the cgroups, and not we.
     pub systemd_cgroups: bool,
+    /// Classes of block I/O that containers may have.
+    pub block_io_classes: BTreeSet<String>,
 }
 
 /// What every call works with. Cheap to clone.

@@ -200,6 +200,7 @@ async fn start(
         plugins: PluginNetwork::new(&config.network, paths.marker()),
         paths: paths.clone(),
         cgroup_root: config.cgroup.root()?,
+        block_io: config.cgroup.block_io.clone(),
         boot_id: recovery::boot_id()?,
         image_records: tokio::sync::Notify::new(),
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
@@ -405,6 +406,7 @@ fn node_info(config: &Config, paths: &Paths, snapshots: Kind, tasks: &mut JoinSe
         user_namespaces: user_namespaces::probe(paths, snapshots == Kind::Overlay),
         cdi_directories: config.cdi.directories.clone(),
         systemd_cgroups: config.cgroup.driver == Driver::Systemd,
+        block_io_classes: config.cgroup.block_io.keys().cloned().collect(),
     }
 }
 

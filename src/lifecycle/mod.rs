@@ -5,6 +5,7 @@ pub mod address;
 pub mod allocation;
 pub mod attachment;
 pub mod bandwidth;
+pub mod block_io;
 pub mod capability;
 pub mod container;
 pub mod difference;

@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
-    Capabilities, Capability, LinuxBuilder, LinuxCapabilitiesBuilder, LinuxCpuBuilder,
-    LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimit, PosixRlimitBuilder,
-    PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
+    Capabilities, Capability, LinuxBlockIoBuilder, LinuxBuilder, LinuxCapabilitiesBuilder,
+    LinuxCpuBuilder, LinuxHugepageLimitBuilder, LinuxMemoryBuilder, LinuxNamespace,
+    LinuxNamespaceBuilder, LinuxNamespaceType, LinuxResources, LinuxResourcesBuilder, PosixRlimit,
+    PosixRlimitBuilder, PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder,
 };
 
 use super::container_confinement::Confinement;
 use super::devices::{self, Nodes};
 use super::mounts::{self, SandboxMounts};
 use super::{Back, ReconcileError, external, hooks, processes};
-use crate::lifecycle::capability;
 use crate::lifecycle::hook::Hook;
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::lifecycle::ulimit::Ulimit;
+use crate::lifecycle::{block_io, capability};
 use crate::runtime::plan::{
     CgroupEntry, ImageVolume, LaunchPlan, PlanUser, Rootfs, SeccompFilter, Stdio,
 };
@@ -145,12 +145,7 @@ fn runtime_spec(
             &parts.devices,
             sandbox.spec.users.is_some(),
         )?)
-        .resources(resources(
-            &spec.resources,
-            security.privileged,
-            &parts.devices,
-            &back.cgroups,
-        )?)
+        .resources(resources(back, container, sandbox, &parts.devices)?)
         .masked_paths(masked)
         .readonly_paths(readonly);
     if let Some(filter) = &parts.confinement.seccomp {
@@ -289,17 +284,31 @@ fn namespaces(
 }
 
 fn resources(
-    limits: &Resources,
-    privileged: bool,
+    back: &Back,
+    container: &Container,
+    sandbox: &Sandbox,
     devices: &Nodes,
-    cgroups: &crate::cgroup::Cgroups,
 ) -> Result<LinuxResources, OciSpecError> {
-    let mut resources = limits_of(limits, cgroups)?;
-    resources.set_devices(Some(devices::rules(privileged, devices)?));
+    let spec = &container.spec;
+    let mut resources = limits_of(&spec.resources, &back.cgroups)?;
+    let rules = devices::rules(spec.security.privileged, devices)?;
+    resources.set_devices(Some(rules));
+    let class = block_io::class_of(&spec.annotations, &sandbox.spec.annotations, &spec.name);
+    if let Some(name) = class {
+        let class = back.block_io.get(name).ok_or_else(|| {
+            OciSpecError::Other(format!(
+                "no class of block I/O {name:?} is configured any more"
+            ))
+        })?;
+        let weight = LinuxBlockIoBuilder::default()
+            .weight(class.weight)
+            .build()?;
+        resources.set_block_io(Some(weight));
+    }
     Ok(resources)
 }
 
-/// The limits alone, which may change while the container runs; devices do not.
+/// The limits alone, which may change while the container runs; devices and class do not.
 pub(super) fn limits_of(
     limits: &Resources,
     cgroups: &crate::cgroup::Cgroups,

@@ -54,7 +54,7 @@ pub mod worker;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cgroup::{CgroupPath, Cgroups};
+use crate::cgroup::{BlockIoClasses, CgroupPath, Cgroups};
 use crate::id::{ContainerId, SandboxId};
 use crate::image::ImageDriver;
 use crate::lifecycle::handler::Handlers;
@@ -101,6 +101,8 @@ pub struct Parts {
     pub paths: Paths,
     /// Under which cgroup a sandbox without a parent goes.
     pub cgroup_root: CgroupPath,
+    /// Classes of block I/O that containers may have.
+    pub block_io: BlockIoClasses,
     /// Which boot of the node this is.
     pub boot_id: String,
     /// Told when an image has come or gone, for its record.

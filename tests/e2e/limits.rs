@@ -187,6 +187,40 @@ async fn unified_entries_reach_their_files_or_are_refused() {
     }
 }
 
+#[tokio::test]
+async fn a_class_of_block_io_is_a_weight_and_an_unknown_one_is_refused() {
+    let mut node = Node::prepare("[cgroup.block_io.low]\nweight = 20\n");
+    node.spawn();
+    node.answers().await;
+    let mut config = node.pod_config("classes");
+    let pods = "blockio.resources.beta.kubernetes.io/pod";
+    config.annotations.insert(pods.into(), "low".into());
+    let pod = node.pod_from(config).await;
+    let mut config = shell("other", "true");
+    let own = "io.kubernetes.cri.blockio-class";
+    config.annotations.insert(own.into(), "high".into());
+    let unknown = node.cri.create(&pod.id, &config, &pod.config).await;
+    let unknown = unknown.expect_err("no such class");
+    assert_eq!(unknown.code(), tonic::Code::InvalidArgument);
+    assert!(unknown.message().contains("\"high\""), "{unknown}");
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.05; done";
+    let id = pod.create(&shell("main", script)).await;
+    match node.cri.start(&id).await {
+        Ok(()) => {
+            // The kernel keeps it for the schedulers that know weights.
+            let (v1, v2) = ("blkio.bfq.weight", ["io.bfq.weight", "io.weight"]);
+            let there = |name| cgroup::find(&node.names, &id, "blkio", v1, name);
+            let weights: Vec<_> = v2.iter().filter_map(|name| there(name)).collect();
+            assert!(!weights.is_empty(), "no file has a weight");
+            for weight in weights {
+                assert_eq!(weight.trim_start_matches("default "), "20");
+            }
+        }
+        // Without such a scheduler a class that is nothing is not taken for one.
+        Err(error) => assert!(error.message().contains("weights of block I/O"), "{error}"),
+    }
+}
+
 /// A shell that has lost a child for want of memory, and goes on until it is told to end.
 fn bereaved(bytes: i64) -> ContainerConfig {
     let script = "tail /dev/zero; echo lost; trap 'exit 7' TERM; while :; do sleep 0.05; done";

@@ -6,6 +6,7 @@ use crate::cdi;
 use crate::cri::call::Deadline;
 use crate::cri::{CallError, Front, sandbox, user_namespace, validate};
 use crate::id::{ContainerId, ObjectKey};
+use crate::lifecycle::block_io;
 use crate::lifecycle::container::State;
 use crate::lifecycle::process;
 use crate::lifecycle::spec::{ContainerSpec, NamespaceMode};
@@ -40,6 +41,7 @@ pub(in crate::cri) async fn create(
     })?;
     front.claim(Some(&sandbox));
     refuse_unlike(&spec, &sandbox)?;
+    check_block_io(&front, &spec, &sandbox)?;
     let twin = front
         .store
         .container_twin(&sandbox_id, &spec.name, spec.attempt);
@@ -80,6 +82,18 @@ pub(in crate::cri) async fn create(
         error => error.into(),
     })?;
     answer(&front, id, deadline).await
+}
+
+/// A class that is not configured would be no limit at all.
+fn check_block_io(front: &Front, spec: &ContainerSpec, sandbox: &Sandbox) -> Result<(), CallError> {
+    let class = block_io::class_of(&spec.annotations, &sandbox.spec.annotations, &spec.name);
+    match class.filter(|class| !front.info.block_io_classes.contains(*class)) {
+        Some(class) => {
+            let why = format!("no class of block I/O {class:?} is configured (cgroup.block_io)");
+            Err(CallError::invalid("config.annotations", why))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Finds the images among the mounts. Whoever asks for one has pulled it first.

@@ -64,6 +64,18 @@ pub(crate) fn tree(path: &Path) -> Vec<PathBuf> {
 /// A file of the container's cgroup: `v1` of the hierarchy with `controller` or `v2` of the unified
 /// one, whichever exists, without the line end.
 pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str) -> String {
+    let found = find(names, id, controller, v1, v2);
+    found.unwrap_or_else(|| panic!("no cgroup of {id} has {v1} or {v2}"))
+}
+
+/// [`read`] of a file that may not be there.
+pub(crate) fn find(
+    names: &Names,
+    id: &str,
+    controller: &str,
+    v1: &str,
+    v2: &str,
+) -> Option<String> {
     let below = names.cgroup_root.trim_start_matches('/');
     for hierarchy in hierarchies() {
         let file = match hierarchy.is_v2 {
@@ -77,10 +89,10 @@ pub(crate) fn read(names: &Names, id: &str, controller: &str, v1: &str, v2: &str
                 .is_some_and(|name| name.to_string_lossy().contains(id))
         });
         if let Some(text) = own.and_then(|dir| fs::read_to_string(dir.join(file)).ok()) {
-            return text.trim_end().to_owned();
+            return Some(text.trim_end().to_owned());
         }
     }
-    panic!("no cgroup of {id} has {v1} or {v2}");
+    None
 }
 
 /// Whether this controller, or what it counts, is the unified hierarchy's here.
