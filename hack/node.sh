@@ -46,6 +46,8 @@ node_start() {
     NODE_WORK=$(node_make_dir)
     NODE_DIR=$NODE_WORK/node
     NODE_CGROUP=${NODE_WORK##*/}
+    # In the name of a slice a dash means something.
+    [[ ${QUILT_CGROUPS:-cgroupfs} != systemd ]] || NODE_CGROUP=${NODE_CGROUP//-/}.slice
     NODE_SOCKET=$NODE_DIR/cri.sock
     mkdir -p "$NODE_DIR" "$NODE_WORK/registry"
     trap node_end EXIT
@@ -55,6 +57,7 @@ node_start() {
     cat >"$NODE_DIR/config.toml" <<TOML
 [cgroup]
 root = "/$NODE_CGROUP"
+driver = "${QUILT_CGROUPS:-cgroupfs}"
 
 [network]
 bridge = "quilt0"

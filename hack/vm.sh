@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Runs tests in a virtual machine: Debian's kernel, systemd, nothing but cgroup v2, AppArmor.
 #
-#   vm.sh [unit [FILTER]] [e2e [FILTER]] [critest [REGEX]] [run COMMAND]   all three, if nothing is said
+#   vm.sh [unit [FILTER]] [e2e [FILTER]] [critest [REGEX]] [systemd [FILTER]] [conform [REGEX]]
+#         [run COMMAND]
+#
+# All but the last, if nothing is said. `systemd` are end-to-end tests and `conform` is critest with
+# systemd to make the cgroups ([cgroup] driver).
 #
 # The machine has no network. Its root file system is made once, of Debian's packages, into
 # target/hack/vm, and is never written: what a run changes is thrown away. It sees this directory
@@ -93,19 +97,21 @@ programs() {
 
 # Writes the machine's jobs, a name and a command a line.
 jobs() {
-    local bin=$1 word filter
+    local bin=$1 word filter words="unit|e2e|critest|systemd|conform|run"
     shift
-    [[ $# -gt 0 ]] || set -- unit "" e2e "" critest ""
+    [[ $# -gt 0 ]] || set -- unit "" e2e "" critest "" systemd "" conform ""
     while [[ $# -gt 0 ]]; do
         word=$1 && shift
         filter=""
-        if [[ $# -gt 0 && ! $1 =~ ^(unit|e2e|critest|run)$ ]]; then filter=$1 && shift; fi
+        if [[ $# -gt 0 && ! $1 =~ ^($words)$ ]]; then filter=$1 && shift; fi
         case $word in
         unit) echo "unit $bin/quilt $filter" ;;
         e2e) echo "e2e $bin/e2e $filter" ;;
         critest) echo "critest hack/critest.sh ${filter:+focus }${filter:-vm}" ;;
+        systemd) echo "systemd QUILT_CGROUPS=systemd $bin/e2e $filter" ;;
+        conform) echo "conform QUILT_CGROUPS=systemd hack/critest.sh ${filter:+focus }${filter:-vm}" ;;
         run) echo "run $filter" ;;
-        *) fail "unknown part $word: unit, e2e, critest, run" ;;
+        *) fail "unknown part $word: $words" ;;
         esac
     done
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::cgroup::CgroupPath;
+use crate::cgroup::CgroupConfig;
 use crate::image::{ImageConfig, Limits, Policy, Proxies};
 use crate::lifecycle::handler::Handlers;
 use crate::lifecycle::hook::HooksConfig;
@@ -143,22 +143,6 @@ impl Default for CdiConfig {
         // As the specification has it, from what is installed to what is generated.
         Self {
             directories: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
-        }
-    }
-}
-
-/// `[cgroup]`
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct CgroupConfig {
-    /// Parent of the containers of sandboxes that name none.
-    pub root: String,
-}
-
-impl Default for CgroupConfig {
-    fn default() -> Self {
-        Self {
-            root: "/quilt".into(),
         }
     }
 }
@@ -449,13 +433,8 @@ impl Config {
         if let Err(error) = config.network.validate() {
             return Err(value("network", error.to_string()));
         }
-        match CgroupPath::parse(&config.cgroup.root) {
-            Err(error) => return Err(value("cgroup.root", error.to_string())),
-            Ok(root) if root.is_root() => {
-                let why = "must not be the root of the hierarchy".to_owned();
-                return Err(value("cgroup.root", why));
-            }
-            Ok(_) => {}
+        if let Err(error) = config.cgroup.root() {
+            return Err(value("cgroup.root", error.to_string()));
         }
         if config.cri.default_deadline_s == 0 {
             return Err(value("cri.default_deadline_s", "must not be 0".into()));
@@ -533,7 +512,9 @@ mod tests {
             Config::parse(Path::new("c"), "")
                 .expect("defaults")
                 .cgroup
-                .root,
+                .root()
+                .expect("a path")
+                .to_string(),
             "/quilt"
         );
     }
@@ -548,6 +529,9 @@ mod tests {
     fn an_impossible_value_is_named_with_its_key() {
         assert!(error("[cgroup]\nroot = \"../up\"\n").contains("cgroup.root"));
         assert!(error("[cgroup]\nroot = \"/\"\n").contains("cgroup.root"));
+        assert!(error("[cgroup]\ndriver = \"cgroups\"\n").contains("driver"));
+        let slice = error("[cgroup]\ndriver = \"systemd\"\nroot = \"/quilt\"\n");
+        assert!(slice.contains("cgroup.root"), "{slice}");
         assert!(error("[log]\nlevel = \"loud,,=\"\n").contains("log.level"));
         assert!(error("[network]\nmtu = 1\n").contains("mtu"));
         assert!(error("[metrics]\nlisten = \"localhost\"\n").contains("metrics.listen"));

@@ -13,11 +13,47 @@ use super::file;
 use super::layout::Cgroups;
 use super::path::CgroupPath;
 use super::resources;
+use super::systemd::Holder;
 
 /// v2 controllers that containers get.
 const V2_CONTROLLERS: [&str; 6] = ["cpu", "cpuset", "io", "memory", "hugetlb", "pids"];
 
 impl Cgroups {
+    /// Makes the cgroup of a pod or container, with its limits, ready for a process. Under the
+    /// systemd driver the process that comes back is to be kept until another has come in: an empty
+    /// scope is taken away.
+    ///
+    /// # Errors
+    ///
+    /// As [`Cgroups::ensure`]; [`CgroupError::Systemd`] when systemd does not make the scope, and
+    /// [`CgroupError::OtherDriver`] when nobody is to ask it.
+    pub fn prepare(
+        &self,
+        path: &CgroupPath,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Option<Holder>, CgroupError> {
+        let Some(units) = path.units() else {
+            self.ensure(path, resources)?;
+            return Ok(None);
+        };
+        let Some((systemd, unified)) = self.systemd.as_ref().zip(self.unified.as_ref()) else {
+            return Err(CgroupError::OtherDriver(path.to_string()));
+        };
+        if let Some(resources) = resources {
+            resources::validate(self, resources)?;
+        }
+        let holder = systemd.start_scope(&units)?;
+        // systemd has made it; anywhere else it would be found by nobody.
+        let dir = path.below(unified);
+        std::fs::metadata(&dir).map_err(CgroupError::file("find what systemd made,", &dir))?;
+        self.enable_controllers(unified, path)?;
+        if let Some(resources) = resources {
+            resources::apply(self, path, resources)?;
+        }
+        systemd.tell(&units.scope, &dir)?;
+        Ok(Some(holder))
+    }
+
     /// Creates a cgroup and those above it, in every hierarchy that containers join, and sets its
     /// limits. What exists is kept; limits are set again. Limits that are not given stay as they
     /// are.
@@ -35,6 +71,11 @@ impl Cgroups {
         require_not_root(path)?;
         if let Some(resources) = resources {
             resources::validate(self, resources)?;
+        }
+        if let Some((systemd, name)) = self.systemd.as_ref().zip(path.slice())
+            && !self.exists(path)
+        {
+            systemd.start_slice(name)?;
         }
         for hierarchy in &self.v1 {
             create_levels(&hierarchy.mount_point, path)?;
@@ -188,6 +229,7 @@ mod tests {
             unified: Some(root.path().to_owned()),
             unified_controllers: controllers.into(),
             v1: vec![],
+            systemd: None,
         };
         cgroups
             .ensure(&CgroupPath::parse("/a/b").unwrap(), None)

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::systemd::BusError;
+
 /// An error of the cgroup driver.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -66,6 +68,25 @@ pub enum CgroupError {
         /// What it says, cut short.
         text: String,
     },
+    /// systemd did not do what it was asked for.
+    #[error("{action} {unit}")]
+    Systemd {
+        /// What was being done, as in "start".
+        action: &'static str,
+        /// To which unit.
+        unit: String,
+        /// Why it failed.
+        #[source]
+        source: BusError,
+    },
+    /// The systemd driver, on a node with hierarchies of cgroup v1.
+    #[error(
+        "the systemd cgroup driver needs cgroup v2 alone; this node has hierarchies of cgroup v1"
+    )]
+    NotUnified,
+    /// A unit of systemd's is where the other driver is configured, or the other way round.
+    #[error("{0} is a systemd unit's, but this runtime's cgroup driver is cgroupfs")]
+    OtherDriver(String),
     /// There is a process in it, or below it.
     #[error("{} still has processes", .0.display())]
     StillPopulated(PathBuf),
@@ -108,6 +129,12 @@ impl CgroupError {
             }
             _ => false,
         }
+    }
+
+    /// Whether trying the same again may go better: what failed is the way to systemd.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Systemd { source, .. } if source.is_passing())
     }
 
     /// One error for a list, or none for an empty one.

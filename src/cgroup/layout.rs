@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::CgroupError;
 use super::path::CgroupPath;
+use super::systemd::Systemd;
 use crate::sys::mountinfo::{self, MountEntry};
 
 /// The v1 controllers that containers join. The others (`net_cls`, `net_prio`, `perf_event`,
@@ -43,6 +44,8 @@ pub struct Cgroups {
     /// Controllers that the v2 hierarchy has, in the kernel's order.
     pub(super) unified_controllers: Vec<String>,
     pub(super) v1: Vec<Hierarchy>,
+    /// Who makes cgroups in slices, under the systemd driver.
+    pub(super) systemd: Option<Systemd>,
 }
 
 impl Cgroups {
@@ -71,6 +74,7 @@ impl Cgroups {
             unified: None,
             unified_controllers: vec![],
             v1: vec![],
+            systemd: None,
         };
         for entry in table
             .iter()
@@ -109,6 +113,24 @@ impl Cgroups {
                 controllers,
             });
         }
+    }
+
+    /// The same with systemd to make the cgroups of pods in slices.
+    ///
+    /// # Errors
+    ///
+    /// [`CgroupError::NotUnified`] beside cgroup v1, which systemd has given up;
+    /// [`CgroupError::Systemd`] when it does not answer or is too old.
+    pub fn with_systemd(self, systemd: Systemd) -> Result<Self, CgroupError> {
+        if self.layout() != Layout::Unified {
+            return Err(CgroupError::NotUnified);
+        }
+        let version = systemd.version()?;
+        tracing::info!(version, "systemd makes the cgroups");
+        Ok(Self {
+            systemd: Some(systemd),
+            ..self
+        })
     }
 
     /// How the hierarchies are arranged.

@@ -2,7 +2,8 @@
 //!
 //! Clients choose the parents of our cgroups, and other runtimes name theirs by 64 hex digits as
 //! well. So each cgroup gets an extended attribute (`trusted.quilt`; xattr(7)) right after it was
-//! made. It stays with the cgroup whatever happens to the database, and ends with it.
+//! made. It stays with the cgroup whatever happens to the database, and ends with it. Of a scope it
+//! is on the slice that is its alone.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,7 +14,7 @@ use super::error::CgroupError;
 use super::layout::Cgroups;
 use super::path::CgroupPath;
 use super::remove::child_dirs;
-use crate::id::ID_LENGTH;
+use crate::lifecycle::slice;
 use crate::sys::xattr;
 
 /// The attribute.
@@ -21,7 +22,7 @@ const ATTRIBUTE: &[u8] = b"trusted.quilt";
 /// Directories looked at in one walk; a node has some thousand at most.
 const WALK_MAX: usize = 100_000;
 
-/// A cgroup whose name is 64 hex digits, as ids are.
+/// A cgroup that is named by an id: 64 hex digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdCgroup {
     /// Where it is.
@@ -40,7 +41,7 @@ impl Cgroups {
     ///
     /// When the kernel refuses.
     pub fn mark(&self, path: &CgroupPath, mark: &str) -> Result<(), CgroupError> {
-        let Some(dir) = self.all_dirs(path).into_iter().next() else {
+        let Some(dir) = self.all_dirs(&path.whole()).into_iter().next() else {
             return Ok(());
         };
         let set = File::open(&dir).and_then(|dir| xattr::set(dir, ATTRIBUTE, mark.as_bytes()));
@@ -77,7 +78,7 @@ impl Cgroups {
     }
 
     fn mark_of(&self, path: &CgroupPath) -> Result<Option<String>, CgroupError> {
-        let Some(dir) = self.all_dirs(path).into_iter().next() else {
+        let Some(dir) = self.all_dirs(&path.whole()).into_iter().next() else {
             return Ok(None);
         };
         match File::open(&dir).and_then(|dir| xattr::get(dir, ATTRIBUTE)) {
@@ -125,29 +126,28 @@ fn walk(
             }
             // A name that cannot be one of ours leads to none of ours.
             let name = child.file_name().and_then(|name| name.to_str());
-            let Some(path) = name.and_then(|name| path.join(name).ok()) else {
+            let Some(name) = name else { continue };
+            let (Ok(below), id) = (path.join(name), slice::id_of(name)) else {
                 continue;
             };
-            if name.is_some_and(is_id) {
-                found.insert(path);
-            } else {
-                open.push(path);
-            }
+            match id.and_then(|id| Some((path.member(&id).ok()?, id))) {
+                // One that stands for a process is named by the id alone, in a slice as well.
+                Some((_, id)) if name == id => found.insert(below),
+                Some((member, _)) if member.whole() == below => found.insert(member),
+                _ => {
+                    open.push(below);
+                    false
+                }
+            };
         }
     }
     Ok(())
 }
 
-fn is_id(name: &str) -> bool {
-    name.len() == ID_LENGTH
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ID_LENGTH;
 
     /// Removes what a test made, whether it passes or not.
     struct Made<'a>(&'a Cgroups, CgroupPath);

@@ -48,20 +48,27 @@ impl OomCounter {
 }
 
 impl Cgroups {
+    /// The file in which the kernel counts for a cgroup; `None` where memory has no controller.
+    #[must_use]
+    pub fn oom_counter(&self, path: &CgroupPath) -> Option<PathBuf> {
+        let v1 = self
+            .v1_dir("memory", path)
+            .map(|dir| dir.join("memory.oom_control"));
+        let v2 = || {
+            // Of a scope its slice counts, which is there when the scope has gone.
+            self.v2_dir("memory", &path.whole())
+                .map(|dir| dir.join("memory.events"))
+        };
+        v1.or_else(v2)
+    }
+
     /// Opens the counter of a cgroup; `None` where there is no memory controller.
     ///
     /// # Errors
     ///
     /// When the file cannot be opened.
     pub fn open_oom_counter(&self, path: &CgroupPath) -> Result<Option<OomCounter>, CgroupError> {
-        let v1 = self
-            .v1_dir("memory", path)
-            .map(|dir| dir.join("memory.oom_control"));
-        let v2 = || {
-            self.v2_dir("memory", path)
-                .map(|dir| dir.join("memory.events"))
-        };
-        let Some(path) = v1.or_else(v2) else {
+        let Some(path) = self.oom_counter(path) else {
             return Ok(None);
         };
         match File::open(&path) {
@@ -87,12 +94,22 @@ impl Cgroups {
     /// Where memory ran out for a cgroup in which the kernel has killed: at its own limit, at that
     /// of one above it, or on the node. v2 counts at each level the times when its limit left
     /// nothing to give (`memory.events.local`, Linux 5.2); v1 only those when it was reached, so
-    /// the lowest one that was counts.
+    /// the lowest one that was counts. `limit` is what it was given (bytes): a scope that is gone
+    /// no longer says so.
     ///
     /// # Errors
     ///
     /// When a file cannot be read.
-    pub fn exhausted(&self, path: &CgroupPath) -> Result<Exhausted, CgroupError> {
+    pub fn exhausted(&self, path: &CgroupPath, limit: u64) -> Result<Exhausted, CgroupError> {
+        if path.units().is_some()
+            && let Some(dir) = self.v2_dir("memory", &path.whole())
+        {
+            // Counted here is what happened below, where the limit was.
+            let events = file::read_if_present(&dir, "memory.events")?.unwrap_or_default();
+            if keyed(&events, "oom").unwrap_or(0) > 0 {
+                return Ok(Exhausted::OwnLimit(limit));
+            }
+        }
         let levels: Vec<CgroupPath> = path.levels().collect();
         for level in levels.iter().rev() {
             let Some(bytes) = self.limit_that_left_nothing(level)? else {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::error::CgroupError;
+use crate::lifecycle::slice::{self, Units};
 
 /// Longest path in bytes: `PATH_MAX` less room for the mount point and a file name.
 const MAX_PATH_BYTES: usize = 3500;
@@ -61,6 +62,53 @@ impl CgroupPath {
             });
         }
         Self::parse(&format!("{}/{name}", self.trimmed()))
+    }
+
+    /// Checks what a client or the configuration names as a parent: a path, or a systemd slice by
+    /// its name or its path.
+    ///
+    /// # Errors
+    ///
+    /// As [`CgroupPath::parse`], and for a slice that cannot be or does not lie there.
+    pub fn parse_parent(text: &str) -> Result<Self, CgroupError> {
+        let path = slice::parent(text).map_err(|reason| CgroupError::InvalidPath {
+            path: shorten(text),
+            reason,
+        })?;
+        Self::parse(&path)
+    }
+
+    /// The cgroup of a pod or container with this id, in this one. In a systemd slice it is that of
+    /// a scope ([`slice::member`]).
+    ///
+    /// # Errors
+    ///
+    /// As [`CgroupPath::parse`].
+    pub fn member(&self, id: &str) -> Result<Self, CgroupError> {
+        Self::parse(&slice::member(&self.trimmed(), id))
+    }
+
+    /// The systemd units behind [`CgroupPath::member`]'s.
+    #[must_use]
+    pub fn units(&self) -> Option<Units> {
+        slice::units(&self.trimmed())
+    }
+
+    /// The name of the systemd slice that this is, if it is one.
+    #[must_use]
+    pub fn slice(&self) -> Option<&str> {
+        let name = self.0.rsplit('/').next()?;
+        slice::is_slice(name).then_some(name)
+    }
+
+    /// The whole of what a pod or container has: of a scope its slice, which is there before it and
+    /// after it; of any other cgroup itself.
+    #[must_use]
+    pub fn whole(&self) -> Self {
+        match self.units() {
+            Some(_) => self.parent().unwrap_or_else(|| self.clone()),
+            None => self.clone(),
+        }
     }
 
     /// The cgroup above, or `None` for the root.

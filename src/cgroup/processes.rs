@@ -43,7 +43,7 @@ impl Cgroups {
     ///
     /// When the kernel's files cannot be read.
     pub fn is_populated(&self, path: &CgroupPath) -> Result<bool, CgroupError> {
-        if let Some(dir) = self.unified_dir(path) {
+        if let Some(dir) = self.unified_dir(&path.whole()) {
             return match read_or_gone(&dir, "cgroup.events")? {
                 Some(text) => Ok(keyed(&text, "populated") == Some(1)),
                 None => Ok(false),
@@ -79,7 +79,8 @@ impl Cgroups {
         timeout: Duration,
     ) -> Result<bool, CgroupError> {
         let deadline = Instant::now() + timeout;
-        let events = self.unified_dir(path).map(|dir| dir.join("cgroup.events"));
+        let events = self.unified_dir(&path.whole());
+        let events = events.map(|dir| dir.join("cgroup.events"));
         let Some(events) = events else {
             return self.poll_until_empty(path, deadline);
         };
@@ -129,7 +130,7 @@ impl Cgroups {
     /// [`CgroupError::InvalidPath`] for the root; otherwise what the kernel refused.
     pub fn kill(&self, path: &CgroupPath) -> Result<(), CgroupError> {
         require_not_root(path)?;
-        if let Some(dir) = self.unified_dir(path) {
+        if let Some(dir) = self.unified_dir(&path.whole()) {
             match file::write(&dir, "cgroup.kill", "1") {
                 Ok(()) => return Ok(()),
                 Err(error) if !error.is(libc::ENOENT) => return Err(error),

@@ -11,7 +11,8 @@ use super::path::CgroupPath;
 
 impl Cgroups {
     /// Removes a cgroup and all below it from every hierarchy, children first. Absence is success,
-    /// and one failure does not stop the rest.
+    /// and one failure does not stop the rest. What systemd has made for a pod or container it is
+    /// told to stop.
     ///
     /// # Errors
     ///
@@ -20,8 +21,20 @@ impl Cgroups {
     /// failed.
     pub fn remove(&self, path: &CgroupPath) -> Result<(), CgroupError> {
         require_not_root(path)?;
+        let units = path.units().map(|units| units.slice);
+        let unit = units.or_else(|| path.slice().map(str::to_owned));
+        if let Some((systemd, unit)) = self.systemd.as_ref().zip(unit)
+            && self.exists(path)
+        {
+            // It would kill what is in there, and wait for it.
+            if self.is_populated(path)? {
+                return Err(CgroupError::StillPopulated(PathBuf::from(path.to_string())));
+            }
+            systemd.stop(&unit)?;
+        }
+        let path = path.whole();
         let mut errors = Vec::new();
-        for dir in self.all_dirs(path) {
+        for dir in self.all_dirs(&path) {
             match remove_tree(&dir) {
                 Ok(()) => {}
                 Err(busy @ CgroupError::StillPopulated(_)) => errors.insert(0, busy),
@@ -66,10 +79,10 @@ impl Cgroups {
         Ok(())
     }
 
-    /// Whether the cgroup exists in any hierarchy.
+    /// Whether the cgroup, or what is left of it, exists in any hierarchy.
     #[must_use]
     pub fn exists(&self, path: &CgroupPath) -> bool {
-        self.all_dirs(path).iter().any(|dir| dir.is_dir())
+        self.all_dirs(&path.whole()).iter().any(|dir| dir.is_dir())
     }
 
     /// The names of a cgroup's children, in any hierarchy, in order. Absence is no children.

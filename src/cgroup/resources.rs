@@ -360,6 +360,7 @@ mod tests {
             unified,
             unified_controllers: names.into(),
             v1: vec![],
+            systemd: None,
         };
         (root, cgroups, CgroupPath::parse("/c").unwrap())
     }

@@ -13,6 +13,7 @@ use super::file;
 use super::layout::Cgroups;
 use super::path::CgroupPath;
 use super::resources;
+use super::systemd::Systemd;
 
 /// The files behind the limits of a container: v1 controller and file.
 const V1: [(&str, &str); 11] = [
@@ -45,7 +46,24 @@ const V2: [(&str, &str); 10] = [
 
 /// The limits that a cgroup had before a change.
 #[derive(Debug)]
-pub struct Before(Vec<Held>);
+pub struct Before {
+    held: Vec<Held>,
+    told: Option<Told>,
+}
+
+/// Who is told of the limits of a cgroup besides the kernel.
+#[derive(Debug)]
+struct Told {
+    systemd: Systemd,
+    unit: String,
+    dir: PathBuf,
+}
+
+impl Told {
+    fn tell(&self) -> Result<(), CgroupError> {
+        self.systemd.tell(&self.unit, &self.dir)
+    }
+}
 
 /// A file, and what it held.
 #[derive(Debug)]
@@ -65,13 +83,14 @@ impl Cgroups {
         resources::validate(self, resources)
     }
 
-    /// Changes the limits of a cgroup that exists. If the kernel refuses one of them, those that it
-    /// took before are put back.
+    /// Changes the limits of a cgroup that exists, and tells systemd if it is one of its. If the
+    /// kernel refuses one of them, or systemd, those that were set before are put back.
     ///
     /// # Errors
     ///
     /// As [`Cgroups::check`]; otherwise the file and value that the kernel refused: `EBUSY` for
-    /// less memory than is in use, `EINVAL` and `EACCES` for what the parent does not allow.
+    /// less memory than is in use, `EINVAL` and `EACCES` for what the parent does not allow; and
+    /// [`CgroupError::Systemd`].
     pub fn update(
         &self,
         path: &CgroupPath,
@@ -79,14 +98,27 @@ impl Cgroups {
     ) -> Result<Before, CgroupError> {
         require_not_root(path)?;
         resources::validate(self, resources)?;
-        let before = Before(self.held(path, resources)?);
-        match resources::apply(self, path, resources) {
+        let before = Before {
+            held: self.held(path, resources)?,
+            told: self.told(path),
+        };
+        let set = resources::apply(self, path, resources);
+        match set.and_then(|()| before.told.as_ref().map_or(Ok(()), Told::tell)) {
             Ok(()) => Ok(before),
             Err(error) => {
                 before.put_back();
                 Err(error)
             }
         }
+    }
+
+    fn told(&self, path: &CgroupPath) -> Option<Told> {
+        let scope = path.units().map(|units| units.scope);
+        Some(Told {
+            systemd: self.systemd.clone()?,
+            unit: scope.or_else(|| path.slice().map(str::to_owned))?,
+            dir: self.unified_dir(path)?,
+        })
     }
 
     /// What every file that may be written holds now.
@@ -129,7 +161,7 @@ impl Before {
     /// another: rounds go on as long as one is taken. What the kernel does not take is logged.
     pub fn put_back(&self) {
         let differs = |held: &&Held| is_other(&held.dir, held);
-        let mut left: Vec<&Held> = self.0.iter().filter(differs).collect();
+        let mut left: Vec<&Held> = self.held.iter().filter(differs).collect();
         loop {
             let before = left.len();
             left.retain(|held| write_lines(held).is_err() || is_other(&held.dir, held));
@@ -142,6 +174,16 @@ impl Before {
                 file = %held.dir.join(&held.name).display(),
                 value = held.value,
                 "cannot put a limit back"
+            );
+        }
+        if let Some(told) = &self.told
+            && let Err(error) = told.tell()
+        {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(
+                unit = told.unit,
+                error,
+                "systemd does not know of former limits"
             );
         }
     }
@@ -173,7 +215,10 @@ mod tests {
             let (dir, name, value) = (dir.path().to_owned(), name.into(), value.into());
             Held { dir, name, value }
         };
-        let before = Before(vec![held("cpuset.cpus", ""), held("cpu.max", "max 100000")]);
+        let before = Before {
+            held: vec![held("cpuset.cpus", ""), held("cpu.max", "max 100000")],
+            told: None,
+        };
         for name in ["cpuset.cpus", "cpu.max"] {
             std::fs::write(dir.path().join(name), "0").unwrap();
         }

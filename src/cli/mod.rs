@@ -53,6 +53,9 @@ enum Command {
     /// The node's one shim; the daemon starts it.
     #[command(hide = true)]
     Shim(StateDir),
+    /// A process in a cgroup of systemd's until a container's is; the daemon starts it.
+    #[command(hide = true)]
+    Hold,
     /// Say what the running daemon is.
     Info(Asking),
     /// Print the metrics page of the running daemon.
@@ -121,6 +124,10 @@ pub fn run() -> ExitCode {
         Command::Serve(serve) => serve::run(serve),
         Command::Shim(StateDir { state }) => {
             crate::shim::server::run(&state).map_err(anyhow::Error::from)
+        }
+        Command::Hold => {
+            crate::cgroup::hold();
+            Ok(())
         }
         Command::Info(asking) => link::block_on(info::run(&asking)),
         Command::Metrics(StateDir { state }) => link::block_on(metrics::run(&state)),

@@ -7,6 +7,7 @@ use super::call::Deadline;
 use super::pieces::pieces;
 use super::sandbox::stats::ready_pods;
 use super::{CallError, Front};
+use crate::lifecycle::slice;
 use crate::lifecycle::spec::Resources;
 use crate::lifecycle::usage::Interface;
 use crate::proto::cri as v1;
@@ -191,7 +192,7 @@ fn of_pod(front: &Front, pod: &Sandbox, members: &[Container]) -> v1::PodSandbox
 /// The values of [`LABELS`], for the container or pod with this id, name and image.
 fn labels(pod: &Sandbox, (id, name, image): (&str, &str, &str)) -> [String; 6] {
     let spec = &pod.spec;
-    let cgroup = format!("{}/{id}", spec.cgroup_parent.trim_end_matches('/'));
+    let cgroup = slice::member(&spec.cgroup_parent, id);
     let owned = [id, image, &spec.name, &spec.namespace, name].map(str::to_owned);
     let [id, image, pod, namespace, name] = owned;
     [cgroup, id, image, pod, namespace, name]

@@ -7,6 +7,7 @@ mod call;
 pub mod container;
 mod error;
 pub mod events;
+mod handlers;
 pub mod image;
 pub mod image_service;
 mod metrics;
@@ -20,7 +21,6 @@ mod usage;
 mod user_namespace;
 mod validate;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,13 +28,13 @@ use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::lifecycle::address::Pool;
-use crate::lifecycle::handler::Features;
 use crate::shim::client::ShimClient;
 use crate::state::{DesiredWriter, Store};
 use crate::streaming::Door;
 use crate::traces::Tracer;
 
 pub use error::CallError;
+pub use handlers::KnownHandlers;
 
 /// What the front knows of the node, decided at start.
 #[derive(Debug, Clone)]
@@ -51,14 +51,16 @@ pub struct NodeInfo {
     pub default_deadline: Duration,
     /// After how long a pod is withdrawn whose caller never came back; `None` is never.
     pub abandoned_after: Option<Duration>,
-    /// OCI runtimes beside our own, and what each can do.
-    pub handlers: BTreeMap<String, Features>,
+    /// OCI runtimes beside our own.
+    pub handlers: Arc<KnownHandlers>,
     /// Whether mounts can be made read-only with everything below them (kernel 5.12).
     pub recursive_read_only: bool,
     /// Whether pods can have user namespaces of their own, and why not.
     pub user_namespaces: Result<(), String>,
     /// Where CDI devices are described; later ones count more.
     pub cdi_directories: Vec<PathBuf>,
+    /// Whether systemd makes the cgroups, and not we.
+    pub systemd_cgroups: bool,
 }
 
 /// What every call works with. Cheap to clone.

@@ -94,8 +94,9 @@ fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
     };
     let others = front.info.handlers.iter();
     let others = others.map(|(name, features)| v1::RuntimeHandler {
-        name: name.clone(),
-        features: Some(v1::RuntimeHandlerFeatures {
+        name: name.to_owned(),
+        // Nothing, for as long as it has not said so: that it can do nothing may not be so.
+        features: features.map(|features| v1::RuntimeHandlerFeatures {
             recursive_read_only_mounts: features.recursive_read_only_mounts,
             user_namespaces: features.user_namespaces && front.info.user_namespaces.is_ok(),
         }),
@@ -105,13 +106,16 @@ fn handlers(front: &Front) -> Vec<v1::RuntimeHandler> {
 
 /// RuntimeConfig: the cgroup driver, which kubelet reads once.
 pub(super) async fn runtime_config(
-    _front: Front,
+    front: Front,
     _request: v1::RuntimeConfigRequest,
     _deadline: Deadline,
 ) -> Result<v1::RuntimeConfigResponse, CallError> {
     Ok(v1::RuntimeConfigResponse {
         linux: Some(v1::LinuxRuntimeConfiguration {
-            cgroup_driver: v1::CgroupDriver::Cgroupfs.into(),
+            cgroup_driver: match front.info.systemd_cgroups {
+                true => v1::CgroupDriver::Systemd.into(),
+                false => v1::CgroupDriver::Cgroupfs.into(),
+            },
         }),
     })
 }

@@ -1,6 +1,7 @@
 //! `quiltd serve`: builds the parts and joins them. The only file that names front and back.
 
 mod apparmor;
+mod cgroups;
 mod database;
 mod handlers;
 mod listen;
@@ -22,10 +23,10 @@ use tokio::task::JoinSet;
 use crate::admin::{
     AdminService, Check, CheckedDifference, ImageCheck, Import, MetricsPage, endpoint,
 };
-use crate::cgroup::{CgroupPath, Cgroups};
+use crate::cgroup::Driver;
 use crate::config::{Config, MetricsConfig};
 use crate::containerd::Reader;
-use crate::cri::{self, Front, NodeInfo, Signals};
+use crate::cri::{self, Front, KnownHandlers, NodeInfo, Signals};
 use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address;
@@ -183,6 +184,8 @@ async fn start(
     } = database::open(paths).await?;
     let (health, health_seen) = watch::channel(Report::default());
     let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
+    let executable = std::env::current_exe().context("cannot find this executable")?;
+    let hierarchies = cgroups::find(&config.cgroup, &executable).await?;
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
@@ -190,13 +193,13 @@ async fn start(
         observed,
         shim: shim_seen.clone(),
         processes,
-        cgroups: Cgroups::probe(Path::new("/sys/fs/cgroup"))?,
+        cgroups: hierarchies,
         images: ImageDriver::new(&paths.root, config.image.driver())?,
         snapshots,
         network: config.network.clone(),
         plugins: PluginNetwork::new(&config.network, paths.marker()),
         paths: paths.clone(),
-        cgroup_root: CgroupPath::parse(&config.cgroup.root)?,
+        cgroup_root: config.cgroup.root()?,
         boot_id: recovery::boot_id()?,
         image_records: tokio::sync::Notify::new(),
         image_rules: config.image.rules().map_err(anyhow::Error::msg)?,
@@ -207,11 +210,11 @@ async fn start(
         unused_layers: tokio::sync::Notify::new(),
         cdi_directories: config.cdi.directories.clone(),
     });
-    let executable = std::env::current_exe().context("cannot find this executable")?;
     if let Some(loss) = loss {
         database::rebuild(&back, &executable, &loss).await?;
     }
     recovery::prepare(&back).await?;
+    cgroups::keep_driver(&back, config.cgroup.driver).await?;
     let seen = plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
     let pins = back.image_rules.pins.clone();
@@ -237,7 +240,7 @@ async fn start(
         stopped: stopped.clone(),
         range_told: Arc::clone(&range_told),
     };
-    let info = node_info(config, paths, snapshots).await;
+    let info = node_info(config, paths, snapshots, tasks);
     let door = open_door(config, paths, &signals, tasks, store.metrics()).await?;
     let tracer = trace(config, tasks, stopped, store.metrics())?;
     let front = Front::new(store, desired, signals, info, (door, tracer));
@@ -385,9 +388,13 @@ fn make_directory(path: &Path) -> anyhow::Result<PathBuf> {
     std::fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))
 }
 
-async fn node_info(config: &Config, paths: &Paths, snapshots: Kind) -> NodeInfo {
+/// What the front is to know; what other runtimes can do it is told later.
+fn node_info(config: &Config, paths: &Paths, snapshots: Kind, tasks: &mut JoinSet<()>) -> NodeInfo {
+    let handlers = Arc::new(KnownHandlers::new(config.runtimes.keys()));
+    let asked = handlers::probe(config.runtimes.clone(), Arc::clone(&handlers));
+    tasks.spawn(asked);
     NodeInfo {
-        handlers: handlers::probe(&config.runtimes).await,
+        handlers,
         pool: prepared::pool(&config.network),
         image_root: paths.root.join("layers"),
         snapshot_root: paths.root.join("snapshots"),
@@ -397,6 +404,7 @@ async fn node_info(config: &Config, paths: &Paths, snapshots: Kind) -> NodeInfo 
         recursive_read_only: true,
         user_namespaces: user_namespaces::probe(paths, snapshots == Kind::Overlay),
         cdi_directories: config.cdi.directories.clone(),
+        systemd_cgroups: config.cgroup.driver == Driver::Systemd,
     }
 }
 

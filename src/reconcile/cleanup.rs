@@ -6,7 +6,7 @@ use super::{Back, ReconcileError, blocking, image, processes, sandbox, sandbox_f
 use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::ObjectKey;
-use crate::lifecycle::difference::cgroup_name;
+use crate::lifecycle::slice;
 use crate::network::{self, EgressPolicy};
 use crate::snapshot;
 use crate::state::cleanup::{CleanupTask, Resource};
@@ -46,10 +46,11 @@ pub(super) async fn reconcile(back: &Back, id: i64) -> Result<Outcome, Reconcile
         }
         Ok(true) => {
             if task.resource == Resource::Cgroup
+                && let Some(id) = slice::id_of(&task.path)
                 && let Ok(shim) = back.shim()
             {
                 // It held what ran there, and would hold the exit for ever.
-                shim.forget(cgroup_name(&task.path)).await?;
+                shim.forget(&id).await?;
             }
             back.store.progress().rests(&key);
             back.observed.cleanup_completed(id, task).await?;

@@ -106,8 +106,8 @@ pub(super) async fn cgroup_path(
     let Some(sandbox) = back.store.sandbox(&container.sandbox_id).await? else {
         return Ok(None);
     };
-    let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent)?;
-    Ok(Some(pod.join(container.id.as_str())?))
+    let parent = &sandbox.spec.cgroup_parent;
+    Ok(Some(back.member_cgroup(parent, container.id.as_str())?))
 }
 
 async fn prepare(back: &Back, container: &Container) -> Result<(), ReconcileError> {

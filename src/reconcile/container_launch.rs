@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 use super::container_plan::{self, Parts};
 use super::processes::{self, Handle};
 use super::{
-    Back, ReconcileError, blocking, cdi, container, container_confinement, devices, hooks,
-    image_volume, propagation, sampler, stand_in,
+    Back, ReconcileError, blocking, cdi, container, container_confinement, container_update,
+    devices, hooks, image_volume, propagation, sampler, stand_in,
 };
 use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
@@ -143,7 +143,8 @@ async fn start(
     let plan_path = back.paths.container(&container.id).join("plan.json");
     let (back_too, path_too, plan_path_too) = (back.clone(), path.clone(), plan_path.clone());
     let sources = container.spec.mounts.clone();
-    blocking(move || {
+    let asked = container.spec.resources.clone();
+    let (holder, limits) = blocking(move || {
         if may_be_dirty {
             // A shim that died in mid-launch may have left a process that nobody knows.
             if !processes::end_cgroup(&back_too.cgroups, &path_too)? {
@@ -151,21 +152,24 @@ async fn start(
             }
             fault::blocking_point("container.emptied")?;
         }
-        back_too.cgroups.ensure(&path_too, resources.as_ref())?;
+        let holder = back_too.cgroups.prepare(&path_too, resources.as_ref())?;
         back_too.cgroups.mark(&path_too, &back_too.paths.marker())?;
+        let limits = container_update::read_back(&back_too, &path_too, &asked);
         fault::blocking_point("container.cgroup")?;
         for mount in sources.iter().filter(|mount| mount.image.is_none()) {
             make_source(&mount.host_path)?;
         }
         propagation::check(&sources)?;
         fault::blocking_point("container.sources")?;
-        write_plan(&plan, &plan_path_too)
+        write_plan(&plan, &plan_path_too)?;
+        Ok((holder, limits))
     })
     .await?;
     fault::point("container.plan").await?;
     stages.enter("launch");
     let asked_at = now_ns();
     let launched = shim.launch(container.id.as_str(), &plan_path).await;
+    processes::let_go(holder).await?;
     if hooked {
         hooks::record(back, &container.id).await?;
     }
@@ -185,6 +189,7 @@ async fn start(
             gid: who.gid,
             groups: who.groups,
         }),
+        limits,
     };
     let handle = Handle {
         pidfd: launched.pidfd,
@@ -232,6 +237,13 @@ async fn resume(
         stages: vec![("found running", 0)],
     };
     super::recovery::hold(back, shim, &container.id, item.pid, item.start_time).await;
+    let limits = match container::cgroup_path(back, container).await? {
+        Some(path) => {
+            let (back, asked) = (back.clone(), container.spec.resources.clone());
+            blocking(move || Ok(container_update::read_back(&back, &path, &asked))).await?
+        }
+        None => None,
+    };
     let started = Started {
         pid: item.pid,
         start: item.start_time,
@@ -241,6 +253,7 @@ async fn resume(
             now
         },
         runs_as: None,
+        limits,
     };
     back.observed
         .container_running(container.id.clone(), started, done)

@@ -58,9 +58,7 @@ pub(super) fn build(
     sandbox: &Sandbox,
     parts: Parts,
 ) -> Result<LaunchPlan, ReconcileError> {
-    let cgroup = back
-        .pod_cgroup(&sandbox.spec.cgroup_parent)?
-        .join(container.id.as_str())?;
+    let cgroup = back.member_cgroup(&sandbox.spec.cgroup_parent, container.id.as_str())?;
     let (unified_dir, v1_tasks_files) = back.cgroups.entry(&cgroup);
     let spec = &container.spec;
     let security = &spec.security;
@@ -88,6 +86,7 @@ pub(super) fn build(
         cgroup: CgroupEntry {
             unified_dir,
             v1_tasks_files,
+            oom_counter: back.cgroups.oom_counter(&cgroup),
         },
         environment_bytes: spec.process.env_bytes.clone(),
         stdio: Stdio {

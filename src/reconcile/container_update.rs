@@ -4,9 +4,11 @@ use oci_spec::runtime::LinuxResources;
 
 use super::container_plan::limits_of;
 use super::{Back, ReconcileError, blocking, container, oom_score, records};
+use crate::cgroup::CgroupPath;
 use crate::fault;
 use crate::id::ObjectKey;
 use crate::lifecycle::container::State;
+use crate::lifecycle::limits;
 use crate::lifecycle::spec::Resources;
 use crate::state::container::Container;
 use crate::state::now_ns;
@@ -24,9 +26,9 @@ pub(super) async fn update(back: &Back, mut container: Container) -> Result<(), 
     let wanted = container.update.wanted.take().unwrap_or_default();
     let outcome = put_in_force(back, &mut container, &wanted).await;
     let (in_force, error) = match outcome {
-        Ok(()) => (Some(wanted), None),
+        Ok(held) => ((Some(wanted), held), None),
         Err(error) if error.is_passing() => return Err(error),
-        Err(error) => (None, Some(error.full_text())),
+        Err(error) => ((None, None), Some(error.full_text())),
     };
     if let Some(error) = &error {
         tracing::warn!(container = %container.id, error, "cannot change the limits");
@@ -44,6 +46,18 @@ pub(super) async fn update(back: &Back, mut container: Container) -> Result<(), 
         .container_updated(id, number, in_force, done)
         .await?;
     Ok(fault::point("container.updated").await?)
+}
+
+/// The limits that the kernel holds now, in the terms of those asked for; `None` when it does not
+/// tell.
+pub(super) fn read_back(back: &Back, path: &CgroupPath, asked: &Resources) -> Option<Resources> {
+    match back.cgroups.limits(path, asked) {
+        Ok(held) => Some(limits::in_force(asked, &held)),
+        Err(error) => {
+            tracing::warn!(cgroup = %path, %error, "cannot read the limits back");
+            None
+        }
+    }
 }
 
 /// Limits for a cgroup that is in use.
@@ -64,14 +78,14 @@ async fn put_in_force(
     back: &Back,
     container: &mut Container,
     wanted: &Resources,
-) -> Result<(), ReconcileError> {
+) -> Result<Option<Resources>, ReconcileError> {
     let limits = changed_limits(back, wanted)?;
     // What does not run yet is launched with them; what has ended has nothing to limit.
     let path = match container.state {
         State::Running => container::cgroup_path(back, container).await?,
         _ => None,
     };
-    let back_too = back.clone();
+    let (back_too, wanted_too) = (back.clone(), wanted.clone());
     let scores = (container.spec.resources.oom_score_adj, wanted.oom_score_adj);
     let before = blocking(move || {
         let Some(path) = path else {
@@ -80,7 +94,10 @@ async fn put_in_force(
         };
         let before = back_too.cgroups.update(&path, &limits)?;
         match oom_score::change(&back_too.cgroups, &path, scores) {
-            Ok(()) => Ok(Some((before, path))),
+            Ok(()) => {
+                let held = read_back(&back_too, &path, &wanted_too);
+                Ok(Some((before, path, held)))
+            }
             Err(error) => {
                 before.put_back();
                 Err(error)
@@ -91,7 +108,7 @@ async fn put_in_force(
     container.spec.resources = wanted.clone();
     match (write_record(back, container).await, before) {
         // It is not tried again, and so the client is told that the limits are as before.
-        (Err(error), Some((before, path))) if !error.is_passing() => {
+        (Err(error), Some((before, path, _))) if !error.is_passing() => {
             let cgroups = back.cgroups.clone();
             blocking(move || {
                 before.put_back();
@@ -102,7 +119,7 @@ async fn put_in_force(
             })
             .await
         }
-        (written, _) => written,
+        (written, before) => written.map(|()| before.and_then(|(_, _, held)| held)),
     }
 }
 

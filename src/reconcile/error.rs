@@ -139,6 +139,7 @@ impl ReconcileError {
             self,
             Self::State(_) | Self::NoShim | Self::StillEnding | Self::Panicked
         ) || matches!(self, Self::Shim(error) if error.is_passing())
+            || matches!(self, Self::Cgroup(error) if error.is_passing())
             || matches!(
                 self,
                 Self::Fault(fault)

@@ -193,7 +193,12 @@ impl Back {
         if parent.is_empty() {
             return Ok(self.cgroup_root.clone());
         }
-        Ok(CgroupPath::parse(parent)?)
+        Ok(CgroupPath::parse_parent(parent)?)
+    }
+
+    /// The cgroup of a pod or container with this id, below the parent that its pod has.
+    fn member_cgroup(&self, parent: &str, id: &str) -> Result<CgroupPath, ReconcileError> {
+        Ok(self.pod_cgroup(parent)?.member(id)?)
     }
 }
 

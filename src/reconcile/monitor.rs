@@ -92,13 +92,14 @@ async fn witness(back: Back, id: ContainerId, handle: Arc<Handle>) {
         Ok(PidfdExit::Status(status)) => {
             let code = code_of(status);
             let signal = Some(status & 0x7f).filter(|signal| *signal != 0);
+            let heard = ending::Seen {
+                code,
+                signal,
+                ..ending::Seen::default()
+            };
             let witness = match back.store.container(&id).await {
-                Ok(Some(known)) => seen_of(&back, &known, code, signal).await,
-                _ => ending::Seen {
-                    code,
-                    signal,
-                    ..ending::Seen::default()
-                },
+                Ok(Some(known)) => seen_of(&back, &known, heard).await,
+                _ => heard,
             };
             exit_by(&witness, now_ns())
         }
@@ -161,40 +162,50 @@ async fn ended(pidfd: &OwnedFd) -> std::io::Result<()> {
     registered.readable().await.map(drop)
 }
 
-/// What the kernel and the rows know of a container that has ended. Its cgroup stays until the exit
-/// is recorded, so what the kernel counts in it is there to be read.
-async fn seen_of(back: &Back, known: &Container, code: i32, signal: Option<i32>) -> ending::Seen {
+/// What the kernel and the rows know of a container that has ended, besides what was heard of it.
+/// We leave its cgroup until the exit is recorded, so what the kernel counts in it is there to be
+/// read.
+async fn seen_of(back: &Back, known: &Container, heard: ending::Seen) -> ending::Seen {
     let path = container::cgroup_path(back, known).await.ok().flatten();
     let (wanted, pod) = (known.desired, known.sandbox.0);
     let told = back.processes.get(&known.id);
     let told = told.and_then(|handle| handle.ooms_before_stop.get().copied());
     let stopped = wanted > Desired::Running || pod != sandbox::Desired::Ready;
     let witness = ending::Seen {
-        code,
-        signal,
         oom_kills_before_stop: told.or(known.ooms_before_stop).unwrap_or(0),
         stopped,
-        ..ending::Seen::default()
+        ..heard
     };
     match path {
-        Some(path) => of_cgroup(&back.cgroups, &path, witness),
+        Some(path) => {
+            let limit = known.spec.resources.memory_limit_bytes;
+            of_cgroup(&back.cgroups, (&path, limit), witness)
+        }
         None => witness,
     }
 }
 
-/// Adds what a cgroup tells.
+/// Adds what a cgroup tells that was given a limit of memory, bytes.
 pub(super) fn of_cgroup(
     cgroups: &Cgroups,
-    path: &CgroupPath,
+    (path, limit): (&CgroupPath, i64),
     witness: ending::Seen,
 ) -> ending::Seen {
-    let oom_kills = cgroups.oom_kills(path).unwrap_or(0);
+    // The shim has looked when it ended; since then somebody may have taken the cgroup away.
+    let oom_kills = cgroups.oom_kills(path).unwrap_or(0).max(witness.oom_kills);
     // Asked for only when there is something to explain.
     let failed = witness.code != 0;
-    let oom = failed && oom_kills > 0;
+    // One that is gone says nothing of where memory ran out.
+    let oom = failed && oom_kills > 0 && cgroups.exists(path);
     ending::Seen {
         oom_kills,
-        exhausted: oom.then(|| cgroups.exhausted(path).ok()).flatten(),
+        exhausted: oom
+            .then(|| {
+                cgroups
+                    .exhausted(path, u64::try_from(limit).unwrap_or(0))
+                    .ok()
+            })
+            .flatten(),
         oomd: failed && cgroups.killed_by_oomd(path),
         ..witness
     }
@@ -257,7 +268,13 @@ pub(super) async fn exited(
         && let Some(known) = back.store.container(&id).await?
         && may_live(known.state)
     {
-        let witness = seen_of(back, &known, record.code, record.signal).await;
+        let heard = ending::Seen {
+            code: record.code,
+            signal: record.signal,
+            oom_kills: record.oom_kills.unwrap_or(0),
+            ..ending::Seen::default()
+        };
+        let witness = seen_of(back, &known, heard).await;
         let exit = exit_of(&record, || witness);
         back.observed.container_exited(id.clone(), exit).await?;
         let lag = u64::try_from(now_ns() - record.at_ns).unwrap_or(0);

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::sync::mpsc;
 
-use super::ReconcileError;
-use crate::cgroup::{CgroupError, CgroupPath, Cgroups};
+use super::{ReconcileError, blocking};
+use crate::cgroup::{CgroupError, CgroupPath, Cgroups, Holder};
 use crate::id::ContainerId;
 
 /// What is held of a container while its process lives.
@@ -128,6 +128,15 @@ pub(super) fn start_time(pid: i32) -> Option<u64> {
     let state = fields.next()?;
     let start = fields.nth(18)?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(start)
+}
+
+/// Ends the process that has kept a scope until another came in, if there is one.
+pub(super) async fn let_go(holder: Option<Holder>) -> Result<(), ReconcileError> {
+    match holder {
+        // It is waited for.
+        Some(holder) => blocking(move || Ok(drop(holder))).await,
+        None => Ok(()),
+    }
 }
 
 /// One look at a cgroup that has to go: what is in it is killed, and an empty one is removed.

@@ -17,12 +17,12 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use super::records::Records;
-use super::{Back, ReconcileError, blocking, image, monitor, processes};
+use super::{Back, ReconcileError, blocking, container_update, image, monitor, processes};
 use crate::id::SandboxId;
 use crate::lifecycle::ending;
 use crate::lifecycle::record::{ContainerRecord, ImageRecord, SandboxRecord};
 use crate::lifecycle::sandbox;
-use crate::lifecycle::spec::{NamespaceMode, SandboxSpec, UserIds};
+use crate::lifecycle::spec::{NamespaceMode, Resources, SandboxSpec, UserIds};
 use crate::network;
 use crate::shim::client::{Launched, ShimClient, ShimEvent};
 use crate::shim::protocol::{ExitRecord, HeldProcess, LOST_EXIT_CODE};
@@ -269,6 +269,7 @@ fn life(
                 gid: who.gid,
                 groups: who.groups.clone(),
             }),
+            limits: limits_of(back, record, sandbox),
         }),
         (_, None, None) => match first_process(back, record, sandbox) {
             Some((pid, start)) => Life::Running(Started {
@@ -276,10 +277,18 @@ fn life(
                 start,
                 at: began.unwrap_or(record.created_at),
                 runs_as: None,
+                limits: limits_of(back, record, sandbox),
             }),
             None => Life::Exited(unknown(), began),
         },
     }
+}
+
+/// The limits that the kernel holds for a container that runs.
+fn limits_of(back: &Back, record: &ContainerRecord, sandbox: &SandboxRecord) -> Option<Resources> {
+    let parent = &sandbox.spec.cgroup_parent;
+    let path = back.member_cgroup(parent, record.id.as_str()).ok()?;
+    container_update::read_back(back, &path, &record.spec.resources)
 }
 
 /// The first process of a container that no shim holds: of those in its cgroup the oldest.
@@ -288,8 +297,8 @@ fn first_process(
     record: &ContainerRecord,
     sandbox: &SandboxRecord,
 ) -> Option<(i32, u64)> {
-    let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent).ok()?;
-    let path = pod.join(record.id.as_str()).ok()?;
+    let parent = &sandbox.spec.cgroup_parent;
+    let path = back.member_cgroup(parent, record.id.as_str()).ok()?;
     let inside = back.cgroups.list_processes(&path).ok()?;
     let started = inside
         .into_iter()
@@ -303,19 +312,21 @@ fn how_it_ended(
     sandbox: &SandboxRecord,
     exit: &ExitRecord,
 ) -> Exit {
-    let pod = back.pod_cgroup(&sandbox.spec.cgroup_parent);
-    let path = pod.ok().and_then(|pod| pod.join(record.id.as_str()).ok());
+    let parent = &sandbox.spec.cgroup_parent;
+    let path = back.member_cgroup(parent, record.id.as_str()).ok();
+    let limit = record.spec.resources.memory_limit_bytes;
     monitor::exit_of(exit, || {
         let seen = ending::Seen {
             code: exit.code,
             signal: exit.signal,
+            oom_kills: exit.oom_kills.unwrap_or(0),
             // Whether it was told to end the lost database alone knew.
             stopped: true,
             ..ending::Seen::default()
         };
         // A cgroup that is gone no longer tells; then it was some error.
         match &path {
-            Some(path) => monitor::of_cgroup(&back.cgroups, path, seen),
+            Some(path) => monitor::of_cgroup(&back.cgroups, (path, limit), seen),
             None => seen,
         }
     })

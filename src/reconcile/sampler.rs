@@ -55,6 +55,7 @@ async fn round(back: &Back) -> Result<(), ReconcileError> {
             let members: Vec<&Container> = members.collect();
             sample_pod(&back, pod, &members);
         }
+        back.store.samples().been_through();
         Ok(())
     })
     .await
@@ -117,7 +118,7 @@ fn sample_pod(back: &Back, pod: &Sandbox, members: &[&Container]) {
         Err(error) => return unreadable(&error),
     };
     for member in members {
-        match parent.join(member.id.as_str()) {
+        match parent.member(member.id.as_str()) {
             Ok(path) => sample_container(back, member, &path),
             Err(error) => unreadable(&error),
         }

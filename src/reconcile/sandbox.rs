@@ -431,13 +431,12 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
         return Ok(());
     }
     let shim = back.shim()?;
-    let path = back
-        .pod_cgroup(&sandbox.spec.cgroup_parent)?
-        .join(id.as_str())?;
+    let path = back.member_cgroup(&sandbox.spec.cgroup_parent, id.as_str())?;
     let (back_too, path_too) = (back.clone(), path.clone());
-    blocking(move || {
-        back_too.cgroups.ensure(&path_too, None)?;
-        Ok(back_too.cgroups.mark(&path_too, &back_too.paths.marker())?)
+    let holder = blocking(move || {
+        let holder = back_too.cgroups.prepare(&path_too, None)?;
+        back_too.cgroups.mark(&path_too, &back_too.paths.marker())?;
+        Ok(holder)
     })
     .await?;
     fault::point("sandbox.init_cgroup").await?;
@@ -446,12 +445,15 @@ async fn start_init(back: &Back, sandbox: &Sandbox) -> Result<(), ReconcileError
     let plan = PodInitPlan {
         namespaces: pinned(&dir),
         cgroup: CgroupEntry {
+            oom_counter: None,
             unified_dir,
             v1_tasks_files,
         },
         user: sandbox.spec.users.as_ref().map(|_| dir.join("user")),
     };
-    let launched = shim.pod_init(id.as_str(), plan).await?;
+    let launched = shim.pod_init(id.as_str(), plan).await;
+    super::processes::let_go(holder).await?;
+    let launched = launched?;
     fault::point("sandbox.init_launched").await?;
     back.observed
         .sandbox_init(id.clone(), launched.pid, launched.start_time)
@@ -504,9 +506,7 @@ async fn end_init(back: &Back, sandbox: &Sandbox) -> Result<bool, ReconcileError
     if sandbox.spec.pid != NamespaceMode::Pod {
         return Ok(true);
     }
-    let path = back
-        .pod_cgroup(&sandbox.spec.cgroup_parent)?
-        .join(sandbox.id.as_str())?;
+    let path = back.member_cgroup(&sandbox.spec.cgroup_parent, sandbox.id.as_str())?;
     let back_too = back.clone();
     if !blocking(move || super::processes::end_cgroup(&back_too.cgroups, &path)).await? {
         return Ok(false);

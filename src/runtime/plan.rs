@@ -142,6 +142,10 @@ pub struct CgroupEntry {
     /// Files of cgroup v1 hierarchies into which the process writes `0` itself (`…/tasks`: writing
     /// one's own single thread avoids the kernel's thread-group lock).
     pub v1_tasks_files: Vec<PathBuf>,
+    /// The file in which the kernel counts what it kills there for want of memory
+    /// (`memory.events`, `memory.oom_control`). Read, and not entered.
+    #[serde(default)]
+    pub oom_counter: Option<PathBuf>,
 }
 
 /// Standard streams of a container.

@@ -51,6 +51,8 @@ pub struct ExitStatus {
     pub lost: bool,
     /// As in [`ExitRecord`].
     pub at_ns: i64,
+    /// As in [`ExitRecord`].
+    pub oom_kills: Option<u64>,
 }
 
 /// The journal and what of it is not acknowledged.
@@ -121,6 +123,7 @@ impl Journal {
             signal,
             lost,
             at_ns,
+            oom_kills,
         } = status;
         let id = id.clone();
         let record = ExitRecord {
@@ -131,6 +134,7 @@ impl Journal {
             signal,
             lost,
             at_ns,
+            oom_kills,
         };
         self.next += 1;
         self.waiting.insert(record.sequence, record.clone());
@@ -318,6 +322,7 @@ mod tests {
             signal: None,
             lost: false,
             at_ns: 1,
+            oom_kills: None,
         }
     }
 
@@ -409,7 +414,7 @@ mod tests {
             for sequence in 5..9 {
                 let record = ExitRecord {
                     sequence, id: id(sequence), kind: ProcessKind::PodInit, code: 1, signal: None,
-                    lost: true, at_ns: 3,
+                    lost: true, at_ns: 3, oom_kills: Some(1),
                 };
                 text.extend_from_slice(&exit_line(&record));
                 waiting.insert(sequence, record);

@@ -366,6 +366,10 @@ pub struct ExitRecord {
     pub lost: bool,
     /// When it was reaped, nanoseconds since 1970, UTC.
     pub at_ns: i64,
+    /// What the kernel had killed in its cgroup for want of memory, if that was counted and could
+    /// still be read when it was reaped.
+    #[serde(default)]
+    pub oom_kills: Option<u64>,
 }
 
 /// Why a request was not done.
@@ -472,6 +476,7 @@ mod tests {
             signal: Some(i32::MIN),
             lost: false,
             at_ns: i64::MIN,
+            oom_kills: Some(u64::MAX),
         };
         let held = HeldProcess {
             id,

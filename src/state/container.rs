@@ -14,7 +14,7 @@ use crate::lifecycle::Verdict;
 use crate::lifecycle::container::{Desired, State, admit, is_lost_start, may_live};
 use crate::lifecycle::event::Stopper;
 use crate::lifecycle::sandbox::{Desired as SandboxDesired, State as SandboxState};
-use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, UserIds};
+use crate::lifecycle::spec::{ContainerSpec, NamespaceMode, Resources, UserIds};
 
 /// A container as the database knows it.
 #[derive(Debug, Clone)]
@@ -53,6 +53,8 @@ pub struct Container {
     pub signalled_at: Option<i64>,
     /// Processes of it that the kernel had killed for want of memory by then.
     pub ooms_before_stop: Option<u64>,
+    /// The limits that the kernel held when they were last set.
+    pub held: Option<Resources>,
     /// Whether its cgroup is gone.
     pub released: bool,
     /// Updates of its limits.
@@ -95,6 +97,7 @@ struct Row {
     lost_log_lines: i64,
     lost_log_bytes: i64,
     ooms_before_stop: Option<i64>,
+    held_resources: Option<String>,
 }
 
 const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_at, c.desired,
@@ -104,7 +107,7 @@ const SELECT: &str = "SELECT c.id, c.sandbox_id, c.image_id, c.spec, c.created_a
      coalesce(json_extract(s.spec, '$.log_directory'), '') AS log_directory,
      s.desired AS sandbox_desired, s.state AS sandbox_state,
      c.resources, c.wanted_resources, c.updates_wanted, c.updates_done, c.update_error,
-     c.lost_log_lines, c.lost_log_bytes, c.ooms_before_stop
+     c.lost_log_lines, c.lost_log_bytes, c.ooms_before_stop, c.held_resources
      FROM containers c JOIN sandboxes s ON s.id = c.sandbox_id";
 
 /// The container that a retry of its creation means.
@@ -143,6 +146,7 @@ impl Row {
             lost_log_lines: row.get(26)?,
             lost_log_bytes: row.get(27)?,
             ooms_before_stop: row.get(28)?,
+            held_resources: row.get(29)?,
         })
     }
 }
@@ -194,6 +198,7 @@ impl TryFrom<Row> for Container {
             error: row.error,
             signalled_at: row.signalled_at,
             ooms_before_stop: row.ooms_before_stop.and_then(|n| u64::try_from(n).ok()),
+            held: limits(row.held_resources.as_deref(), "containers.held_resources")?,
             released: row.released,
             update: Update {
                 wanted: limits(

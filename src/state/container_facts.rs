@@ -12,7 +12,7 @@ use super::{ObservedWriter, StateError, now_ns};
 use crate::id::{ContainerId, ObjectKey, SandboxId};
 use crate::lifecycle::container::State;
 use crate::lifecycle::event::Announced;
-use crate::lifecycle::spec::UserIds;
+use crate::lifecycle::spec::{Resources, UserIds};
 
 /// How a container's process ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,6 +40,8 @@ pub struct Started {
     pub at: i64,
     /// Who it runs as, if that is known.
     pub runs_as: Option<UserIds>,
+    /// The limits that the kernel holds, if it was asked.
+    pub limits: Option<Resources>,
 }
 
 fn to<'a>(operation: &'static str, id: &'a ContainerId, state: State) -> Change<'a> {
@@ -135,7 +137,11 @@ impl ObservedWriter {
                         start,
                         at: started_at,
                         runs_as,
+                        limits,
                     } = started;
+                    let limits = limits.map(|limits| serde_json::to_string(&limits));
+                    let limits = limits.transpose();
+                    let limits = limits.map_err(corrupt("containers.held_resources"))?;
                     let runs_as = runs_as.map(|ids| serde_json::to_string(&ids));
                     let runs_as = runs_as.transpose().map_err(corrupt("containers.runs_as"))?;
                     tx.change(
@@ -145,6 +151,7 @@ impl ObservedWriter {
                         "UPDATE containers SET pid = ?2, pid_start = ?3,
                          started_at = min(?4, coalesce(exited_at, ?4)),
                          runs_as = coalesce(?5, runs_as),
+                         held_resources = coalesce(?6, held_resources),
                          state = CASE state WHEN 'starting' THEN 'running' ELSE state END
                          WHERE id = ?1 AND state IN ('starting', 'exited')",
                         params![
@@ -153,6 +160,7 @@ impl ObservedWriter {
                             i64::try_from(start).unwrap_or(i64::MAX),
                             started_at,
                             runs_as,
+                            limits,
                         ],
                     )?;
                     tx.monitor(&id, pid, started_at).await?;

@@ -108,8 +108,8 @@ impl DesiredWriter {
 }
 
 impl ObservedWriter {
-    /// Update `number` of a container has come true, with these limits now in force, or it has
-    /// failed and they are as before.
+    /// Update `number` of a container has come true, with these limits now in force and those that
+    /// the kernel holds, if it was asked, or it has failed and they are as before.
     ///
     /// # Errors
     /// When the database fails.
@@ -117,7 +117,7 @@ impl ObservedWriter {
         &self,
         id: ContainerId,
         number: i64,
-        in_force: Option<Resources>,
+        in_force: (Option<Resources>, Option<Resources>),
         done: Finished,
     ) -> Result<(), StateError> {
         self.0
@@ -182,16 +182,18 @@ impl Tx {
         &mut self,
         id: &ContainerId,
         number: i64,
-        in_force: Option<Resources>,
+        (in_force, held): (Option<Resources>, Option<Resources>),
         done: &Finished,
     ) -> Result<(), StateError> {
         let positive = |value: i64| (value > 0).then_some(value);
         let limits = in_force.as_ref();
         let json = limits.map(serde_json::to_string).transpose();
+        let held = held.as_ref().map(serde_json::to_string).transpose();
         self.run(
             "record other limits",
             "UPDATE containers SET updates_done = ?2, update_error = ?3,
              resources = coalesce(?4, resources),
+             held_resources = CASE WHEN ?4 IS NULL THEN held_resources ELSE ?8 END,
              memory_limit_bytes = CASE WHEN ?4 IS NULL THEN memory_limit_bytes ELSE ?5 END,
              cpu_quota_us = CASE WHEN ?4 IS NULL THEN cpu_quota_us ELSE ?6 END,
              cpu_shares = CASE WHEN ?4 IS NULL THEN cpu_shares ELSE ?7 END
@@ -204,6 +206,7 @@ impl Tx {
                 limits.and_then(|limits| positive(limits.memory_limit_bytes)),
                 limits.and_then(|limits| positive(limits.cpu_quota_us)),
                 limits.and_then(|limits| positive(limits.cpu_shares)),
+                held.map_err(corrupt("containers.held_resources"))?,
             ],
         )?;
         self.tell_update(Subject::Container(id), limits, done)

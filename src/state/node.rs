@@ -16,6 +16,8 @@ pub(super) const LAST_TRIAL: &str = "last_trial";
 pub const LAST_REBUILD: &str = "last_rebuild";
 /// How writable layers are made.
 pub const SNAPSHOTS: &str = "snapshots";
+/// Who makes cgroups.
+pub const CGROUP_DRIVER: &str = "cgroup_driver";
 /// The pod range that kubelet told us.
 pub const POD_CIDR: &str = "pod_cidr";
 
@@ -70,6 +72,18 @@ impl DesiredWriter {
 }
 
 impl ObservedWriter {
+    /// Remembers who makes cgroups.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn record_cgroup_driver(&self, driver: &'static str) -> Result<(), StateError> {
+        self.0
+            .write("record who makes cgroups", move |tx| {
+                Box::pin(async move { tx.set_fact(CGROUP_DRIVER, driver).await })
+            })
+            .await
+    }
+
     /// Remembers how writable layers are made.
     ///
     /// # Errors

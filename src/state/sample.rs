@@ -3,9 +3,19 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::watch;
+
+use super::container::Container;
+use super::now_ns;
 use crate::id::{ContainerId, SandboxId};
 use crate::lifecycle::usage::{Interface, Usage};
+
+/// A container that was started less than this ago (ns) may be on its way to its first sample.
+const FIRST_WITHIN_NS: i64 = 5_000_000_000;
+/// Longest wait for it.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Usage of one container at one moment.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -78,9 +88,43 @@ pub struct Samples {
     layers: Mutex<HashMap<ContainerId, LayerUsage>>,
     file_system: Mutex<FileSystem>,
     downloads: Mutex<(u64, u64)>,
+    /// Told of each new sample; whether the sampler has been through all once.
+    taken: watch::Sender<bool>,
 }
 
 impl Samples {
+    /// Waits, for a moment at most, until there is a first sample of each of these containers and
+    /// of their pods: one that has just been started gets it beside the answer to its start, and
+    /// all of them when the daemon has. Of what has run for longer and has none, none can be had.
+    pub async fn first_of(&self, running: impl Iterator<Item = &Container>) {
+        let now = now_ns();
+        let mut taken = self.taken.subscribe();
+        let lacks = |one: &Container, through: bool| {
+            let started = one.started_at.unwrap_or(0);
+            let is_new = now.saturating_sub(started) < FIRST_WITHIN_NS;
+            let sampled = || self.get(&one.id).is_some() && self.pod(&one.sandbox_id).is_some();
+            (is_new || !through) && !sampled()
+        };
+        let running: Vec<&Container> = running.collect();
+        let all = async {
+            loop {
+                let through = *taken.borrow_and_update();
+                let missing = running.iter().any(|one| lacks(one, through));
+                if !missing || taken.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // What has no figures by then has none in the answer.
+        let _ = tokio::time::timeout(FIRST_PATIENCE, all).await;
+    }
+
+    /// The sampler has been through all.
+    pub fn been_through(&self) {
+        self.taken
+            .send_if_modified(|through| !std::mem::replace(through, true));
+    }
+
     /// The newest sample of a container.
     #[must_use]
     pub fn get(&self, id: &ContainerId) -> Option<Arc<Sample>> {
@@ -96,6 +140,8 @@ impl Samples {
                 rate((before.at, sample.at), cpu).or(before.cpu_rate_nano_cores);
         }
         samples.insert(id.clone(), Arc::new(sample));
+        drop(samples);
+        self.taken.send_modify(|_| ());
     }
 
     /// The newest sample of a pod.
@@ -118,6 +164,8 @@ impl Samples {
             }
         }
         samples.insert(id.clone(), Arc::new(sample));
+        drop(samples);
+        self.taken.send_modify(|_| ());
     }
 
     /// Of whom there are samples.

@@ -2,7 +2,7 @@
 
 use crate::support::cri::*;
 use crate::support::pod::{exited, resources, shell};
-use crate::support::{Node, cgroup, eventually};
+use crate::support::{Node, cgroup, eventually, process};
 
 #[tokio::test]
 async fn limits_arrive_in_the_cgroup() {
@@ -47,6 +47,66 @@ async fn limits_arrive_in_the_cgroup() {
 }
 
 #[tokio::test]
+async fn what_the_kernel_makes_of_limits_is_told() {
+    let node = Node::start().await;
+    let pod = node.pod("told").await;
+    let mut config = shell("main", "trap 'exit 0' TERM; while :; do sleep 0.05; done");
+    let asked = LinuxContainerResources {
+        // Cgroup v1 has no less than 2.
+        cpu_shares: 1,
+        cpu_quota: 30_000,
+        cpu_period: 100_000,
+        // No whole page: kubelet is to find what it has asked for.
+        memory_limit_in_bytes: (64 << 20) + 1,
+        cpuset_cpus: "0,0".into(),
+        cpuset_mems: "0".into(),
+        hugepage_limits: vec![HugepageLimit {
+            page_size: "2MB".into(),
+            limit: (4 << 20) + 1,
+        }],
+        ..Default::default()
+    };
+    *resources(&mut config) = asked.clone();
+    let id = pod.create(&config).await;
+    let shown = async || {
+        let status = node.cri.status(&id).await.expect("ContainerStatus");
+        status.resources.and_then(|r| r.linux).expect("resources")
+    };
+    assert_eq!(shown().await, asked, "nothing holds yet");
+    node.cri.start(&id).await.expect("StartContainer");
+    let read = |controller, v1, v2| cgroup::read(&node.names, &id, controller, v1, v2);
+    assert_eq!(read("cpuset", "cpuset.mems", "cpuset.mems"), "0");
+    let huge = read("hugetlb", "hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max");
+    assert_eq!(huge, (4 << 20).to_string());
+    let in_force = LinuxContainerResources {
+        cpu_shares: if cgroup::is_v2("cpu") { 1 } else { 2 },
+        ..asked
+    };
+    assert_eq!(shown().await, in_force);
+    let wanted = LinuxContainerResources {
+        memory_limit_in_bytes: 48 << 20,
+        cpu_shares: 100,
+        ..in_force.clone()
+    };
+    node.cri
+        .update(&id, wanted.clone())
+        .await
+        .expect("an update");
+    assert_eq!(shown().await, wanted);
+    // What is refused is not told.
+    let refused = LinuxContainerResources {
+        cpuset_mems: "900".into(),
+        memory_limit_in_bytes: 32 << 20,
+        ..in_force
+    };
+    node.cri
+        .update(&id, refused)
+        .await
+        .expect_err("no node 900");
+    assert_eq!(shown().await, wanted);
+}
+
+#[tokio::test]
 async fn a_container_over_its_memory_limit_is_oom_killed() {
     let node = Node::start().await;
     let pod = node.pod("oom").await;
@@ -54,6 +114,42 @@ async fn a_container_over_its_memory_limit_is_oom_killed() {
     let mut config = crate::support::container("main", &["tail", "/dev/zero"]);
     resources(&mut config).memory_limit_in_bytes = 24 << 20;
     let id = pod.run(&config).await;
+    let ended = exited(&node.cri, &id).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+}
+
+#[tokio::test]
+async fn a_kill_for_want_of_memory_is_known_when_its_cgroup_was_taken_away() {
+    let mut node = Node::start().await;
+    let pod = node.pod("taken").await;
+    let volume = node.path("volumes").join("told");
+    std::fs::create_dir(&volume).expect("a directory of the test");
+    let script = "while [ ! -e /told/go ]; do sleep 0.02; done; exec tail /dev/zero";
+    let mut config = shell("main", script);
+    config.mounts.push(Mount {
+        container_path: "/told".into(),
+        host_path: volume.display().to_string(),
+        ..Default::default()
+    });
+    resources(&mut config).memory_limit_in_bytes = 24 << 20;
+    let id = pod.run(&config).await;
+    let pid = process::in_cgroup_of(&node.names, &id);
+    node.kill();
+    std::fs::write(volume.join("go"), "").expect("a file of the test");
+    eventually("its process has ended", || async {
+        let there = std::path::Path::new(&format!("/proc/{pid}")).exists();
+        (!there).then_some(())
+    })
+    .await;
+    // Whoever cleans up the cgroups of pods does so while the daemon is away.
+    for root in cgroup::roots(&node.names) {
+        for dir in cgroup::tree(&root) {
+            if dir.ends_with(&id) {
+                std::fs::remove_dir(&dir).expect("an empty cgroup");
+            }
+        }
+    }
+    node.restart().await;
     let ended = exited(&node.cri, &id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
 }
@@ -162,8 +258,8 @@ async fn a_signal_that_no_client_sent_is_told() {
     let node = Node::start().await;
     let pod = node.pod("shot").await;
     let id = pod.idle("main").await;
-    let pid = crate::support::process::in_cgroup_of(&node.names, &id);
-    crate::support::process::signal(pid, nix::sys::signal::Signal::SIGKILL);
+    let pid = process::in_cgroup_of(&node.names, &id);
+    process::signal(pid, nix::sys::signal::Signal::SIGKILL);
     let ended = exited(&node.cri, &id).await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "Error"));
     assert!(ended.message.contains("SIGKILL; no client"), "{ended:?}");

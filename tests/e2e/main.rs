@@ -59,6 +59,7 @@ mod streaming;
 mod stuck;
 mod support;
 mod sweep;
+mod systemd;
 mod tracing;
 mod unimplemented;
 mod update;

@@ -24,9 +24,9 @@ async fn limit(node: &Node, id: &str, limits: Limits, overhead: Limits) -> Resul
 
 /// Memory, CPU quota and CPU shares of the pod's cgroup, from the kernel.
 fn kept(node: &Node, pod: &Pod) -> (String, String, String) {
-    let uid = &pod.config.metadata.as_ref().expect("metadata").uid;
-    let name = format!("pod{uid}");
-    let read = |controller, v1, v2| cgroup::read(&node.names, &name, controller, v1, v2);
+    let parent = &pod.config.linux.as_ref().expect("linux").cgroup_parent;
+    let name = parent.rsplit('/').next().expect("a name");
+    let read = |controller, v1, v2| cgroup::read(&node.names, name, controller, v1, v2);
     let quota = read("cpu", "cpu.cfs_quota_us", "cpu.max");
     (
         read("memory", "memory.limit_in_bytes", "memory.max"),

@@ -205,6 +205,133 @@ async fn a_pod_is_told_with_its_network_and_its_containers() {
 }
 
 #[tokio::test]
+async fn who_asks_right_after_a_start_is_told_figures() {
+    // A look of the sampler comes by itself only long after this test.
+    let mut node = Node::prepare("[stats]\ninterval_s = 600\n");
+    node.spawn();
+    node.answers().await;
+    let pod = node.pod("new").await;
+    for count in 0..5 {
+        let id = pod.idle(&format!("main{count}")).await;
+        let stats = node.cri.stats(&id).await.expect("ContainerStats");
+        assert!(stats.cpu.is_some() && stats.memory.is_some(), "{stats:?}");
+        let linux = pod_stats(&node, &pod.id).await.expect("PodSandboxStats");
+        let linux = linux.linux.expect("figures");
+        assert!(linux.network.is_some() && linux.cpu.is_some(), "{linux:?}");
+        assert_eq!(linux.containers.len(), count + 1);
+        assert!(linux.containers.iter().all(|one| one.memory.is_some()));
+    }
+    // Nor does a daemon that has just been started know nothing of what runs.
+    node.kill();
+    node.restart().await;
+    let linux = pod_stats(&node, &pod.id).await.expect("PodSandboxStats");
+    let containers = linux.linux.expect("figures").containers;
+    assert!(containers.iter().all(|one| one.memory.is_some()));
+}
+
+/// A load of known size: half a core at most, which it would use whole; 64 MiB of memory; 10 MB of
+/// a file.
+const KNOWN: &str = "dd if=/dev/zero of=/written bs=1000 count=10000 conv=fsync 2>/dev/null
+    exec awk 'BEGIN { s = \"x\"; while (length(s) < 67108864) s = s s
+        print \"ready\"; fflush(); while (1) i++ }'";
+const TOUCHED: u64 = 64 << 20;
+const WRITTEN: u64 = 10_000_000;
+
+/// CPU time and the moment at which it was read, ns.
+fn cpu_told(stats: &ContainerStats) -> (u64, i64) {
+    let cpu = stats.cpu.as_ref().expect("CPU");
+    (value(cpu.usage_core_nano_seconds.as_ref()), cpu.timestamp)
+}
+
+/// Never more than that, and as much as the kernel has counted between two looks.
+fn is_half_a_core(node: &Node, id: &str, (first, second): (&ContainerStats, &ContainerStats)) {
+    let ((used, at), (used_then, then)) = (cpu_told(second), cpu_told(first));
+    let elapsed = u64::try_from(at - then).expect("later");
+    let rate = value(
+        second
+            .cpu
+            .as_ref()
+            .and_then(|cpu| cpu.usage_nano_cores.as_ref()),
+    );
+    let counted = u128::from(used - used_then) * 1_000_000_000 / u128::from(elapsed);
+    assert!((50_000_000..=560_000_000).contains(&counted), "{counted}");
+    // On a slow machine there may have been a look in between.
+    if elapsed < 1_500_000_000 {
+        assert!(u128::from(rate).abs_diff(counted) <= 1, "{rate} {counted}");
+    }
+    let throttled = kernel(node, id, "cpu", "cpu.stat", "cpu.stat", "nr_throttled ");
+    assert!(throttled > 0, "it would use the core whole");
+}
+
+#[tokio::test]
+async fn a_load_of_known_size_is_told_in_statistics_and_metrics() {
+    let node = node().await;
+    let pod = node.pod("metrics").await;
+    let mut config = shell("main", KNOWN);
+    *resources(&mut config) = LinuxContainerResources {
+        cpu_period: 20_000,
+        cpu_quota: 10_000,
+        memory_limit_in_bytes: 200 << 20,
+        ..Default::default()
+    };
+    let id = pod.run(&config).await;
+    let log = || pod.log(&config).iter().any(|line| line.content == b"ready");
+    eventually("it is ready", || {
+        let ready = log();
+        async move { ready.then_some(()) }
+    })
+    .await;
+    let gateway = "ip route | awk '/default/ {print $3}'";
+    let gateway = node.cri.output(&id, gateway).await;
+    let ping = format!("ping -q -c 1000 -A -w 60 {} | tail -n 2", gateway.trim());
+    let pinged = node.cri.output(&id, &ping).await;
+    assert!(pinged.contains("1000 packets received"), "{pinged}");
+
+    let first = after(&node, &id, now_ns()).await;
+    let second = after(&node, &id, first.cpu.as_ref().expect("CPU").timestamp).await;
+    is_half_a_core(&node, &id, (&first, &second));
+    let memory = second.memory.as_ref().expect("memory");
+    let rss = value(memory.rss_bytes.as_ref());
+    assert!((TOUCHED..TOUCHED + (8 << 20)).contains(&rss), "{memory:?}");
+    assert!(value(memory.working_set_bytes.as_ref()) >= rss);
+    let layer = eventually("its layer has been measured", || async {
+        let stats = node.cri.stats(&id).await.expect("ContainerStats");
+        let layer = stats
+            .writable_layer
+            .filter(|layer| value(layer.used_bytes.as_ref()) > 0);
+        layer.filter(|layer| value(layer.used_bytes.as_ref()) >= WRITTEN)
+    })
+    .await;
+    let written = value(layer.used_bytes.as_ref());
+    assert!(written < WRITTEN + (1 << 20), "{written}");
+
+    let keys = label_keys(&node).await;
+    let told = told(&node, &keys, (&pod.id, &id)).await;
+    let metric = |name: &str| told[&format!("container_{name}")].1;
+    assert!((TOUCHED..TOUCHED + (8 << 20)).contains(&metric("memory_rss")));
+    assert!(metric("cpu_cfs_throttled_periods_total") > 0);
+    let limit = metric("spec_cpu_quota") as f64 / metric("spec_cpu_period") as f64;
+    assert!((limit - 0.5).abs() < 1e-9, "{limit}");
+    // Echoes, replies, and a few of the network's own.
+    for name in [
+        "network_receive_packets_total",
+        "network_transmit_packets_total",
+    ] {
+        assert!(
+            (1_000..1_100).contains(&metric(name)),
+            "{name}: {}",
+            metric(name)
+        );
+    }
+    // Where the disk's controller counts this container, it has counted all of it.
+    let writes = told.get("container_fs_writes_bytes_total");
+    assert!(
+        writes.is_none_or(|(_, bytes)| *bytes >= WRITTEN),
+        "{writes:?}"
+    );
+}
+
+#[tokio::test]
 async fn the_network_of_the_node_is_no_pods() {
     let node = node().await;
     let mut config = node.pod_config("host");
@@ -221,6 +348,15 @@ async fn the_network_of_the_node_is_no_pods() {
 
 /// Each metric's name, whose container it names, and its value.
 type Told = BTreeMap<String, (String, u64)>;
+
+/// The labels of each metric, by its name.
+async fn label_keys(node: &Node) -> BTreeMap<String, Vec<String>> {
+    let asked = request(ListMetricDescriptorsRequest {});
+    let descriptors = node.cri.runtime().list_metric_descriptors(asked).await;
+    let descriptors = descriptors.expect("ListMetricDescriptors").into_inner();
+    let descriptors = descriptors.descriptors.into_iter();
+    descriptors.map(|d| (d.name, d.label_keys)).collect()
+}
 
 /// The metrics of the one pod with its one container, their labels checked against `keys`.
 async fn told(node: &Node, keys: &BTreeMap<String, Vec<String>>, ids: (&str, &str)) -> Told {
@@ -256,11 +392,7 @@ async fn metrics_have_cadvisors_names_and_the_kernels_values() {
     let pod = node.pod("metrics").await;
     let id = busy(&pod).await;
     after(&node, &id, now_ns()).await;
-    let asked = request(ListMetricDescriptorsRequest {});
-    let descriptors = node.cri.runtime().list_metric_descriptors(asked).await;
-    let descriptors = descriptors.expect("ListMetricDescriptors").into_inner();
-    let descriptors = descriptors.descriptors.into_iter();
-    let keys: BTreeMap<_, _> = descriptors.map(|d| (d.name, d.label_keys)).collect();
+    let keys = label_keys(&node).await;
     assert_eq!(keys.len(), 56, "{:?}", keys.keys());
     let told = told(&node, &keys, (&pod.id, &id)).await;
     // What this machine's devices and kernel may not count is left out, and nothing else.

@@ -414,6 +414,7 @@ fn a_limit_without_its_controller_is_refused_before_anything_is_made() {
         v1: v1.collect(),
         unified_controllers: vec![],
         unified: scratch.cgroups.unified.clone(),
+        systemd: None,
     };
     let error = without
         .ensure(&scratch.path, Some(&limits(1 << 20, 5)))

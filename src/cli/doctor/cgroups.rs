@@ -7,7 +7,7 @@ use oci_spec::runtime::{
 };
 
 use super::probe::{Need, Node, Probe, always, passing_name, whole};
-use crate::cgroup::{CgroupPath, Cgroups, Layout};
+use crate::cgroup::{CgroupPath, Cgroups, Driver, Layout, Systemd};
 use crate::id::random_name;
 
 const CONTROLLER: &str = "a kernel that has the controller; on v1 it must be mounted below \
@@ -123,14 +123,29 @@ pub(super) const PROBES: &[Probe] = &[
         what: "the configured root is a cgroup path",
         need: Need::Required,
         costs: "the daemon does not start",
-        mend: "set [cgroup] root to an absolute path such as /quilt",
+        mend: "set [cgroup] root to an absolute path such as /quilt, or with the systemd driver \
+               to a slice such as quilt.slice",
         applies: always,
         look: |node| {
-            let root = &node.config.cgroup.root;
-            match CgroupPath::parse(root) {
-                Ok(path) => Ok(path.to_string()),
-                Err(error) => Err(whole(error)),
-            }
+            let root = node.config.cgroup.root();
+            root.map(|path| path.to_string()).map_err(whole)
+        },
+    },
+    Probe {
+        name: "cgroup.systemd",
+        what: "systemd makes cgroups",
+        need: Need::Required,
+        costs: "the daemon does not start",
+        mend: "run systemd 244 or newer with a system bus (package dbus) and cgroup v2 alone \
+               (systemd.unified_cgroup_hierarchy=1), or set [cgroup] driver to cgroupfs, as \
+               kubelet's cgroupDriver",
+        applies: |node| node.config.cgroup.driver == Driver::Systemd,
+        look: |_| {
+            let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+            let systemd = Systemd::new(executable);
+            found()?.with_systemd(systemd.clone()).map_err(whole)?;
+            let version = systemd.version().map_err(whole)?;
+            Ok(format!("version {version}"))
         },
     },
 ];

@@ -25,6 +25,10 @@ pub(in crate::cri) async fn one(
         noun: "container",
         id: id.to_string(),
     })?;
+    if container.state == State::Running {
+        let samples = front.store.samples();
+        samples.first_of(std::iter::once(&container)).await;
+    }
     Ok(v1::ContainerStatsResponse {
         stats: Some(stats(&front, &container)),
     })
@@ -62,10 +66,11 @@ async fn filtered(
         sandbox_prefix: validate::id_prefix("filter.pod_sandbox_id", filter.pod_sandbox_id)?,
         state: Some(State::Running),
     };
-    let containers = front.store.containers(&wanted).await?;
+    let mut containers = front.store.containers(&wanted).await?;
+    containers.retain(|one| validate::matches(&one.spec.labels, &filter.label_selector));
+    front.store.samples().first_of(containers.iter()).await;
     Ok(containers
         .iter()
-        .filter(|container| validate::matches(&container.spec.labels, &filter.label_selector))
         .map(|container| stats(front, container))
         .collect())
 }

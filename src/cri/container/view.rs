@@ -50,6 +50,9 @@ pub(super) fn item(container: Container) -> v1::Container {
 
 pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::ContainerStatus {
     let spec = container.spec;
+    // What the kernel holds; as long as it holds nothing, what was asked for.
+    let limits = container.held.as_ref().unwrap_or(&spec.resources);
+    let limits = resources(limits);
     let exited = container.state == State::Exited;
     v1::ContainerStatus {
         id: container.id.into(),
@@ -66,7 +69,7 @@ pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::Cont
         mounts: spec.mounts.into_iter().map(mount).collect(),
         log_path,
         resources: Some(v1::ContainerResources {
-            linux: Some(resources(&spec.resources)),
+            linux: Some(limits),
             windows: None,
         }),
         image_id: container.image_id,

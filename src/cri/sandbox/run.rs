@@ -19,7 +19,7 @@ pub(in crate::cri) async fn run(
     deadline: Deadline,
 ) -> Result<v1::RunPodSandboxResponse, CallError> {
     let handler = request.runtime_handler;
-    if !handler.is_empty() && !front.info.handlers.contains_key(&handler) {
+    if !handler.is_empty() && !front.info.handlers.contains(&handler) {
         // In containerd's words, for which its operators look.
         let why = format!("no runtime for {handler:?} is configured");
         return Err(CallError::invalid("runtime_handler", why));
@@ -27,14 +27,15 @@ pub(in crate::cri) async fn run(
     let config = validate::required("config", request.config)?;
     let mut spec = spec::from_config("config", config)?;
     spec.runtime_handler = handler;
+    super::spec::of_driver(&spec, front.info.systemd_cgroups)?;
     if let (Some(_), Err(why)) = (&spec.users, &front.info.user_namespaces) {
         return Err(CallError::Missing {
             field: "config.linux.security_context.namespace_options.userns_options".into(),
             why: format!("asks for what this node cannot do: {why}"),
         });
     }
-    let features = front.info.handlers.get(&spec.runtime_handler);
-    if let (Some(_), Some(features)) = (&spec.users, features)
+    if spec.users.is_some()
+        && let Some(features) = front.info.handlers.told(&spec.runtime_handler).await
         && !features.user_namespaces
     {
         return Err(CallError::Missing {

@@ -6,6 +6,7 @@ use crate::lifecycle::bandwidth::Bandwidth;
 use crate::lifecycle::egress;
 use crate::lifecycle::hardware;
 use crate::lifecycle::port::{Protocol, host_ports};
+use crate::lifecycle::slice;
 use crate::lifecycle::spec::{DnsSpec, Map, NamespaceMode, PortMapping, SandboxSpec};
 use crate::proto::cri as v1;
 
@@ -193,14 +194,24 @@ fn port_mapping(field: &str, port: v1::PortMapping) -> Result<PortMapping, CallE
     })
 }
 
-/// A parent is a path of the cgroupfs driver. The systemd driver's `*.slice` is refused rather than
-/// taken for a directory name.
+/// A parent is a path, or a systemd slice by its name or its path; then its path. Whether it is one
+/// of the driver's, [`of_driver`] says.
 fn cgroup_parent(field: &str, value: String) -> Result<String, CallError> {
-    if value.ends_with(".slice") {
-        let why = "is a systemd slice, but this runtime's cgroup driver is cgroupfs";
-        return Err(CallError::invalid(field, why));
-    }
-    validate::absolute_path_or_empty(field, value)
+    let path = slice::parent(&value).map_err(|why| CallError::invalid(field, why))?;
+    validate::absolute_path_or_empty(field, path)
+}
+
+/// Refuses the other driver's parents: what lies in a slice is systemd's to change, and to systemd
+/// a path is nothing.
+pub(super) fn of_driver(spec: &SandboxSpec, systemd: bool) -> Result<(), CallError> {
+    let parent = &spec.cgroup_parent;
+    let why = match (slice::is_slice(parent), systemd) {
+        _ if parent.is_empty() => return Ok(()),
+        (true, false) => "is a systemd slice, but this runtime's cgroup driver is cgroupfs",
+        (false, true) => "is no systemd slice, but this runtime's cgroup driver is systemd",
+        _ => return Ok(()),
+    };
+    Err(CallError::invalid("config.linux.cgroup_parent", why))
 }
 
 /// Sysctls that have a namespace (sysctl(8) groups `net.*`, `kernel.shm*`, `kernel.msg*`,

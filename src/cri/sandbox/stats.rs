@@ -38,6 +38,7 @@ pub(in crate::cri) async fn one(
         ..Default::default()
     };
     let members = front.store.containers(&running).await?;
+    front.store.samples().first_of(members.iter()).await;
     let members: Vec<&Container> = members.iter().collect();
     Ok(v1::PodSandboxStatsResponse {
         stats: Some(stats(&front, &pod, &members)),
@@ -104,6 +105,8 @@ pub(in crate::cri) async fn ready_pods(
         ready: Some(true),
     };
     let pods = front.store.sandboxes(&ready).await?;
+    let running = members.values().flatten();
+    front.store.samples().first_of(running).await;
     let with_members = pods.into_iter().map(|pod| {
         let members = members.remove(&pod.id).unwrap_or_default();
         (pod, members)

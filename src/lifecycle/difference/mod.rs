@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::stored_as_text;
+use super::{slice, stored_as_text};
 
 stored_as_text! {
     /// How what there is differs from what the rows say.
@@ -460,37 +460,29 @@ fn mounts(found: &Found, known: &Known, differences: &mut Vec<Difference>) {
     }
 }
 
-/// The last component of a cgroup's path.
-#[must_use]
-pub fn cgroup_name(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or_default()
-}
-
-fn is_id(name: &str) -> bool {
-    crate::id::ContainerId::try_from(name.to_owned()).is_ok()
-}
-
 fn cgroups(found: &Found, known: &Known, differences: &mut Vec<Difference>) {
     let root = format!("{}/", known.cgroup_root.trim_end_matches('/'));
     for cgroup in &found.cgroups {
-        let name = cgroup_name(&cgroup.path);
+        let Some(name) = slice::id_of(&cgroup.path) else {
+            continue;
+        };
         let ours = match &cgroup.mark {
             Some(mark) => *mark == known.marker && !known.marker.is_empty(),
             // One that an older version made, below the cgroup that is ours alone.
             None => root.len() > 1 && cgroup.path.starts_with(&root) && !cgroup.populated,
         };
-        let has_row = known.sandboxes.contains_key(name)
+        let has_row = known.sandboxes.contains_key(&name)
             || known
                 .containers
-                .get(name)
+                .get(&name)
                 .is_some_and(|(_, is)| *is != ContainerIs::Released);
-        if ours && is_id(name) && !has_row {
+        if ours && !has_row {
             let detail = if cgroup.populated {
                 "no container has this cgroup, and processes are in it"
             } else {
                 "no container has this cgroup"
             };
-            differences.push(orphan(Thing::Cgroup, &cgroup.path, name, detail));
+            differences.push(orphan(Thing::Cgroup, &cgroup.path, &name, detail));
         }
     }
 }

@@ -300,7 +300,7 @@ proptest! {
                 Thing::Snapshot => known.snapshots.contains(name),
                 Thing::Layer => known.layers.contains_key(name),
                 Thing::Cgroup => {
-                    let id = cgroup_name(name);
+                    let id = &slice::id_of(name).expect("an id");
                     let container = known.containers.get(id);
                     known.sandboxes.contains_key(id)
                         || container.is_some_and(|(_, is)| *is != ContainerIs::Released)

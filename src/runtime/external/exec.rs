@@ -132,6 +132,7 @@ fn enter_leaf(cgroup: &CgroupEntry) -> Result<(), LaunchError> {
         return Ok(());
     }
     let leaf = CgroupEntry {
+        oom_counter: None,
         unified_dir: cgroup.unified_dir.clone(),
         v1_tasks_files: Vec::new(),
     };

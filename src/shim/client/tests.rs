@@ -28,6 +28,7 @@ fn exit() -> ExitRecord {
         signal: None,
         lost: false,
         at_ns: 1,
+        oom_kills: None,
     }
 }
 

@@ -84,8 +84,10 @@ impl Shim {
             lines: adopt.lost_log_lines,
             bytes: adopt.lost_log_bytes,
         };
-        let mut output = read_plan_file(path)
-            .and_then(|plan: LaunchPlan| self.reopen_output(&adopt.id, &plan.stdio, terminal));
+        let mut output = read_plan_file(path).and_then(|plan: LaunchPlan| {
+            self.count_ooms(&adopt.id, plan.cgroup.oom_counter);
+            self.reopen_output(&adopt.id, &plan.stdio, terminal)
+        });
         if let Ok(output) = &mut output
             && let Some(log) = output.log_mut()
         {

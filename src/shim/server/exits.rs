@@ -6,7 +6,10 @@
 //!                                          └─ not reaped: ask again for a while; then "lost"
 //! ```
 
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, WaitOptions, waitpid};
@@ -19,6 +22,8 @@ use crate::sys::pidfd_info::{PidfdExit, exit_status};
 use crate::sys::wait::dead_child;
 
 const REAPED_PER_ROUND: usize = 64;
+/// What is read of a file of counters, which has some hundred bytes.
+const COUNTER_MAX: u64 = 4096;
 /// How long an adopted process may stay unreaped by its parent before its exit is called lost.
 const REAPER_WAIT: Duration = Duration::from_secs(2);
 
@@ -79,8 +84,16 @@ impl Shim {
         }
     }
 
-    /// The last lines first, then the journal, then (by the loop) the daemon.
+    /// The last lines first, then the journal, then (by the loop) the daemon. What the kernel has
+    /// killed in its cgroup is read before all that: the cgroup is empty now, and whoever takes it
+    /// away takes the count along.
     pub(super) fn process_has_ended(&mut self, id: &ProcessId, status: ExitStatus) {
+        let counter = self.oom_counters.remove(id);
+        let oom_kills = counter.and_then(|file| oom_kills(&file));
+        let status = ExitStatus {
+            oom_kills,
+            ..status
+        };
         let Some(process) = self.processes.get_mut(id) else {
             return;
         };
@@ -116,6 +129,17 @@ impl Shim {
     }
 }
 
+/// The number behind `oom_kill` (a key of cgroup v2 and of v1); `None` when the cgroup is gone.
+fn oom_kills(file: &Path) -> Option<u64> {
+    let mut text = String::new();
+    let opened = File::open(file).ok()?;
+    opened.take(COUNTER_MAX).read_to_string(&mut text).ok()?;
+    let count = text
+        .lines()
+        .find_map(|line| line.strip_prefix("oom_kill "))?;
+    count.trim().parse().ok()
+}
+
 /// Nobody knows how it ended.
 pub(super) fn lost() -> ExitStatus {
     ExitStatus {
@@ -123,6 +147,7 @@ pub(super) fn lost() -> ExitStatus {
         signal: None,
         lost: true,
         at_ns: now_ns(),
+        oom_kills: None,
     }
 }
 
@@ -135,6 +160,7 @@ fn status_of(status: i32) -> ExitStatus {
         signal,
         lost: false,
         at_ns: now_ns(),
+        oom_kills: None,
     }
 }
 
@@ -145,6 +171,18 @@ fn source_of(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kills_are_counted_where_there_is_a_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("memory.events");
+        assert_eq!(oom_kills(&file), None);
+        let text = "low 0\noom 4\noom_kill 3\noom_group_kill 1\n";
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(oom_kills(&file), Some(3));
+        std::fs::write(&file, "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n").unwrap();
+        assert_eq!(oom_kills(&file), Some(2));
+    }
 
     #[test]
     fn codes_and_signals_are_told_apart() {

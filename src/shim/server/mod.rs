@@ -174,6 +174,8 @@ struct Shim {
     losses_rest_until: Instant,
     /// Commands whose daemon is gone, and when they are killed.
     orphans: HashMap<ProcessId, Instant>,
+    /// Where the kernel counts what it kills beside a process that runs, by process.
+    oom_counters: HashMap<ProcessId, PathBuf>,
     scratch: Scratch,
     message: Box<[u8]>,
     notes: u32,
@@ -223,6 +225,7 @@ impl Shim {
             losses: BTreeSet::new(),
             losses_rest_until: Instant::now(),
             orphans: HashMap::new(),
+            oom_counters: HashMap::new(),
             scratch: Scratch::default(),
             message: vec![0; MESSAGE_MAX_BYTES].into_boxed_slice(),
             notes: 0,

@@ -115,11 +115,21 @@ impl Shim {
         let plan: LaunchPlan = read_plan_file(plan_path)?;
         let (output, streams) = self.open_output(id, &plan.stdio)?;
         match begin_launch(&plan, streams) {
-            Ok(launching) => Ok((launching, output)),
+            Ok(launching) => {
+                self.count_ooms(id, plan.cgroup.oom_counter);
+                Ok((launching, output))
+            }
             Err(error) => {
                 self.unwatch(&output);
                 Err(Refusal::Launch(error))
             }
+        }
+    }
+
+    /// Where to look, when this process has ended, for what the kernel has killed beside it.
+    pub(super) fn count_ooms(&mut self, id: &ProcessId, counter: Option<PathBuf>) {
+        if let Some(file) = counter {
+            self.oom_counters.insert(id.clone(), file);
         }
     }
 
@@ -302,6 +312,8 @@ impl Shim {
         if let Some(process) = self.processes.remove(id) {
             self.unwatch(&process.output);
         }
+        // Of a launch that came to nothing.
+        self.oom_counters.remove(id);
         DONE
     }
 }

@@ -79,6 +79,7 @@ fn started() -> Started {
         start: 8,
         at: now_ns(),
         runs_as: None,
+        limits: None,
     }
 }
 

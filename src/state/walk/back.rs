@@ -328,7 +328,7 @@ impl World {
         let number = update.asked;
         let updated = self
             .observed
-            .container_updated(id.clone(), number, in_force, done);
+            .container_updated(id.clone(), number, (in_force, None), done);
         updated.await?;
         fuel.burn()
     }
@@ -391,6 +391,7 @@ impl World {
             start: 8,
             at: now_ns(),
             runs_as: None,
+            limits: None,
         };
         let done = done("start_container", id.as_str(), None);
         self.observed

@@ -72,7 +72,7 @@ fn rewrite(node: &Node, value: &mut Value) {
                 };
                 *value = match key.as_str() {
                     "log_directory" => format!("{}/logs{text}", node.names.dir.display()),
-                    "cgroup_parent" => format!("{}{text}", node.names.cgroup_root),
+                    "cgroup_parent" => node.names.recorded_parent(text),
                     "host_path" => volume(&node.path("volumes"), text),
                     "localhost_ref" => profile(&node.path("profile.json")),
                     "image" if text.starts_with("sha256:") => registry().pushed(image).id(),

@@ -15,7 +15,7 @@ use tonic::Code;
 use crate::support::cri::*;
 use crate::support::log::contents;
 use crate::support::pod::{exited, resources, security, shell};
-use crate::support::{Node, Pod};
+use crate::support::{Node, Pod, eventually};
 
 /// The runtimes that are tried.
 const RUNTIMES: [&str; 2] = ["runc", "crun"];
@@ -196,9 +196,15 @@ async fn ends_by_others(node: &Node, pod: &Pod, handler: &str) {
 #[tokio::test]
 async fn status_names_the_handlers_and_an_unknown_one_is_refused() {
     let node = start().await;
-    let message = StatusRequest::default();
-    let status = node.cri.runtime().status(node.cri.wrap(message)).await;
-    let handlers = status.expect("Status").into_inner().runtime_handlers;
+    // They are asked while calls are answered already.
+    let handlers = eventually("all have told their features", || async {
+        let message = StatusRequest::default();
+        let status = node.cri.runtime().status(node.cri.wrap(message)).await;
+        let handlers = status.expect("Status").into_inner().runtime_handlers;
+        let told = handlers.iter().all(|handler| handler.features.is_some());
+        told.then_some(handlers)
+    })
+    .await;
     let names: Vec<_> = handlers
         .iter()
         .map(|handler| handler.name.as_str())

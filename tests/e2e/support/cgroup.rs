@@ -114,7 +114,10 @@ impl Frozen {
         };
         let below = names.cgroup_root.trim_start_matches('/');
         let files = hierarchies().into_iter().flat_map(|hierarchy| {
-            let own = |dir: &PathBuf| dir.file_name().is_some_and(|n| n.to_string_lossy() == id);
+            let own = |dir: &PathBuf| {
+                let name = dir.file_name().unwrap_or_default();
+                name.to_string_lossy().contains(id)
+            };
             let dirs = tree(&hierarchy.mount.join(below));
             dirs.into_iter().filter(own).map(|dir| dir.join(name))
         });

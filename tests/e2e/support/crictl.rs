@@ -76,7 +76,7 @@ impl Node {
             "hostname": name,
             "log_directory": self.path("logs/crictl").display().to_string(),
             "linux": {
-                "cgroup_parent": format!("{}/crictl", self.names.cgroup_root),
+                "cgroup_parent": self.names.pod_parent("crictl"),
                 "security_context": {"namespace_options": {"pid": 1}},
             },
         })

@@ -94,6 +94,12 @@ pub(crate) fn remove_all(names: &Names) {
         let _gone = umount2(&mount, MntFlags::MNT_DETACH);
     }
     delete_links(links(names));
+    if names.is_in_slices() {
+        // Also of what it has no directory for.
+        let slice = names.cgroup_root.trim_start_matches('/');
+        let stopped = Command::new("systemctl").args(["stop", slice]).status();
+        stopped.expect("systemctl runs");
+    }
     for root in cgroup::roots(names) {
         let removed = poll(Duration::from_secs(5), || {
             cgroup::tree(&root)
@@ -148,9 +154,8 @@ fn links(names: &Names) -> Vec<String> {
 /// Cgroups of pods and containers are named by their 64 hexadecimal digits.
 fn is_for_an_object(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.as_bytes()
-        .windows(64)
-        .any(|part| part.iter().all(u8::is_ascii_hexdigit))
+    let by_id = |part: &[u8]| part.iter().all(u8::is_ascii_hexdigit);
+    name.as_bytes().windows(64).any(by_id) || name.contains("-quilt_")
 }
 
 /// Processes that the daemon started: roles of the daemon with its directory among their arguments,

@@ -36,7 +36,10 @@ impl Names {
             if is_routed(subnet) || Path::new("/sys/class/net").join(&bridge).exists() {
                 continue;
             }
-            let cgroup_root = format!("/qlt-e2e-{pid}-{count}");
+            let cgroup_root = match by_systemd() {
+                true => format!("/qlte2e{pid}n{count}.slice"),
+                false => format!("/qlt-e2e-{pid}-{count}"),
+            };
             return Self {
                 dir: dir.to_owned(),
                 bridge,
@@ -44,6 +47,47 @@ impl Names {
                 cgroup_root,
             };
         }
+    }
+
+    /// The same daemon's, with systemd to make its cgroups.
+    pub(crate) fn in_slices(mut self) -> Self {
+        let name = self.cgroup_root.trim_end_matches(".slice").replace('-', "");
+        self.cgroup_root = format!("{name}.slice");
+        self
+    }
+
+    /// Whether systemd makes its cgroups.
+    pub(crate) fn is_in_slices(&self) -> bool {
+        self.cgroup_root.ends_with(".slice")
+    }
+
+    /// What kubelet would name as the parent of a pod, if this daemon's root were its own.
+    pub(crate) fn pod_parent(&self, uid: &str) -> String {
+        let root = &self.cgroup_root;
+        match root.strip_suffix(".slice") {
+            Some(stem) => {
+                let stem = stem.trim_start_matches('/');
+                format!("{root}/{stem}-pod{}.slice", uid.replace('-', "_"))
+            }
+            None => format!("{root}/pod{uid}"),
+        }
+    }
+
+    /// A parent that kubelet has sent to a runtime with the cgroupfs driver, below this daemon's
+    /// root; under the systemd driver in the words that it has then.
+    pub(crate) fn recorded_parent(&self, path: &str) -> String {
+        let root = &self.cgroup_root;
+        let Some(stem) = root.strip_suffix(".slice") else {
+            return format!("{root}{path}");
+        };
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        let mut name = stem.trim_start_matches('/').to_owned();
+        let mut expanded = root.clone();
+        for part in parts {
+            name = format!("{name}-{}", part.replace('-', "_"));
+            expanded = format!("{expanded}/{name}.slice");
+        }
+        expanded
     }
 
     pub(crate) fn root(&self) -> PathBuf {
@@ -73,6 +117,11 @@ impl Names {
     pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
         address.octets()[..3] == self.subnet
     }
+}
+
+/// Whether all tests are to be run with systemd to make the cgroups (`hack/vm.sh systemd`).
+fn by_systemd() -> bool {
+    std::env::var_os("QUILT_CGROUPS").is_some_and(|driver| driver == "systemd")
 }
 
 /// Whether a route to this /24, or through it, exists (proc(5), `/proc/net/route`: the destination

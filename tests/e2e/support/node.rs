@@ -54,6 +54,14 @@ impl Node {
         Self::prepare_in(Some(Arc::clone(host)), extra)
     }
 
+    /// [`Self::prepare`] with systemd to make the cgroups.
+    pub(crate) fn prepare_in_slices() -> Self {
+        let mut node = Self::prepare("");
+        node.names = node.names.clone().in_slices();
+        node.configure("");
+        node
+    }
+
     fn prepare_in(host: Option<Arc<Host>>, extra: &str) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("qlt-e2e-")
@@ -85,8 +93,12 @@ impl Node {
         let subnet = self.names.subnet();
         // The machine's own packet rules are not a test's to make.
         let rules = self.host.is_some();
+        let driver = match self.names.is_in_slices() {
+            true => "systemd",
+            false => "cgroupfs",
+        };
         let text = format!(
-            "[cgroup]\nroot = \"{cgroup_root}\"\n\n\
+            "[cgroup]\nroot = \"{cgroup_root}\"\ndriver = \"{driver}\"\n\n\
              [network]\nbridge = \"{bridge}\"\nsubnet = \"{subnet}\"\naddress_rest_s = 0\n\
              prepared = 0\nmasquerade = {rules}\nhost_ports = {rules}\n\n\
              [log]\nlevel = \"debug\"\n\n{extra}"

@@ -41,7 +41,7 @@ impl Node {
             labels: labels(&[("app", name), ("io.kubernetes.pod.uid", &uid)]),
             annotations: labels(&[("example.com/note", "kept as it is")]),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("{}/pod{uid}", self.names.cgroup_root),
+                cgroup_parent: self.names.pod_parent(&uid),
                 security_context: Some(LinuxSandboxSecurityContext {
                     namespace_options: Some(namespaces),
                     ..Default::default()

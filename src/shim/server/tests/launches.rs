@@ -17,6 +17,7 @@ impl Frozen {
 
     fn entry(&self) -> CgroupEntry {
         CgroupEntry {
+            oom_counter: None,
             unified_dir: None,
             v1_tasks_files: vec![self.0.join("tasks")],
         }

@@ -40,6 +40,7 @@ impl Cgroups {
         let (v1, v2): (Vec<&PathBuf>, Vec<&PathBuf>) =
             self.0.iter().partition(|dir| dir.join("tasks").exists());
         CgroupEntry {
+            oom_counter: None,
             unified_dir: v2.first().map(|dir| dir.to_path_buf()),
             v1_tasks_files: v1.iter().map(|dir| dir.join("tasks")).collect(),
         }
