@@ -255,8 +255,7 @@ fn namespaces(
             .build()
     };
     let mut list = vec![new(LinuxNamespaceType::Mount)?];
-    // In a user namespace nobody mounts cgroups but those of a namespace that belongs to it.
-    if !spec.security.privileged || sandbox.spec.users.is_some() {
+    if !spec.security.privileged {
         list.push(new(LinuxNamespaceType::Cgroup)?);
     }
     match (&spec.security.pid, sandbox.init, &parts.target) {
