@@ -273,10 +273,7 @@ fn build_root(
     }
     // The node's /proc is in sight for the last time.
     let profile = task.process.apparmor_profile().as_deref();
-    let mut confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
-    if hooks::are_inside(&task.plan.spec) {
-        confinement = confinement.for_children()?;
-    }
+    let confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
     reached(stage::MOUNT);
     mounts::create_all(&mut mounts)?;
     let furnish = |root: &Root| {
