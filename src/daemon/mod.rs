@@ -214,11 +214,9 @@ async fn start(
     if let Some(loss) = loss {
         database::rebuild(&back, &executable, &loss).await?;
     }
-    recovery::prepare(&back).await?;
-    cgroups::keep_driver(&back, config.cgroup.driver).await?;
+    look_back(&back, config).await?;
     let seen = plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
-    recovery::pin_images(&back).await?;
     let sweeper = sweep::Sweeper {
         back: back.clone(),
         health: health.clone(),
@@ -246,6 +244,14 @@ async fn start(
     let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
     Ok((front, back))
+}
+
+/// Brings the rows in line with this boot and this configuration.
+async fn look_back(back: &Back, config: &Config) -> anyhow::Result<()> {
+    recovery::prepare(back).await?;
+    cgroups::keep_driver(back, config.cgroup.driver).await?;
+    let pins = back.image_rules.pins.clone();
+    Ok(back.observed.pin_images(pins).await?)
 }
 
 /// Keeps the pod networks as they should be from here on.

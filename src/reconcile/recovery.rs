@@ -33,15 +33,6 @@ pub fn boot_id() -> Result<String, ReconcileError> {
     Ok(text.trim().to_owned())
 }
 
-/// Marks the images that clients are advised to keep.
-///
-/// # Errors
-/// When the database refuses.
-pub async fn pin_images(back: &Back) -> Result<(), ReconcileError> {
-    let pins = back.image_rules.pins.clone();
-    Ok(back.observed.pin_images(pins).await?)
-}
-
 /// Before anything else: nothing of another boot is believed, and what a dead daemon had begun is
 /// due again.
 ///
