@@ -30,11 +30,17 @@ def execute(url):
     typing = threading.Thread(target=type_in, daemon=True)
     typing.start()
     outputs = {ws_client.STDOUT_CHANNEL: sys.stdout, ws_client.STDERR_CHANNEL: sys.stderr}
-    while client.is_open():
-        client.update(timeout=1)
+
+    def show():
         for channel, output in outputs.items():
             output.buffer.write(client.read_channel(channel))
             output.buffer.flush()
+
+    while client.is_open():
+        client.update(timeout=1)
+        show()
+    # Reading one channel may have brought the last of another, and the end.
+    show()
     sys.exit(client.returncode)
 
 
