@@ -41,7 +41,7 @@ demo: deps build ## A pod from nothing to nothing, with a proof that nothing is 
 ##  Test
 
 .PHONY: test
-test: deps fmt clippy tidy unit e2e critest-basic ## Everything that must pass before a change goes in
+test: deps fmt clippy tidy unit e2e critest ## Everything that must pass before a change goes in
 
 .PHONY: fmt
 fmt: ## Check the format of Rust and Go sources
@@ -71,14 +71,10 @@ unit: test-build ## Run the unit tests
 e2e: test-build ## Run the end-to-end tests against real daemons
 	cargo test --locked $(FEATURES) --test e2e
 
-.PHONY: critest-basic
-critest-basic: test-build ## Run the part of critest that `make test` asks for
-	@QUILTD=target/debug/quiltd hack/critest.sh basic
-	@QUILTD=target/debug/quiltd hack/critest.sh websocket
-
 .PHONY: critest
-critest: deps build ## Run all of critest and print what fails
+critest: test-build ## Run all of critest, and streaming once more over WebSocket; print what fails
 	@QUILTD=target/debug/quiltd hack/critest.sh all
+	@QUILTD=target/debug/quiltd hack/critest.sh websocket
 
 .PHONY: test-vm
 test-vm: test-build ## The tests in a virtual machine: Debian's kernel, systemd, pure cgroup v2, AppArmor; VM_ARGS: vm.sh
@@ -90,7 +86,7 @@ soak: deps build ## The long forms: random walks; critest, the demo and e2e, SOA
 	QUILT_SOAK=1 cargo test --locked $(FEATURES) --lib -- state::walk
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
-		QUILTD=target/debug/quiltd hack/critest.sh basic || exit; \
+		QUILTD=target/debug/quiltd hack/critest.sh all || exit; \
 		QUILTD=target/debug/quiltd hack/demo.sh >target/hack/demo.log 2>&1 || { cat target/hack/demo.log; exit 1; }; \
 		QUILT_SOAK=1 cargo test --locked $(FEATURES) --test e2e || exit; \
 	done

@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .build_server(true)
         // What we do not answer yet is routed all the same: UNIMPLEMENTED is an answer.
         .generate_default_stubs(true)
+        // There are ten thousand of them in an answer.
+        .extern_path(".runtime.v1.Metric", "crate::proto::metric::Metric")
         .compile_fds(descriptors)?;
     tonic_prost_build::configure().compile_fds(protox::compile(
         ["proto/opentelemetry/trace.proto"],

@@ -22,6 +22,7 @@ needs=(
     /usr/lib/cni/bridge:containernetworking-plugins
     iptables:iptables
     nft:nftables
+    /usr/share/doc/python3-venv:python3-venv
     /etc/ssl/certs/ca-certificates.crt:ca-certificates
 )
 
@@ -144,6 +145,16 @@ cri_tools() {
         fail "the client of sessions could not be built"
 }
 
+# Kubernetes' library for Python, in an environment of its own.
+python_client() {
+    local venv=$OUT/python wanted=hack/python/requirements.txt
+    [[ $venv/complete -nt $wanted ]] && return
+    rm -rf "$venv"
+    { python3 -m venv "$venv" && "$venv/bin/pip" install --quiet --requirement "$wanted"; } >"$OUT/pip.log" 2>&1 ||
+        fail "pip could not install what $wanted names: $(tail -n 3 "$OUT/pip.log")"
+    touch "$venv/complete"
+}
+
 for tool in cargo:'Rust (rustup.rs)' go:'Go 1.26 or newer' cc:'gcc and libc6-dev'; do
     command -v "${tool%%:*}" >/dev/null || fail "install ${tool#*:} first: there is no ${tool%%:*} in PATH"
 done
@@ -154,3 +165,4 @@ ctr
 images
 cadvisor
 cri_tools
+python_client

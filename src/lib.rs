@@ -32,6 +32,7 @@ pub mod shim;
 
 // Ground.
 
+pub mod causes;
 pub mod engine;
 pub mod fault;
 pub mod id;

@@ -7,6 +7,8 @@
     reason = "generated from proto/, which carries the documentation"
 )]
 
+pub mod metric;
+
 /// CRI v1, as kubelet speaks it.
 pub mod cri {
     tonic::include_proto!("runtime.v1");

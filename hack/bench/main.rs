@@ -12,6 +12,7 @@ mod phase;
 mod pod;
 mod probes;
 mod pull;
+mod raw;
 mod report;
 mod restart;
 mod stats;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::systemd::BusError;
+use crate::causes::with_causes;
 
 /// An error of the cgroup driver.
 #[derive(Debug, thiserror::Error)]
@@ -97,18 +98,8 @@ pub enum CgroupError {
 
 /// The first of several errors with its causes, since a list can have no `source`.
 fn first(errors: &[CgroupError]) -> String {
-    use std::error::Error as _;
-    let Some(error) = errors.first() else {
-        return String::new();
-    };
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
+    let first = errors.first();
+    first.map(|error| with_causes(error)).unwrap_or_default()
 }
 
 impl CgroupError {

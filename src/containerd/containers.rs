@@ -124,8 +124,8 @@ fn of_container(row: Row) -> Container {
         snapshotter: SNAPSHOTTER.into(),
         snapshot_key: row.id.to_string(),
         sandbox: row.sandbox_id.into(),
-        image: row.spec.image_name,
-        ..common(row.id.into(), row.created_at, row.spec.labels, "container")
+        image: row.spec.image_name.clone(),
+        ..common(row.id.into(), row.created_at, &row.spec.labels, "container")
     }
 }
 
@@ -133,12 +133,12 @@ fn of_container(row: Row) -> Container {
 fn of_sandbox(row: Sandbox) -> Container {
     Container {
         spec: Some(any(&spec::of_sandbox(&row))),
-        ..common(row.id.into(), row.created_at, row.spec.labels, "sandbox")
+        ..common(row.id.into(), row.created_at, &row.spec.labels, "sandbox")
     }
 }
 
-fn common(id: String, created_at: i64, labels: Map, kind: &str) -> Container {
-    let mut labels: HashMap<String, String> = labels.into_iter().collect();
+fn common(id: String, created_at: i64, labels: &Map, kind: &str) -> Container {
+    let mut labels: HashMap<String, String> = labels.clone().into_iter().collect();
     labels.insert(KIND_LABEL.into(), kind.into());
     Container {
         id,

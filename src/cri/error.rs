@@ -2,6 +2,7 @@
 
 use tonic::{Code, Status};
 
+use crate::causes::with_causes;
 use crate::lifecycle::{Impossible, image};
 use crate::state::{StateError, Trouble};
 
@@ -220,12 +221,6 @@ pub(super) fn code_name(code: Code) -> &'static str {
 
 impl From<CallError> for Status {
     fn from(error: CallError) -> Self {
-        let mut text = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(inner) = source {
-            text = format!("{text}: {inner}");
-            source = inner.source();
-        }
-        Self::new(error.code(), text)
+        Self::new(error.code(), with_causes(&error))
     }
 }

@@ -1,6 +1,7 @@
 //! ListMetricDescriptors, ListPodSandboxMetrics and StreamPodSandboxMetrics (KEP-2371): what
 //! kubelet shows at `/metrics/cadvisor`, under cAdvisor's names, from the sampler's newest figures.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::call::Deadline;
@@ -12,6 +13,7 @@ use crate::lifecycle::spec::Resources;
 use crate::lifecycle::usage::Interface;
 use crate::proto::cri as v1;
 use crate::proto::cri::MetricType;
+use crate::proto::metric::{Labels, Metric};
 use crate::state::container::Container;
 use crate::state::sample::{FileSystem, LayerUsage, PodSample, Sample};
 use crate::state::sandbox::Sandbox;
@@ -190,29 +192,24 @@ fn of_pod(front: &Front, pod: &Sandbox, members: &[Container]) -> v1::PodSandbox
 }
 
 /// The values of [`LABELS`], for the container or pod with this id, name and image.
-fn labels(pod: &Sandbox, (id, name, image): (&str, &str, &str)) -> [String; 6] {
+fn labels(pod: &Sandbox, (id, name, image): (&str, &str, &str)) -> Labels {
     let spec = &pod.spec;
     let cgroup = slice::member(&spec.cgroup_parent, id);
     let owned = [id, image, &spec.name, &spec.namespace, name].map(str::to_owned);
     let [id, image, pod, namespace, name] = owned;
-    [cgroup, id, image, pod, namespace, name]
+    Labels::new(&[cgroup, id, image, pod, namespace, name])
 }
 
-fn read<F>(
-    families: &[Family<F>],
-    from: &F,
-    at: i64,
-    labels: &[String],
-    metrics: &mut Vec<v1::Metric>,
-) {
+fn read<F>(families: &[Family<F>], from: &F, at: i64, common: &Labels, metrics: &mut Vec<Metric>) {
+    let mut values = Values::default();
     for family in families {
-        let mut values = Values::default();
         (family.read)(from, &mut values);
-        metrics.extend(values.0.into_iter().map(|(own, value)| v1::Metric {
-            name: family.name.to_owned(),
+        metrics.extend(values.0.drain(..).map(|(own, value)| Metric {
+            name: Cow::Borrowed(family.name),
             timestamp: at,
             metric_type: family.kind.into(),
-            label_values: labels.iter().cloned().chain(own).collect(),
+            common: common.clone(),
+            label_values: own,
             value: Some(v1::UInt64Value { value }),
         }));
     }

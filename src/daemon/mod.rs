@@ -31,7 +31,7 @@ use crate::engine::Engine;
 use crate::image::{Depth, ImageDriver};
 use crate::lifecycle::address;
 use crate::metrics::Metrics;
-use crate::network;
+use crate::network::{self, Netfilter};
 use crate::reconcile::plugin_network::PluginNetwork;
 use crate::reconcile::{
     self, Back, Parts, Paths, Processes, collector, image_check, layer_usage, monitor,
@@ -197,6 +197,7 @@ async fn start(
         images: ImageDriver::new(&paths.root, config.image.driver())?,
         snapshots,
         network: config.network.clone(),
+        netfilter: Netfilter::default(),
         plugins: PluginNetwork::new(&config.network, paths.marker()),
         paths: paths.clone(),
         cgroup_root: config.cgroup.root()?,
@@ -214,12 +215,9 @@ async fn start(
     if let Some(loss) = loss {
         database::rebuild(&back, &executable, &loss).await?;
     }
-    recovery::prepare(&back).await?;
-    cgroups::keep_driver(&back, config.cgroup.driver).await?;
+    look_back(&back, config).await?;
     let seen = plugin_network::begin(&back, &health).await?;
     node_network::mend(&back, &health).await;
-    let pins = back.image_rules.pins.clone();
-    back.observed.pin_images(pins).await?;
     let sweeper = sweep::Sweeper {
         back: back.clone(),
         health: health.clone(),
@@ -247,6 +245,14 @@ async fn start(
     let front = Front::new(store, desired, signals, info, (door, tracer));
     attend(&front, tasks);
     Ok((front, back))
+}
+
+/// Brings the rows in line with this boot and this configuration.
+async fn look_back(back: &Back, config: &Config) -> anyhow::Result<()> {
+    recovery::prepare(back).await?;
+    cgroups::keep_driver(back, config.cgroup.driver).await?;
+    let pins = back.image_rules.pins.clone();
+    Ok(back.observed.pin_images(pins).await?)
 }
 
 /// Keeps the pod networks as they should be from here on.
@@ -539,7 +545,7 @@ async fn leave_nothing_unused(back: &Back) {
     }
     let back = back.clone();
     let removed = tokio::task::spawn_blocking(move || -> anyhow::Result<()> {
-        network::remove_rules(&back.network.bridge, &back.paths.marker())?;
+        network::remove_rules(&back.netfilter, &back.network.bridge, &back.paths.marker())?;
         network::remove_bridge(&back.network.bridge, &back.paths.marker())?;
         network::remove_pin_directory(&back.paths.sandboxes())?;
         if back.cgroups.exists(&back.cgroup_root) {

@@ -22,6 +22,7 @@ use super::hosts::{Endpoint, authority, canonical, host_of, is_loopback};
 use super::keyring::Keyring;
 use super::reference::Reference;
 use super::registry::Patience;
+use crate::causes::{add_causes, with_causes};
 
 /// Redirects followed for one request.
 const REDIRECTS_MAX: usize = 5;
@@ -111,7 +112,7 @@ impl Session {
     pub(super) fn served_wrong(&self, endpoint: &Endpoint, error: &ImageError) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
         if let Entry::Vacant(first) = wrong.entry(endpoint.name.clone()) {
-            let text = with_causes(error.to_string(), error);
+            let text = with_causes(error);
             tracing::warn!(
                 host = endpoint.name,
                 error = text,
@@ -460,18 +461,7 @@ fn chain(error: &reqwest::Error) -> String {
         (false, _) if error.is_body() || error.is_decode() => "the answer broke off".to_owned(),
         (false, _) => "the request failed".to_owned(),
     };
-    with_causes(text, error)
-}
-
-/// A text, and the causes of an error behind it.
-fn with_causes(mut text: String, error: &dyn std::error::Error) -> String {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+    add_causes(text, error)
 }
 
 /// How long a server asks us to wait: seconds, or a date (RFC 9110, Retry-After).

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::netlink::NetlinkError;
+use crate::causes::with_causes;
 
 /// An error of the network driver.
 #[derive(Debug, thiserror::Error)]
@@ -125,18 +126,8 @@ pub enum NetworkError {
 
 /// The first of several errors with its causes, since a list can have no `source`.
 fn first(errors: &[NetworkError]) -> String {
-    use std::error::Error as _;
-    let Some(error) = errors.first() else {
-        return String::new();
-    };
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
+    let first = errors.first();
+    first.map(|error| with_causes(error)).unwrap_or_default()
 }
 
 impl NetworkError {

@@ -44,7 +44,7 @@ pub use namespace::{
 };
 pub use netlink::NetlinkError;
 pub use nft::{
-    EgressPolicy, EgressRule, PortForward, RuleSpec, RuleWatch, RulesSeen, close_policy,
+    EgressPolicy, EgressRule, Netfilter, PortForward, RuleSpec, RuleWatch, RulesSeen, close_policy,
     close_ports, ensure_rules, forget_before, forget_closed, look_at_rules, open_policy,
     open_ports, remove_rules,
 };

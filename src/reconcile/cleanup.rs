@@ -93,7 +93,7 @@ fn remove(back: &Back, task: &CleanupTask) -> Result<bool, ReconcileError> {
                 link: path.to_owned(),
                 rules: Vec::new(),
             };
-            network::close_policy(&back.network.bridge, &policy)?;
+            network::close_policy(&back.netfilter, &back.network.bridge, &policy)?;
             fault::blocking_point("cleanup.link_removed")?;
         }
         Resource::Bridge => network::remove_bridge(path, &back.paths.marker())?,

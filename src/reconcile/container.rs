@@ -165,7 +165,7 @@ pub(super) async fn record(
         id: container.id.clone(),
         sandbox_id: container.sandbox_id.clone(),
         image_id: container.image_id.clone(),
-        spec: container.spec.clone(),
+        spec: container.spec.as_ref().clone(),
         created_at: container.created_at,
         layers: back.store.layer_records(top.as_deref()).await?,
         volumes: image_volume::records(back, container).await?,

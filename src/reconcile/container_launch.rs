@@ -16,7 +16,7 @@ use crate::fault;
 use crate::id::{ContainerId, ObjectKey};
 use crate::lifecycle::container::{Desired, State};
 use crate::lifecycle::image::VOLUME_FAILED;
-use crate::lifecycle::spec::{NamespaceMode, UserIds};
+use crate::lifecycle::spec::{MountSpec, NamespaceMode, UserIds};
 use crate::runtime::plan::LaunchPlan;
 use crate::shim::client::{Seen, ShimClient, ShimClientError};
 use crate::shim::protocol::Refusal;
@@ -156,10 +156,7 @@ async fn start(
         back_too.cgroups.mark(&path_too, &back_too.paths.marker())?;
         let limits = container_update::read_back(&back_too, &path_too, &asked);
         fault::blocking_point("container.cgroup")?;
-        for mount in sources.iter().filter(|mount| mount.image.is_none()) {
-            make_source(&mount.host_path)?;
-        }
-        propagation::check(&sources)?;
+        make_sources(&sources)?;
         fault::blocking_point("container.sources")?;
         write_plan(&plan, &plan_path_too)?;
         Ok((holder, limits))
@@ -326,6 +323,14 @@ async fn target_namespace(
         }
         _ => Err(gone()),
     }
+}
+
+/// Makes sure of what is mounted from the node.
+fn make_sources(mounts: &[MountSpec]) -> Result<(), ReconcileError> {
+    for mount in mounts.iter().filter(|mount| mount.image.is_none()) {
+        make_source(&mount.host_path)?;
+    }
+    propagation::check(mounts)
 }
 
 /// A host path that is not there becomes a directory, as Docker and containerd do; whoever wants an

@@ -250,7 +250,8 @@ fn namespaces(
             .build()
     };
     let mut list = vec![new(LinuxNamespaceType::Mount)?];
-    if !spec.security.privileged {
+    // In a user namespace nobody mounts cgroups but those of a namespace that belongs to it.
+    if !spec.security.privileged || sandbox.spec.users.is_some() {
         list.push(new(LinuxNamespaceType::Cgroup)?);
     }
     match (&spec.security.pid, sandbox.init, &parts.target) {

@@ -1,5 +1,7 @@
 //! Puts changed limits of a container in force: in its cgroup, in its record, then in its row.
 
+use std::sync::Arc;
+
 use oci_spec::runtime::LinuxResources;
 
 use super::container_plan::limits_of;
@@ -105,7 +107,7 @@ async fn put_in_force(
         }
     })
     .await?;
-    container.spec.resources = wanted.clone();
+    Arc::make_mut(&mut container.spec).resources = wanted.clone();
     match (write_record(back, container).await, before) {
         // It is not tried again, and so the client is told that the limits are as before.
         (Err(error), Some((before, path, _))) if !error.is_passing() => {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::causes::with_causes;
 use crate::cdi::CdiError;
 use crate::cgroup::CgroupError;
 use crate::confinement::seccomp::SeccompError;
@@ -129,7 +130,7 @@ impl ReconcileError {
     /// The text with every cause, for a row or a log line.
     #[must_use]
     pub fn full_text(&self) -> String {
-        full_text(self)
+        with_causes(self)
     }
 
     /// Whether trying the same again may go better: the fault is not in what was asked for.
@@ -152,18 +153,4 @@ impl ReconcileError {
                     if fault.is_passing()
             )
     }
-}
-
-/// The text of an error with every cause.
-pub(super) fn full_text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        let inner_text = inner.to_string();
-        if !text.ends_with(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        source = inner.source();
-    }
-    text
 }

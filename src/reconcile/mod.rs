@@ -61,7 +61,7 @@ use crate::lifecycle::handler::Handlers;
 use crate::lifecycle::hook::HooksConfig;
 use crate::lifecycle::image::Pins;
 use crate::lifecycle::ulimit::Ulimit;
-use crate::network::NetworkConfig;
+use crate::network::{Netfilter, NetworkConfig};
 use crate::runtime::plan::LogLimits;
 use crate::shim::client::ShimClient;
 use crate::snapshot;
@@ -95,6 +95,8 @@ pub struct Parts {
     pub snapshots: snapshot::Kind,
     /// The pod network.
     pub network: NetworkConfig,
+    /// The way to the packet rules.
+    pub netfilter: Netfilter,
     /// The pod network that plugins make, where they do.
     pub plugins: PluginNetwork,
     /// Where things are.

@@ -227,27 +227,28 @@ pub(super) async fn ensure(back: &Back) -> Result<(), ReconcileError> {
         return Ok(());
     }
     let mut target = wanted(back).await?;
-    put_in_place(target.clone()).await?;
+    put_in_place(back, target.clone()).await?;
     for _ in 0..ROUNDS {
         let now = wanted(back).await?;
         if now == target {
             break;
         }
         if now.differs_by_pods_alone(&target) {
-            follow(&target, &now).await?;
+            follow(back, &target, &now).await?;
         } else {
-            put_in_place(now.clone()).await?;
+            put_in_place(back, now.clone()).await?;
         }
         target = now;
     }
     Ok(())
 }
 
-async fn put_in_place(target: Wanted) -> Result<(), ReconcileError> {
+async fn put_in_place(back: &Back, target: Wanted) -> Result<(), ReconcileError> {
+    let back = back.clone();
     blocking(move || {
         network::ensure_bridge(&target.bridge())?;
         fault::blocking_point("network.bridge_up")?;
-        network::ensure_rules(&target.rules)?;
+        network::ensure_rules(&back.netfilter, &target.rules)?;
         fault::blocking_point("network.rules_up")?;
         Ok(())
     })
@@ -256,17 +257,17 @@ async fn put_in_place(target: Wanted) -> Result<(), ReconcileError> {
 
 /// Pods have come and gone while rules were put in place that knew nothing of it: their ports are
 /// opened and closed once more. Policies are put in place by the pods, and taken away with links.
-async fn follow(before: &Wanted, now: &Wanted) -> Result<(), ReconcileError> {
+async fn follow(back: &Back, before: &Wanted, now: &Wanted) -> Result<(), ReconcileError> {
     let beside = |these: &Wanted, those: &Wanted| -> Vec<PortForward> {
         let those: BTreeSet<_> = those.rules.forwards.iter().collect();
         let these = these.rules.forwards.iter();
         these.filter(|one| !those.contains(one)).copied().collect()
     };
     let (gone, come) = (beside(before, now), beside(now, before));
-    let bridge = now.rules.bridge.clone();
+    let (back, bridge) = (back.clone(), now.rules.bridge.clone());
     blocking(move || {
-        network::close_ports(&bridge, &gone)?;
-        network::open_ports(&bridge, &come)?;
+        network::close_ports(&back.netfilter, &bridge, &gone)?;
+        network::open_ports(&back.netfilter, &bridge, &come)?;
         Ok(())
     })
     .await
@@ -304,12 +305,16 @@ pub(super) async fn open_ports(
         .iter()
         .flat_map(|port| forwards(port, allocation))
         .collect();
-    let (bridge, opened) = (back.network.bridge.clone(), entries.clone());
-    let there = blocking(move || Ok(network::open_ports(&bridge, &opened)?)).await?;
-    if !there {
+    let (back_too, opened) = (back.clone(), entries.clone());
+    let there = blocking(move || {
+        let bridge = &back_too.network.bridge;
+        Ok(network::open_ports(&back_too.netfilter, bridge, &opened)?)
+    });
+    if !there.await? {
         ensure(back).await?;
     }
-    blocking(move || Ok(network::forget_before(&entries)?)).await
+    let back = back.clone();
+    blocking(move || Ok(network::forget_before(&back.netfilter, &entries)?)).await
 }
 
 /// Lets the pod send no more than its policy allows, if it has one. Its link is there, and nothing
@@ -327,8 +332,17 @@ pub(super) async fn open_policy(
         link: allocation.host_link.clone(),
         allowed,
     });
-    let (bridge, marker) = (back.network.bridge.clone(), back.paths.marker());
-    blocking(move || Ok(network::open_policy(&bridge, &marker, &policy)?)).await?;
+    let back = back.clone();
+    blocking(move || {
+        let (bridge, marker) = (&back.network.bridge, back.paths.marker());
+        Ok(network::open_policy(
+            &back.netfilter,
+            bridge,
+            &marker,
+            &policy,
+        )?)
+    })
+    .await?;
     fault::point("sandbox.policy").await.map_err(Into::into)
 }
 
@@ -344,8 +358,12 @@ pub(super) async fn close_policy(back: &Back, sandbox: &Sandbox) -> Result<(), R
         link: allocation.host_link,
         rules: Vec::new(),
     };
-    let bridge = back.network.bridge.clone();
-    blocking(move || Ok(network::close_policy(&bridge, &policy)?)).await
+    let back = back.clone();
+    blocking(move || {
+        let bridge = &back.network.bridge;
+        Ok(network::close_policy(&back.netfilter, bridge, &policy)?)
+    })
+    .await
 }
 
 /// Nothing leads to the pod any more. Its rows still hold the ports, so they are nobody else's.
@@ -361,10 +379,10 @@ pub(super) async fn close_ports(back: &Back, id: &SandboxId) -> Result<(), Recon
         .iter()
         .flat_map(|port| forwards(port, &allocation))
         .collect();
-    let bridge = back.network.bridge.clone();
+    let back = back.clone();
     blocking(move || {
-        network::close_ports(&bridge, &entries)?;
-        Ok(network::forget_closed(&entries)?)
+        network::close_ports(&back.netfilter, &back.network.bridge, &entries)?;
+        Ok(network::forget_closed(&back.netfilter, &entries)?)
     })
     .await
 }
@@ -473,15 +491,16 @@ async fn lacking(back: &Back) -> Result<Vec<String>, ReconcileError> {
     };
     let policies = back.store.ready_policies().await?;
     let rules = with_rows(back, &allocations, &ports, policies).await?.rules;
-    blocking(move || lacks(&rules)).await
+    let back = back.clone();
+    blocking(move || lacks(&back, &rules)).await
 }
 
 /// What is not as it should be.
-fn lacks(wanted: &RuleSpec) -> Result<Vec<String>, ReconcileError> {
+fn lacks(back: &Back, wanted: &RuleSpec) -> Result<Vec<String>, ReconcileError> {
     if !wanted.is_wanted() {
         return Ok(Vec::new());
     }
-    let seen = network::look_at_rules(wanted)?;
+    let seen = network::look_at_rules(&back.netfilter, wanted)?;
     let closed = wanted
         .forwards
         .iter()

@@ -17,8 +17,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::error::full_text;
 use super::{Back, ReconcileError, blocking, node_network, pod_network};
+use crate::causes::with_causes;
 use crate::lifecycle::attachment::State;
 use crate::network::cni::{Call, Directory, NetworkList, Plugins};
 use crate::network::{self, NetworkConfig, NetworkMode};
@@ -259,7 +259,7 @@ async fn withdraw(back: &Back) {
     let back = back.clone();
     let withdrawn = blocking(move || {
         let (bridge, mark) = (&back.network.bridge, back.paths.marker());
-        network::remove_rules(bridge, &mark)?;
+        network::remove_rules(&back.netfilter, bridge, &mark)?;
         Ok(network::remove_bridge(bridge, &mark)?)
     });
     if let Err(error) = withdrawn.await {
@@ -311,7 +311,7 @@ impl Watch {
             return;
         }
         let dir = own.dir.clone();
-        let seen = blocking(move || Ok(Directory::look(&dir).map_err(|error| full_text(&error))));
+        let seen = blocking(move || Ok(Directory::look(&dir).map_err(|error| with_causes(&error))));
         let Ok(seen) = seen.await else { return };
         // What was not right is looked at again: a program may have come.
         if self.seen.as_ref() != Some(&seen) || !self.settled {
@@ -430,7 +430,7 @@ pub(super) async fn check_all(back: &Back) -> Result<(), ReconcileError> {
 
 /// The network in a directory, with its programs found and its version agreed on.
 async fn load(back: &Back, seen: Directory) -> Result<Option<NetworkList>, String> {
-    let loaded = blocking(move || Ok(seen.load().map_err(|error| full_text(&error))));
+    let loaded = blocking(move || Ok(seen.load().map_err(|error| with_causes(&error))));
     let loaded = loaded.await.map_err(|error| error.full_text())??;
     let Some(mut list) = loaded else {
         return Ok(None);

@@ -134,7 +134,13 @@ pub(super) fn start_time(pid: i32) -> Option<u64> {
 pub(super) async fn let_go(holder: Option<Holder>) -> Result<(), ReconcileError> {
     match holder {
         // It is waited for.
-        Some(holder) => blocking(move || Ok(drop(holder))).await,
+        Some(holder) => {
+            blocking(move || {
+                drop(holder);
+                Ok(())
+            })
+            .await
+        }
         None => Ok(()),
     }
 }

@@ -287,7 +287,7 @@ fn user_spec(maps: &IdMaps) -> Result<UserSpec, ReconcileError> {
 fn record(back: &Back, sandbox: &Sandbox, allocation: Option<&Allocation>) -> SandboxRecord {
     SandboxRecord {
         id: sandbox.id.clone(),
-        spec: sandbox.spec.clone(),
+        spec: sandbox.spec.as_ref().clone(),
         address: allocation.map(|allocation| AddressRecord {
             address: allocation.address,
             prefix_length: allocation.prefix_length,

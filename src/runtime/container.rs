@@ -273,7 +273,10 @@ fn build_root(
     }
     // The node's /proc is in sight for the last time.
     let profile = task.process.apparmor_profile().as_deref();
-    let confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
+    let mut confinement = Confinement::prepare(profile, task.plan.seccomp.as_ref())?;
+    if hooks::are_inside(&task.plan.spec) {
+        confinement = confinement.for_children()?;
+    }
     reached(stage::MOUNT);
     mounts::create_all(&mut mounts)?;
     let furnish = |root: &Root| {

@@ -307,10 +307,14 @@ fn overlay_one_page(stack: &Stack, mount_point: &Path) -> Result<OwnedFd, Launch
     let data = CString::new(data)
         .map_err(|_| Errno::INVAL)
         .at(stage::ROOTFS, what)?;
+    // Whoever calls names files by where it is, as the driver of another runtime does.
+    let home = open(Path::new("."))?;
     chdir("/proc/self/fd").at(stage::ROOTFS, || "enter /proc/self/fd")?;
     let flags = MountFlags::empty();
     let data = data.as_c_str();
-    mount("overlay", mount_point, "overlay", flags, data).at(stage::ROOTFS, what)?;
+    let mounted = mount("overlay", mount_point, "overlay", flags, data);
+    fchdir(&home).at(stage::ROOTFS, || "go back from /proc/self/fd")?;
+    mounted.at(stage::ROOTFS, what)?;
     // Held otherwise, like all others.
     let tree = bind(mount_point, None)?;
     unmount(mount_point, UnmountFlags::DETACH)

@@ -1,11 +1,14 @@
 //! The table `containers`: reading it, and the front's side of it. The back's side is in
 //! `container_facts`.
 
+use std::sync::Arc;
+
 use rusqlite::params;
 
 use super::container_update::{Update, limits};
 use super::error::corrupt;
 use super::event::Subject;
+use super::specs::Specs;
 use super::sql::{all, column, first};
 use super::writer::Tx;
 use super::{DesiredWriter, StateError, Store, now_ns, sandbox};
@@ -26,7 +29,7 @@ pub struct Container {
     /// Id of its image.
     pub image_id: String,
     /// What was asked for, with the limits that are in force.
-    pub spec: ContainerSpec,
+    pub spec: Arc<ContainerSpec>,
     /// When it was asked for, ns.
     pub created_at: i64,
     /// What the client wants now.
@@ -71,7 +74,7 @@ struct Row {
     id: String,
     sandbox_id: String,
     image_id: String,
-    spec: String,
+    spec: Result<Arc<ContainerSpec>, serde_json::Error>,
     created_at: i64,
     desired: String,
     stop_at: Option<i64>,
@@ -115,12 +118,14 @@ const TWIN: &str = "SELECT id FROM containers WHERE sandbox_id = ? AND name = ? 
      AND desired <> 'removed' AND state <> 'error'";
 
 impl Row {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &rusqlite::Row<'_>, specs: &Specs<ContainerSpec>) -> rusqlite::Result<Self> {
+        let id: String = row.get(0)?;
+        let spec = specs.of(&id, row.get_ref(3)?.as_str()?);
         Ok(Self {
-            id: row.get(0)?,
+            id,
             sandbox_id: row.get(1)?,
             image_id: row.get(2)?,
-            spec: row.get(3)?,
+            spec,
             created_at: row.get(4)?,
             desired: row.get(5)?,
             stop_at: row.get(6)?,
@@ -158,10 +163,9 @@ impl TryFrom<Row> for Container {
             (Some(pid), Some(start)) => i32::try_from(pid).ok().zip(u64::try_from(start).ok()),
             _ => None,
         };
-        let mut spec: ContainerSpec =
-            serde_json::from_str(&row.spec).map_err(corrupt("containers.spec"))?;
+        let mut spec = row.spec.map_err(corrupt("containers.spec"))?;
         if let Some(in_force) = limits(row.resources.as_deref(), "containers.resources")? {
-            spec.resources = in_force;
+            Arc::make_mut(&mut spec).resources = in_force;
         }
         let log_path = if row.log_directory.is_empty() || spec.log_path.is_empty() {
             String::new()
@@ -237,6 +241,10 @@ pub struct ContainerFilter {
 }
 
 impl Store {
+    fn container_row(&self) -> impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+        |row| Row::read(row, &self.container_specs)
+    }
+
     /// One container.
     ///
     /// # Errors
@@ -245,7 +253,7 @@ impl Store {
         let sql = format!("{SELECT} WHERE c.id = ?");
         let row = self
             .look("read a container", |connection| {
-                first(connection, &sql, [id.as_str()], Row::read)
+                first(connection, &sql, [id.as_str()], self.container_row())
             })
             .await?;
         row.map(Container::try_from).transpose()
@@ -267,7 +275,7 @@ impl Store {
             .look("list containers", |connection| {
                 let state = filter.state.map(State::as_str);
                 let params = params![filter.id_prefix, filter.sandbox_prefix, state];
-                all(connection, &sql, params, Row::read)
+                all(connection, &sql, params, self.container_row())
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()
@@ -280,7 +288,7 @@ impl Store {
     pub async fn all_containers(&self) -> Result<Vec<Container>, StateError> {
         let rows = self
             .look("list containers", |connection| {
-                all(connection, SELECT, [], Row::read)
+                all(connection, SELECT, [], self.container_row())
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()
@@ -294,7 +302,7 @@ impl Store {
         let sql = format!("{SELECT} WHERE c.sandbox_id = ?");
         let rows = self
             .look("list a sandbox' containers", |connection| {
-                all(connection, &sql, [id.as_str()], Row::read)
+                all(connection, &sql, [id.as_str()], self.container_row())
             })
             .await?;
         rows.into_iter().map(Container::try_from).collect()

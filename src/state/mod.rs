@@ -52,6 +52,7 @@ mod sandbox_update;
 mod sandbox_wish;
 pub mod schema;
 pub mod snapshot;
+mod specs;
 mod sql;
 mod storage;
 pub mod sweep;
@@ -80,12 +81,14 @@ pub use error::StateError;
 pub use storage::Trouble;
 pub use writer::{DesiredWriter, ObservedWriter};
 
+use crate::lifecycle::spec::{ContainerSpec, SandboxSpec};
 use crate::metrics::Metrics;
 use crate::sys::sqlite::SharedConnection;
 use checkpoint::Checkpointer;
 use progress::Progress;
 use readers::Readers;
 use retry::Retry;
+use specs::Specs;
 use storage::Storage;
 use wake::Wakes;
 use writer::Writer;
@@ -123,6 +126,8 @@ pub struct Store {
     wakes: Arc<Wakes>,
     progress: Arc<Progress>,
     samples: Arc<sample::Samples>,
+    container_specs: Arc<Specs<ContainerSpec>>,
+    sandbox_specs: Arc<Specs<SandboxSpec>>,
     pull_secrets: Arc<pull::PullSecrets>,
     sweeps: Arc<health::Sweeps>,
     given: Arc<event::Given>,
@@ -179,6 +184,8 @@ impl Store {
             wakes,
             progress: Arc::default(),
             samples: Arc::default(),
+            container_specs: Arc::default(),
+            sandbox_specs: Arc::default(),
             pull_secrets: Arc::default(),
             sweeps: Arc::default(),
             given: Arc::default(),

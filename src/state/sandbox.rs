@@ -1,5 +1,7 @@
 //! The table `sandboxes`.
 
+use std::sync::Arc;
+
 use rusqlite::params;
 
 use super::attachment::Joins;
@@ -7,6 +9,7 @@ use super::container_update::{Update, limits};
 use super::error::corrupt;
 use super::event::Subject;
 use super::operation::Finished;
+use super::specs::Specs;
 use super::sql::{all, column, first};
 use super::transition::{Change, Table};
 use super::writer::Tx;
@@ -26,7 +29,7 @@ pub struct Sandbox {
     /// Its id.
     pub id: SandboxId,
     /// What was asked for.
-    pub spec: SandboxSpec,
+    pub spec: Arc<SandboxSpec>,
     /// When it was asked for, ns.
     pub created_at: i64,
     /// What the client wants now.
@@ -67,7 +70,7 @@ impl Sandbox {
 
 struct Row {
     id: String,
-    spec: String,
+    spec: Result<Arc<SandboxSpec>, serde_json::Error>,
     created_at: i64,
     desired: String,
     state: String,
@@ -94,10 +97,12 @@ const SELECT: &str = "SELECT s.id, s.spec, s.created_at, s.desired, s.state, s.i
      LEFT JOIN network_attachments a ON a.sandbox_id = s.id AND a.state = 'added'";
 
 impl Row {
-    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Self> {
+    fn read(row: &rusqlite::Row<'_>, specs: &Specs<SandboxSpec>) -> rusqlite::Result<Self> {
+        let id: String = row.get(0)?;
+        let spec = specs.of(&id, row.get_ref(1)?.as_str()?);
         Ok(Self {
-            id: row.get(0)?,
-            spec: row.get(1)?,
+            id,
+            spec,
             created_at: row.get(2)?,
             desired: row.get(3)?,
             state: row.get(4)?,
@@ -125,7 +130,7 @@ impl TryFrom<Row> for Sandbox {
         };
         Ok(Self {
             id: row.id.try_into().map_err(corrupt("sandboxes.id"))?,
-            spec: serde_json::from_str(&row.spec).map_err(corrupt("sandboxes.spec"))?,
+            spec: row.spec.map_err(corrupt("sandboxes.spec"))?,
             created_at: row.created_at,
             desired: row.desired.parse().map_err(corrupt("sandboxes.desired"))?,
             state: row.state.parse().map_err(corrupt("sandboxes.state"))?,
@@ -164,6 +169,10 @@ pub struct SandboxFilter {
 }
 
 impl Store {
+    fn sandbox_row(&self) -> impl Fn(&rusqlite::Row<'_>) -> rusqlite::Result<Row> {
+        |row| Row::read(row, &self.sandbox_specs)
+    }
+
     /// One sandbox.
     ///
     /// # Errors
@@ -172,7 +181,7 @@ impl Store {
         let sql = format!("{SELECT} WHERE s.id = ?");
         let row = self
             .look("read a sandbox", |connection| {
-                first(connection, &sql, [id.as_str()], Row::read)
+                first(connection, &sql, [id.as_str()], self.sandbox_row())
             })
             .await?;
         row.map(Sandbox::try_from).transpose()
@@ -192,7 +201,7 @@ impl Store {
         let rows = self
             .look("list sandboxes", |connection| {
                 let params = params![filter.id_prefix, filter.ready];
-                all(connection, &sql, params, Row::read)
+                all(connection, &sql, params, self.sandbox_row())
             })
             .await?;
         rows.into_iter().map(Sandbox::try_from).collect()

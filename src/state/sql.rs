@@ -77,7 +77,7 @@ pub(super) fn first<T>(
     c: &Connection,
     sql: &str,
     params: impl Params,
-    read: Read<T>,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Option<T>, sqlx::Error> {
     let rows = c.prepare_cached(sql).and_then(|mut statement| {
         let mut rows = statement.query(params)?;
@@ -94,7 +94,7 @@ pub(super) fn all<T>(
     c: &Connection,
     sql: &str,
     params: impl Params,
-    read: Read<T>,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
 ) -> Result<Vec<T>, sqlx::Error> {
     let rows = c
         .prepare_cached(sql)

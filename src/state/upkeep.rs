@@ -14,6 +14,7 @@ use sqlx::{Connection, SqliteConnection};
 
 use super::inspect::{Inspector, is_interrupt};
 use super::{StateError, schema};
+use crate::causes::with_causes;
 
 /// Findings of each kind that are listed.
 const FINDINGS: u32 = 100;
@@ -41,7 +42,7 @@ pub async fn check(path: &Path, timeout: Duration) -> Result<Findings, StateErro
     let mut inspector = match Inspector::open_any(path).await {
         Ok(inspector) => inspector,
         Err(error) => {
-            findings.problems.push(full_text(&error));
+            findings.problems.push(with_causes(&error));
             return Ok(findings);
         }
     };
@@ -425,13 +426,6 @@ fn equal(one: &Path, other: &Path) -> Result<bool, StateError> {
         if buffers.0[..read] != buffers.1[..read] {
             return Ok(false);
         }
-    }
-}
-
-fn full_text(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {}", full_text(source)),
-        None => error.to_string(),
     }
 }
 

@@ -11,8 +11,8 @@ use quilt::proto::admin::{Event, ListEventsRequest};
 
 use crate::support::cri::*;
 use crate::support::database::WriteLock;
-use crate::support::pod::{exited, shell};
-use crate::support::{Node, Pod, client, eventually, is_soak};
+use crate::support::pod::{exited, namespaces, shell};
+use crate::support::{Node, Pod, client, eventually, is_soak, process};
 
 /// Containers of a round. All of them are held by the shim until they are removed.
 const BATCH: usize = 60;
@@ -283,4 +283,26 @@ async fn exits_wait_for_a_locked_database() {
         assert_exact(&node, mortal, &journaled).await;
     }
     assert_told_once_in_order(&node, &mortals).await;
+}
+
+/// Ends are heard of although many write as fast as they can: the shim goes before them, and what
+/// it starts are ordinary processes.
+#[tokio::test]
+async fn the_shim_goes_before_others_and_what_it_starts_does_not() {
+    let node = Node::start().await;
+    // A pod's init has the shim's arguments.
+    let [shim] = node.shims()[..] else {
+        panic!("one shim");
+    };
+    let mut config = node.pod_config("share");
+    namespaces(&mut config).pid = NamespaceMode::Pod.into();
+    let pod = node.pod_from(config).await;
+    let id = pod.idle("main").await;
+    assert_eq!(process::nice(shim), Some(-10));
+    let init = process::in_cgroup_of(&node.names, &pod.id);
+    assert_eq!(process::nice(init), Some(0), "the pod's init");
+    let main = process::in_cgroup_of(&node.names, &id);
+    assert_eq!(process::nice(main), Some(0), "a container");
+    let own = node.cri.output(&id, "cut -d ' ' -f 19 /proc/$$/stat").await;
+    assert_eq!(own, "0", "a command");
 }

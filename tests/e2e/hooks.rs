@@ -20,16 +20,23 @@ const STAGES: [&str; 6] = [
     "poststop",
 ];
 
+/// Longest time of a hook that has to be waited for.
+const HANGS_S: u64 = 1;
+/// And of one that ends by itself, on whatever machine.
+const ENDS_S: u64 = 10;
+
 /// A hook of one stage that runs a script, for containers with the annotation `example.com/hooked`
 /// of this value.
 fn write_hook(directory: &Path, name: &str, stage: &str, value: &str, script: &str) {
+    let hangs = script.contains("sleep");
+    let timeout = if hangs { HANGS_S } else { ENDS_S };
     let hook = json!({
         "version": "1.0.0",
         "hook": {
             "path": "/bin/sh",
             "args": ["sh", "-c", script],
             "env": ["PATH=/usr/bin:/bin", format!("STAGE={stage}")],
-            "timeout": 1,
+            "timeout": timeout,
         },
         "when": {"annotations": {"^example\\.com/hooked$": format!("^{value}$")}},
         "stages": [stage],

@@ -112,6 +112,7 @@ const LAYERS: &[Layer] = &[
     // Ground.
     layer("proto", &[]),
     layer("fault", &[]),
+    layer("causes", &[]),
     layer("metrics", &[]),
     layer("engine", &[]),
     layer("traces", &["metrics"]),
@@ -119,8 +120,8 @@ const LAYERS: &[Layer] = &[
     layer("id", &[]),
 ];
 
-/// What every layer may import: named points where a test makes a step fail.
-const EVERYWHERE: &str = "fault";
+/// What every layer may import: named points where a test makes a step fail, the text of errors.
+const EVERYWHERE: [&str; 2] = ["fault", "causes"];
 
 /// Of a whole module only this part is open to these layers.
 const PARTS: &[(&str, &str, &[&str])] = &[
@@ -228,7 +229,10 @@ pub(crate) fn internal(source: &Source) -> Vec<String> {
         let Some(to) = import.path.first() else {
             continue;
         };
-        if to == from || to == EVERYWHERE || !LAYERS.iter().any(|layer| layer.name == to) {
+        if to == from
+            || EVERYWHERE.contains(&to.as_str())
+            || !LAYERS.iter().any(|layer| layer.name == to)
+        {
             continue;
         }
         let place = format!("{}:{}", source.path, import.line);

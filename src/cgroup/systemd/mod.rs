@@ -85,8 +85,8 @@ impl Systemd {
                 "s" => values.text().map_err(BusError::Malformed)?,
                 _ => return Err(BusError::Malformed("has no text where the version is")),
             };
-            let digits = said.split(|c: char| !c.is_ascii_digit());
-            let number = digits.filter(|part| !part.is_empty()).next();
+            let mut digits = said.split(|c: char| !c.is_ascii_digit());
+            let number = digits.find(|part| !part.is_empty());
             match number.and_then(|number| number.parse().ok()) {
                 Some(version) if version >= VERSION_MIN => Ok(version),
                 _ => Err(BusError::TooOld(said)),

@@ -12,8 +12,8 @@ use rustix::mount::{MountPropagationFlags, mount_change};
 use super::probe::{Need, Node, Probe, always, apart, passing_name, whole};
 use crate::network::cni::Directory;
 use crate::network::{
-    self, BridgeSpec, EgressPolicy, EgressRule, NamespaceSpec, NetworkError, NetworkMode,
-    PodLinkSpec, RuleSpec, ShapingSpec,
+    self, BridgeSpec, EgressPolicy, EgressRule, NamespaceSpec, Netfilter, NetworkError,
+    NetworkMode, PodLinkSpec, RuleSpec, ShapingSpec,
 };
 
 const MARK: &str = "quilt:doctor";
@@ -45,7 +45,7 @@ pub(super) const PROBES: &[Probe] = &[
         applies: |node| {
             native(node) && (node.config.network.masquerade || node.config.network.host_ports)
         },
-        look: |_| with_pod(|_| network::ensure_rules(&rules())),
+        look: |_| with_pod(|_| network::ensure_rules(&Netfilter::default(), &rules())),
     },
     Probe {
         name: "network.bandwidth",

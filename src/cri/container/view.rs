@@ -39,11 +39,11 @@ pub(super) fn item(container: Container) -> v1::Container {
         pod_sandbox_id: container.sandbox_id.into(),
         metadata: Some(metadata(&spec)),
         image: Some(image(&spec, &spec.image)),
-        image_ref: spec.image_ref,
+        image_ref: spec.image_ref.clone(),
         state: state(container.state),
         created_at: container.created_at,
-        labels: spec.labels.into_iter().collect(),
-        annotations: spec.annotations.into_iter().collect(),
+        labels: spec.labels.clone().into_iter().collect(),
+        annotations: spec.annotations.clone().into_iter().collect(),
         image_id: container.image_id,
     }
 }
@@ -63,10 +63,10 @@ pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::Cont
         finished_at: container.exited_at.unwrap_or_default(),
         exit_code: container.exit_code.unwrap_or_default(),
         image: Some(image(&spec, &spec.image_name)),
-        image_ref: spec.image_ref,
+        image_ref: spec.image_ref.clone(),
         reason: container.reason,
         message: container.error.filter(|_| exited).unwrap_or_default(),
-        mounts: spec.mounts.into_iter().map(mount).collect(),
+        mounts: spec.mounts.iter().cloned().map(mount).collect(),
         log_path,
         resources: Some(v1::ContainerResources {
             linux: Some(limits),
@@ -75,8 +75,8 @@ pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::Cont
         image_id: container.image_id,
         user: container.runs_as.map(user),
         stop_signal: stop_signal(spec.process.stop_signal),
-        labels: spec.labels.into_iter().collect(),
-        annotations: spec.annotations.into_iter().collect(),
+        labels: spec.labels.clone().into_iter().collect(),
+        annotations: spec.annotations.clone().into_iter().collect(),
     }
 }
 

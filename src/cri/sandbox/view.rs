@@ -41,9 +41,9 @@ pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
         id: sandbox.id.into(),
         metadata: Some(metadata(&sandbox.spec)),
         created_at: sandbox.created_at,
-        labels: sandbox.spec.labels.into_iter().collect(),
-        annotations: sandbox.spec.annotations.into_iter().collect(),
-        runtime_handler: sandbox.spec.runtime_handler,
+        labels: sandbox.spec.labels.clone().into_iter().collect(),
+        annotations: sandbox.spec.annotations.clone().into_iter().collect(),
+        runtime_handler: sandbox.spec.runtime_handler.clone(),
     }
 }
 
@@ -79,8 +79,8 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
                 options: Some(options),
             }),
         }),
-        labels: spec.labels.into_iter().collect(),
-        annotations: spec.annotations.into_iter().collect(),
-        runtime_handler: spec.runtime_handler,
+        labels: spec.labels.clone().into_iter().collect(),
+        annotations: spec.annotations.clone().into_iter().collect(),
+        runtime_handler: spec.runtime_handler.clone(),
     }
 }

@@ -22,13 +22,13 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use super::expression::{End, Expressions, Flow, IPV4, IPV6};
 use super::inspect::{RulesSeen, is_ours, list_interfaces, list_rules};
 use super::rules::{self, Hooked, Rule, SetSpec, rule};
-use super::transaction::commit;
+use super::transaction::{commit, one};
 use super::{
-    Attributes, BRIDGE, EgressPolicy, EgressRule, Message, RuleSpec, failed, kind, open, table,
+    Attributes, BRIDGE, EgressPolicy, EgressRule, Message, Netfilter, RuleSpec, failed, kind, table,
 };
 use crate::network::NetworkError;
 use crate::network::link;
-use crate::network::netlink::Socket;
+use crate::network::netlink::{NetlinkError, Socket};
 
 const FROM_PODS: Hooked = ("prerouting", "filter", 0, -200);
 const TO_PODS: Hooked = ("postrouting", "filter", 4, 0);
@@ -47,6 +47,8 @@ const ICMP: u8 = 1;
 const ICMP6: u8 = 58;
 /// Numbers of the maps and sets in a transaction; nothing refers to them.
 const FIRST_SET: u32 = 3;
+/// `NFT_MSG_GETSETELEM`.
+const GET_ELEMENTS: u16 = 13;
 /// `NFT_MSG_DELCHAIN`, `_DELRULE`, `_DELSET`, `_NEWSETELEM`, `_DELSETELEM`.
 const DELETE_CHAIN: u16 = 5;
 const DELETE_RULE: u16 = 8;
@@ -233,18 +235,40 @@ impl EgressPolicy {
         (message, flags): (u16, u16),
         chain: &str,
     ) -> Message {
-        // NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_DATA; NFTA_DATA_VALUE, NFTA_DATA_VERDICT.
-        let key = Attributes::new().bytes(1, &super::expression::padded(&self.link));
+        // NFTA_SET_ELEM_DATA; NFTA_DATA_VERDICT.
         let verdict = super::expression::jump_to(chain);
-        let element = Attributes::new()
-            .nested(1, &key)
-            .nested(2, &Attributes::new().nested(2, &verdict));
-        let body = Attributes::new()
-            .text(1, table)
-            .text(2, map)
-            .nested(3, &Attributes::new().nested(1, &element));
+        let element = self.key().nested(2, &Attributes::new().nested(2, &verdict));
+        let body = in_map(table, map, &element);
         Message::new(kind(message), flags, BRIDGE, &body)
     }
+
+    /// Its link, as the key of an element.
+    fn key(&self) -> Attributes {
+        // NFTA_SET_ELEM_KEY; NFTA_DATA_VALUE.
+        let key = Attributes::new().bytes(1, &super::expression::padded(&self.link));
+        Attributes::new().nested(1, &key)
+    }
+
+    /// Whether the pod has a policy in place. Asked because a transaction that is refused takes the
+    /// kernel ten milliseconds (an RCU grace period), in which nobody else can change a rule.
+    fn is_in_place(&self, socket: &mut Socket, table: &str) -> Result<bool, NetlinkError> {
+        let body = in_map(table, SENDERS, &self.key());
+        match one(socket, &Message::new(kind(GET_ELEMENTS), 0, BRIDGE, &body)) {
+            Ok(()) => Ok(true),
+            // No element, no map, no table; and no nf_tables at all.
+            Err(error) if error.is(libc::ENOENT) || error.is(libc::EINVAL) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// An element of a map.
+fn in_map(table: &str, map: &str, element: &Attributes) -> Attributes {
+    // NFTA_SET_ELEM_LIST_TABLE, _SET, _ELEMENTS; NFTA_LIST_ELEM.
+    Attributes::new()
+        .text(1, table)
+        .text(2, map)
+        .nested(3, &Attributes::new().nested(1, element))
 }
 
 impl EgressRule {
@@ -416,27 +440,37 @@ pub(super) fn put_right(
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn open_policy(bridge: &str, alias: &str, policy: &EgressPolicy) -> Result<(), NetworkError> {
+pub fn open_policy(
+    netfilter: &Netfilter,
+    bridge: &str,
+    alias: &str,
+    policy: &EgressPolicy,
+) -> Result<(), NetworkError> {
     link::validate_name("link", &policy.link)?;
     link::validate_alias(alias)?;
-    let mut socket = open()?;
     let name = table(bridge);
-    // An earlier attempt may have got as far.
-    let mut replaced = policy.remove(&name);
-    replaced.extend(policy.add(&name));
     let mut with_table = build(&name, alias);
     with_table.extend(policy.add(&name));
     // The last one is for who was outrun by somebody else's first policy.
-    let tries = [replaced, policy.add(&name), with_table, policy.add(&name)];
-    let mut outcome = Ok(());
-    for messages in tries {
-        outcome = commit(&mut socket, &messages);
-        match &outcome {
-            Err(error) if error.is(libc::ENOENT) || error.is(libc::EEXIST) => {}
-            _ => break,
+    let mut tries = vec![policy.add(&name), with_table, policy.add(&name)];
+    let doing = || failed("put a policy in place in");
+    netfilter.with(|socket| {
+        if policy.is_in_place(socket, &name).map_err(doing())? {
+            // An earlier attempt has got as far.
+            let mut replaced = policy.remove(&name);
+            replaced.extend(policy.add(&name));
+            tries.insert(0, replaced);
         }
-    }
-    outcome.map_err(failed("put a policy in place in"))
+        let mut outcome = Ok(());
+        for messages in &tries {
+            outcome = commit(socket, messages);
+            match &outcome {
+                Err(error) if error.is(libc::ENOENT) || error.is(libc::EEXIST) => {}
+                _ => break,
+            }
+        }
+        outcome.map_err(doing())
+    })
 }
 
 /// Takes a pod's policy away; nothing runs in the pod any more. Absence is success.
@@ -444,10 +478,20 @@ pub fn open_policy(bridge: &str, alias: &str, policy: &EgressPolicy) -> Result<(
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn close_policy(bridge: &str, policy: &EgressPolicy) -> Result<(), NetworkError> {
-    let mut socket = open()?;
-    match commit(&mut socket, &policy.remove(&table(bridge))) {
-        Err(error) if !error.is(libc::ENOENT) => Err(failed("take a policy out of")(error)),
-        _ => Ok(()),
-    }
+pub fn close_policy(
+    netfilter: &Netfilter,
+    bridge: &str,
+    policy: &EgressPolicy,
+) -> Result<(), NetworkError> {
+    let name = table(bridge);
+    let doing = || failed("take a policy out of");
+    netfilter.with(|socket| {
+        if !policy.is_in_place(socket, &name).map_err(doing())? {
+            return Ok(());
+        }
+        match commit(socket, &policy.remove(&name)) {
+            Err(error) if !error.is(libc::ENOENT) => Err(doing()(error)),
+            _ => Ok(()),
+        }
+    })
 }

@@ -6,7 +6,7 @@ use super::encode::{Attributes, GENERIC_HEADER_BYTES, Message, find, list};
 use super::forward::PortForward;
 use super::rules::{read_comment, rules};
 use super::transaction::{dump, kind};
-use super::{INET, RuleSpec, egress, failed, open, table};
+use super::{INET, Netfilter, RuleSpec, egress, failed, table};
 use crate::network::NetworkError;
 use crate::network::netlink::{Reply, Socket, text};
 use crate::network::sysctl;
@@ -58,15 +58,18 @@ pub(super) fn tables(
 /// # Errors
 ///
 /// When the kernel cannot be asked.
-pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
-    let mut socket = open()?;
+pub fn look_at_rules(netfilter: &Netfilter, spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
+    netfilter.with(|socket| look(socket, spec))
+}
+
+fn look(socket: &mut Socket, spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
     let name = table(&spec.bridge);
     let mut seen = RulesSeen::default();
-    egress::look(&mut socket, &name, spec, &mut seen)?;
+    egress::look(socket, &name, spec, &mut seen)?;
     if !spec.has_addresses() {
         return Ok(seen);
     }
-    match is_ours(&mut socket, INET, &name, spec)? {
+    match is_ours(socket, INET, &name, spec)? {
         None => {
             seen.problems.push(format!("table inet {name} is missing"));
             return Ok(seen);
@@ -77,12 +80,12 @@ pub fn look_at_rules(spec: &RuleSpec) -> Result<RulesSeen, NetworkError> {
         }
         Some(true) => {}
     }
-    compare_rules(&mut socket, &name, spec, &mut seen)?;
+    compare_rules(socket, &name, spec, &mut seen)?;
     if spec.host_ports {
         for map in spec.maps() {
             let body = Attributes::new().text(1, &name).text(2, map.name);
             let message = Message::new(kind(GET_ELEMENTS), 0, INET, &body);
-            match dump(&mut socket, &message) {
+            match dump(socket, &message) {
                 Ok(replies) => seen.forwards.extend(
                     replies
                         .iter()

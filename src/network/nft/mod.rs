@@ -25,6 +25,7 @@ mod expression;
 mod forward;
 mod inspect;
 mod rules;
+mod sockets;
 mod transaction;
 mod watch;
 
@@ -45,6 +46,7 @@ pub use conntrack::{forget_before, forget_closed};
 pub use egress::{close_policy, open_policy};
 pub use forward::PortForward;
 pub use inspect::{RulesSeen, look_at_rules};
+pub use sockets::Netfilter;
 pub use watch::RuleWatch;
 
 /// `NFPROTO_INET`: one table for both families.
@@ -137,10 +139,6 @@ fn table(bridge: &str) -> String {
     format!("quilt-{bridge}")
 }
 
-fn open() -> Result<Socket, NetworkError> {
-    Socket::open_netfilter().map_err(failed("open a socket for"))
-}
-
 fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
     NetworkError::netlink(action, "the packet rules")
 }
@@ -154,14 +152,16 @@ fn failed(action: &'static str) -> impl FnOnce(NetlinkError) -> NetworkError {
 ///
 /// [`NetworkError::NotOurs`] when somebody else has a table of that name; otherwise what the kernel
 /// refused, and then nothing has changed.
-pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
+pub fn ensure_rules(netfilter: &Netfilter, spec: &RuleSpec) -> Result<(), NetworkError> {
     link::validate_name("bridge", &spec.bridge)?;
     link::validate_alias(&spec.alias)?;
-    match replace(spec) {
+    netfilter.with(|socket| match replace(socket, spec) {
         // A pod has made the table of policies for its own in between.
-        Err(NetworkError::Netlink { source, .. }) if source.is(libc::EEXIST) => replace(spec)?,
-        other => other?,
-    }
+        Err(NetworkError::Netlink { source, .. }) if source.is(libc::EEXIST) => {
+            replace(socket, spec)
+        }
+        other => other,
+    })?;
     if spec.has_addresses() {
         sysctl::forward_packets(spec.has_ipv6())?;
     }
@@ -172,12 +172,11 @@ pub fn ensure_rules(spec: &RuleSpec) -> Result<(), NetworkError> {
     Ok(())
 }
 
-fn replace(spec: &RuleSpec) -> Result<(), NetworkError> {
-    let mut socket = open()?;
+fn replace(socket: &mut Socket, spec: &RuleSpec) -> Result<(), NetworkError> {
     let name = table(&spec.bridge);
     let mut messages = Vec::new();
     for family in [INET, BRIDGE] {
-        for (found, mark) in inspect::tables(&mut socket, family)? {
+        for (found, mark) in inspect::tables(socket, family)? {
             let ours = mark.as_deref() == Some(spec.alias.as_str());
             if found == name && !ours {
                 let found = "an nf_tables table without our mark".to_owned();
@@ -192,8 +191,8 @@ fn replace(spec: &RuleSpec) -> Result<(), NetworkError> {
     if spec.has_addresses() {
         messages.extend(rules::build(&name, spec));
     }
-    messages.extend(egress::put_right(&mut socket, &name, spec)?);
-    commit(&mut socket, &messages).map_err(failed("put in place"))
+    messages.extend(egress::put_right(socket, &name, spec)?);
+    commit(socket, &messages).map_err(failed("put in place"))
 }
 
 /// Removes the tables of a bridge. Absence is success.
@@ -201,23 +200,24 @@ fn replace(spec: &RuleSpec) -> Result<(), NetworkError> {
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn remove_rules(bridge: &str, alias: &str) -> Result<(), NetworkError> {
-    let mut socket = open()?;
+pub fn remove_rules(netfilter: &Netfilter, bridge: &str, alias: &str) -> Result<(), NetworkError> {
     let name = table(bridge);
-    for family in [INET, BRIDGE] {
-        let ours = inspect::tables(&mut socket, family)?
-            .iter()
-            .any(|(found, mark)| *found == name && mark.as_deref() == Some(alias));
-        if !ours {
-            continue;
+    netfilter.with(|socket| {
+        for family in [INET, BRIDGE] {
+            let ours = inspect::tables(socket, family)?
+                .iter()
+                .any(|(found, mark)| *found == name && mark.as_deref() == Some(alias));
+            if !ours {
+                continue;
+            }
+            let message = rules::table_message(rules::DELETE_TABLE, 0, (family, &name), None);
+            match commit(socket, &[message]) {
+                Err(error) if !error.is(libc::ENOENT) => return Err(failed("remove")(error)),
+                _ => {}
+            }
         }
-        let message = rules::table_message(rules::DELETE_TABLE, 0, (family, &name), None);
-        match commit(&mut socket, &[message]) {
-            Err(error) if !error.is(libc::ENOENT) => return Err(failed("remove")(error)),
-            _ => {}
-        }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// Lets ports of the node lead to a pod. One that leads elsewhere is led here instead. `false` says
@@ -226,15 +226,25 @@ pub fn remove_rules(bridge: &str, alias: &str) -> Result<(), NetworkError> {
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn open_ports(bridge: &str, forwards: &[PortForward]) -> Result<bool, NetworkError> {
+pub fn open_ports(
+    netfilter: &Netfilter,
+    bridge: &str,
+    forwards: &[PortForward],
+) -> Result<bool, NetworkError> {
     if forwards.is_empty() {
         return Ok(true);
     }
-    let mut socket = open()?;
-    let name = table(bridge);
-    let add = |forward: &PortForward| forward.message(&name, forward::ADD);
+    netfilter.with(|socket| open_all(socket, &table(bridge), forwards))
+}
+
+fn open_all(
+    socket: &mut Socket,
+    name: &str,
+    forwards: &[PortForward],
+) -> Result<bool, NetworkError> {
+    let add = |forward: &PortForward| forward.message(name, forward::ADD);
     let all: Vec<_> = forwards.iter().map(add).collect();
-    match commit(&mut socket, &all) {
+    match commit(socket, &all) {
         Ok(()) => return Ok(true),
         Err(error) if error.is(libc::ENOENT) => return Ok(false),
         // Somebody's entry with another destination, such as one of a pod that is gone.
@@ -242,9 +252,9 @@ pub fn open_ports(bridge: &str, forwards: &[PortForward]) -> Result<bool, Networ
         Err(error) => return Err(failed("open a port in")(error)),
     }
     for forward in forwards {
-        let replace = [forward.message(&name, forward::DELETE), add(forward)];
-        match commit(&mut socket, &replace) {
-            Err(error) if error.is(libc::ENOENT) => commit(&mut socket, &[add(forward)]),
+        let replace = [forward.message(name, forward::DELETE), add(forward)];
+        match commit(socket, &replace) {
+            Err(error) if error.is(libc::ENOENT) => commit(socket, &[add(forward)]),
             other => other,
         }
         .map_err(failed("open a port in"))?;
@@ -257,21 +267,31 @@ pub fn open_ports(bridge: &str, forwards: &[PortForward]) -> Result<bool, Networ
 /// # Errors
 ///
 /// What the kernel refused.
-pub fn close_ports(bridge: &str, forwards: &[PortForward]) -> Result<(), NetworkError> {
+pub fn close_ports(
+    netfilter: &Netfilter,
+    bridge: &str,
+    forwards: &[PortForward],
+) -> Result<(), NetworkError> {
     if forwards.is_empty() {
         return Ok(());
     }
-    let mut socket = open()?;
-    let name = table(bridge);
-    let delete = |forward: &PortForward| forward.message(&name, forward::DELETE);
+    netfilter.with(|socket| close_all(socket, &table(bridge), forwards))
+}
+
+fn close_all(
+    socket: &mut Socket,
+    name: &str,
+    forwards: &[PortForward],
+) -> Result<(), NetworkError> {
+    let delete = |forward: &PortForward| forward.message(name, forward::DELETE);
     let all: Vec<_> = forwards.iter().map(delete).collect();
-    match commit(&mut socket, &all) {
+    match commit(socket, &all) {
         Ok(()) => return Ok(()),
         Err(error) if error.is(libc::ENOENT) => {}
         Err(error) => return Err(failed("close a port in")(error)),
     }
     for forward in forwards {
-        match commit(&mut socket, &[delete(forward)]) {
+        match commit(socket, &[delete(forward)]) {
             Err(error) if !error.is(libc::ENOENT) => {
                 return Err(failed("close a port in")(error));
             }

@@ -28,7 +28,7 @@ const ALIAS: &str = "quilt:test:pod";
 const BRIDGE_ALIAS: &str = "quilt:test";
 
 /// Runs a test on a node of its own, with a directory for its state on a tmpfs.
-fn on_a_node(test: impl FnOnce(&Path) + Send) {
+pub(super) fn on_a_node(test: impl FnOnce(&Path) + Send) {
     let dir = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
         let node = scope.spawn(|| {

@@ -127,3 +127,63 @@ fn how_long_a_mount_namespace_takes_beside_many_pins() {
         }
     });
 }
+
+/// Prints what opening and closing a port of the node takes beside others, with sockets that stay
+/// open and with a new one each time.
+#[test]
+#[ignore = "a measurement, not a check"]
+fn how_long_a_port_takes() {
+    on_a_node(|_| {
+        ensure_bridge(&bridge()).unwrap();
+        let kept = Netfilter::default();
+        for (held, protocol) in [(0, 6), (250, 6), (250, 17)] {
+            let forward = |port| PortForward {
+                protocol,
+                address: None,
+                port,
+                pod: "10.88.0.9:80".parse().unwrap(),
+            };
+            let rules = RuleSpec {
+                bridge: "qlt-nbr".into(),
+                alias: BRIDGE_ALIAS.into(),
+                subnets: vec!["10.88.0.0/16".parse().unwrap()],
+                direct: Vec::new(),
+                masquerade: true,
+                host_ports: true,
+                forwards: (1..=held).map(forward).collect(),
+                policies: Vec::new(),
+            };
+            ensure_rules(&kept, &rules).unwrap();
+            for (sockets, keep) in [("kept", true), ("new", false)] {
+                let mut times: [Vec<Duration>; 2] = Default::default();
+                for round in 0..50 {
+                    let port = [forward(1000 + round)];
+                    let mut timed = |slot: usize, work: &dyn Fn(&Netfilter)| {
+                        let start = Instant::now();
+                        match keep {
+                            true => work(&kept),
+                            false => work(&Netfilter::default()),
+                        }
+                        times[slot].push(start.elapsed());
+                    };
+                    timed(0, &|netfilter| {
+                        assert!(open_ports(netfilter, "qlt-nbr", &port).unwrap());
+                        forget_before(netfilter, &port).unwrap();
+                    });
+                    timed(1, &|netfilter| {
+                        close_ports(netfilter, "qlt-nbr", &port).unwrap();
+                        forget_closed(netfilter, &port).unwrap();
+                    });
+                }
+                for (what, mut times) in ["opened", "closed"].into_iter().zip(times) {
+                    times.sort();
+                    println!(
+                        "protocol {protocol}, beside {held}, {sockets} socket: {what} in p50 {:?}, \
+                         p95 {:?}",
+                        times[25], times[47]
+                    );
+                }
+            }
+        }
+    });
+}

@@ -44,7 +44,10 @@ pub(super) fn list(back: &Back, rows: &Rows) -> Result<Found, ReconcileError> {
             .collect(),
         links: links(back)?,
         bridge_problem: rows.network.as_ref().map_or(Ok(None), bridge_problem)?,
-        rules: rows.network.as_ref().map_or(Ok(None), rules)?,
+        rules: rows
+            .network
+            .as_ref()
+            .map_or(Ok(None), |wanted| rules(back, wanted))?,
         mounts: mounts(&back.paths.state)?,
         cgroups: cgroups(back)?,
         ..Found::default()
@@ -83,11 +86,11 @@ fn links(back: &Back) -> Result<Vec<FoundLink>, ReconcileError> {
         .collect())
 }
 
-fn rules(wanted: &Wanted) -> Result<Option<FoundRules>, ReconcileError> {
+fn rules(back: &Back, wanted: &Wanted) -> Result<Option<FoundRules>, ReconcileError> {
     if !wanted.rules.is_wanted() {
         return Ok(None);
     }
-    let seen = network::look_at_rules(&wanted.rules)?;
+    let seen = network::look_at_rules(&back.netfilter, &wanted.rules)?;
     let policies = seen.policies.keys();
     let policies = policies.map(|link| node_network::policy_name(link));
     let ports = seen.forwards.iter().map(ToString::to_string);

@@ -107,6 +107,13 @@ pub(super) fn are_for_new(spec: &Spec) -> bool {
     hooks.is_some_and(|hooks| !hooks.is_empty())
 }
 
+/// Whether hooks run in the container, confined as its command.
+pub(super) fn are_inside(spec: &Spec) -> bool {
+    let hooks = spec.hooks().as_ref();
+    let hooks = hooks.and_then(|hooks| hooks.start_container().as_deref());
+    hooks.is_some_and(|hooks| !hooks.is_empty())
+}
+
 /// The stage that the specification has given another name. It is still what operators write.
 fn of_prestart(spec: &Spec) -> &Option<Vec<Hook>> {
     static NONE: Option<Vec<Hook>> = None;

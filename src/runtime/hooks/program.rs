@@ -105,7 +105,7 @@ fn start(
             .and_then(|()| rustix::stdio::dup2_stdout(&writer))
             .and_then(|()| rustix::stdio::dup2_stderr(&writer))
             .and_then(|()| close_on_exec_from(3));
-        let confined = confinement.is_none_or(|confinement| confinement.put_on().is_ok());
+        let confined = confinement.is_none_or(|confinement| confinement.put_on_child().is_ok());
         if ready.is_ok() && confined {
             reset_signals();
             let _ = nix::unistd::execve(&path, &arguments, &environment);

@@ -58,12 +58,14 @@ fn the_older_overlay_interface_gives_the_same() {
         let child =
             crate::sys::clone::spawn(rustix::thread::ThreadNameSpaceType::MOUNT, None, |_| {
                 isolate_propagation().expect("private");
+                let here = std::env::current_dir().expect("somewhere");
                 let site = Site {
                     mount_point: &rootfs.mount_point,
                     with: OverlayInterface::OnePage,
                     users: None,
                 };
                 let tree = assemble(&rootfs, site).expect("assembles");
+                assert_eq!(std::env::current_dir().expect("somewhere"), here);
                 move_to(&tree, site.mount_point).expect("mounts");
                 let which = fs::read(rootfs.mount_point.join("which")).expect("read");
                 i32::from(which != b"59" || !rootfs.mount_point.join("bin/sh").is_file())
@@ -247,8 +249,15 @@ pub(super) fn with_mounts(body: impl FnOnce()) {
     assert_eq!(wait(&started), 0);
 }
 
+/// A directory with another one bound below it.
+pub(super) fn nested_binds(path: &Path, below: &Path) {
+    fs::create_dir(below).expect("mkdir");
+    fs::create_dir_all(path.join("sub")).expect("mkdir");
+    rustix::mount::mount_bind(below, path.join("sub")).expect("mount");
+}
+
 /// A directory with a tmpfs on it, shared, and another tmpfs below.
-pub(super) fn nested_tmpfs(path: &Path) {
+fn nested_tmpfs(path: &Path) {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     fs::create_dir(path).expect("mkdir");
     mount("tmpfs", path, "tmpfs", MountFlags::empty(), None).expect("mount");

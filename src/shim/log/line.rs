@@ -11,7 +11,7 @@ use super::timestamp::TIMESTAMP_LEN;
 /// The longest content of one entry.
 pub const PIECE_MAX_BYTES: usize = 16 * 1024;
 /// [`LineCutter::cut`] stops once it has written this much.
-pub const BATCH_BYTES: usize = 128 * 1024;
+pub const BATCH_BYTES: usize = 256 * 1024;
 /// The most that one call of [`LineCutter::cut`] or [`LineCutter::finish`] can write.
 pub const BATCH_MAX_BYTES: usize = BATCH_BYTES + 3 * ENTRY_MAX_BYTES;
 

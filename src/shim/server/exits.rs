@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, WaitOptions, waitpid};
 
 use super::Shim;
+use crate::causes::with_causes;
 use crate::shim::journal::ExitStatus;
 use crate::shim::log::timestamp::now_ns;
 use crate::shim::protocol::{LOST_EXIT_CODE, ProcessId, ProcessKind};
@@ -105,7 +106,7 @@ impl Shim {
         let (record, written) = self.journal.append(id, process.kind, status);
         process.exit = Some(record);
         if let Err(error) = written {
-            self.note(&format!("exit of {id}: {error}: {}", source_of(&error)));
+            self.note(&format!("exit of {id}: {}", with_causes(&error)));
         }
     }
 
@@ -116,7 +117,7 @@ impl Shim {
             .filter(|record| record.sequence == sequence && record.kind == ProcessKind::Exec)
             .map(|record| record.id.clone());
         if let Err(error) = self.journal.acknowledge(sequence) {
-            self.note(&format!("{error}: {}", source_of(&error)));
+            self.note(&with_causes(&error));
         }
         let Some(id) = exec else { return };
         let held = self
@@ -162,10 +163,6 @@ fn status_of(status: i32) -> ExitStatus {
         at_ns: now_ns(),
         oom_kills: None,
     }
-}
-
-fn source_of(error: &dyn std::error::Error) -> String {
-    error.source().map(ToString::to_string).unwrap_or_default()
 }
 
 #[cfg(test)]

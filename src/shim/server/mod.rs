@@ -27,6 +27,7 @@ mod launches;
 mod losses;
 mod orphans;
 mod output;
+mod pace;
 mod polled;
 mod process;
 mod requests;
@@ -50,7 +51,6 @@ use self::polled::Polled;
 use self::process::Process;
 use self::requests::Outcome;
 pub use self::setup::READY;
-use self::streams::Pace;
 use crate::runtime::launch::LAUNCH_TIMEOUT;
 use crate::runtime::protect::reexec_read_only;
 use crate::shim::journal::{Journal, JournalError};
@@ -164,7 +164,8 @@ struct Shim {
     /// Until when the first daemon may come; `None` once one has, or the time is over.
     first_daemon_by: Option<Instant>,
     asked_to_end: bool,
-    pace: Pace,
+    /// Streams that are read by the clock, and when.
+    resting: BTreeSet<(Instant, u64)>,
     /// Processes that are held back, by a session that has yet to take something or by their rate,
     /// and until when.
     held: HashMap<ProcessId, Instant>,
@@ -220,7 +221,7 @@ impl Shim {
             newcomer: None,
             first_daemon_by: Some(Instant::now() + FIRST_DAEMON_WAIT),
             asked_to_end: false,
-            pace: Pace::default(),
+            resting: BTreeSet::new(),
             held: HashMap::new(),
             losses: BTreeSet::new(),
             losses_rest_until: Instant::now(),
@@ -252,8 +253,9 @@ impl Shim {
             self.check_launches();
             self.check_held();
             self.check_orphans();
-            if outputs {
-                self.pump_outputs()?;
+            let due = self.outputs_due().is_some_and(|at| at <= Instant::now());
+            if outputs || due {
+                self.pump_outputs(outputs)?;
             }
             self.tell_daemon();
             if self.is_done() {
@@ -264,10 +266,9 @@ impl Shim {
 
     fn wait(&mut self, events: &mut Vec<Event>) -> Result<(), ShimError> {
         let now = Instant::now();
-        let resume = self.resume_outputs(now)?;
         let poll_ends = (!self.awaited_ends.is_empty()).then(|| now + END_POLL);
         let at = [
-            resume,
+            self.outputs_due(),
             poll_ends,
             self.launches.values().map(Launch::until).min(),
             self.held.values().min().copied(),

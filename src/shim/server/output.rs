@@ -7,6 +7,7 @@ use rustix::event::epoll::EventFlags;
 use rustix::io::Errno;
 
 use super::attachers::Attachers;
+use super::pace::{Next, Pace, REST};
 use super::polled::Polled;
 use crate::shim::log::file::{LogFile, Loss};
 use crate::shim::log::line::{BATCH_MAX_BYTES, LineCutter, Prefix, StreamName};
@@ -15,7 +16,7 @@ use crate::shim::log::timestamp::{LogClock, now_ns};
 use crate::shim::stdio::pipe_capacity;
 
 /// One read takes no more than this.
-const READ_BYTES: usize = 64 * 1024;
+const READ_BYTES: usize = 128 * 1024;
 /// One stream is read no further than this before the others have their turn.
 const TURN_BYTES: usize = 128 * 1024;
 /// What a terminal can hold back; the kernel does not say.
@@ -43,6 +44,7 @@ impl Default for Scratch {
 struct Source {
     fd: Polled,
     cutter: LineCutter,
+    pace: Pace,
 }
 
 /// The streams of one process and the log they go to.
@@ -72,6 +74,18 @@ pub(super) struct Turn {
     pub(super) moved: usize,
     /// The stream has ended and been closed; otherwise it may have more, now or later.
     pub(super) ended: bool,
+    /// When it is to have its next turn, unless epoll tells.
+    pub(super) again: Option<Instant>,
+}
+
+/// How far a read has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// There may be more.
+    Limit,
+    /// There is nothing more now, or nothing that may be read now.
+    Last,
+    End,
 }
 
 impl Output {
@@ -88,16 +102,23 @@ impl Output {
 
     /// Reads this stream from now on; `fd` is non-blocking.
     pub(super) fn attach(&mut self, name: StreamName, fd: Polled) {
+        let capacity = pipe_capacity(&fd);
+        self.attach_with(name, fd, capacity);
+    }
+
+    fn attach_with(&mut self, name: StreamName, fd: Polled, capacity: usize) {
         self.tokens.push(fd.token());
+        let pace = Pace::new(capacity);
         *self.slot(name) = Some(Source {
             fd,
             cutter: LineCutter::default(),
+            pace,
         });
     }
 
     /// Reads a terminal from now on; `master` is non-blocking.
     pub(super) fn attach_terminal(&mut self, master: Polled) {
-        self.attach(StreamName::Stdout, master);
+        self.attach_with(StreamName::Stdout, master, TERMINAL_BYTES);
         self.terminal = true;
     }
 
@@ -150,8 +171,10 @@ impl Output {
         }
         for name in [StreamName::Stdout, StreamName::Stderr] {
             let held = self.attachers.holds(name);
-            if let (false, Some(source)) = (held, self.slot(name)) {
-                // Fails only for what is not in the epoll, and so is not read anyway.
+            if let (false, Some(source)) = (held, self.slot(name))
+                && !source.pace.rests()
+            {
+                // Fails only where the kernel lacks memory; it is tried again with the next look.
                 let _ = source.fd.watch_for(EventFlags::IN);
             }
         }
@@ -205,15 +228,41 @@ impl Output {
             if let Some(source) = self.slot(name) {
                 // Once, not for ever: an end would be told again and again.
                 let _ = source.fd.watch_for(EventFlags::ONESHOT);
+                source.pace.is_told_again();
             }
-            let (moved, ended) = (0, false);
-            return Turn { moved, ended };
+            return Turn {
+                moved: 0,
+                ended: false,
+                again: None,
+            };
         }
-        let turn = self.transfer(name, scratch, TURN_BYTES.min(room), true);
+        let (moved, end) = self.transfer(name, scratch, TURN_BYTES.min(room), true);
         if let Some(rate) = &mut self.rate {
-            rate.take(turn.moved);
+            rate.take(moved);
         }
-        turn
+        Turn {
+            moved,
+            ended: end == Reached::End,
+            again: self.next_turn(name, moved, end),
+        }
+    }
+
+    /// When a stream that was read is to be read again, unless epoll tells.
+    fn next_turn(&mut self, name: StreamName, moved: usize, end: Reached) -> Option<Instant> {
+        let source = self.slot(name).as_mut()?;
+        let drained = end != Reached::Limit;
+        match source.pace.after(Instant::now(), moved, drained) {
+            Next::At(at) => {
+                // Where it fails, it is told as well, which costs time and nothing else.
+                let _ = source.fd.leave();
+                Some(at)
+            }
+            Next::WhenTold => match source.fd.watch_for(EventFlags::IN) {
+                Ok(()) => None,
+                // The kernel lacks memory for it.
+                Err(_) => Some(Instant::now() + REST),
+            },
+        }
     }
 
     /// The process is dead: moves what it can have left behind, and writes the unterminated rest.
@@ -229,7 +278,7 @@ impl Output {
             } else {
                 pipe_capacity(&source.fd)
             };
-            if !self.transfer(name, scratch, limit, false).ended {
+            if self.transfer(name, scratch, limit, false).1 != Reached::End {
                 self.finish(name, scratch);
             }
             // What others write from now on is logged, and is not the process's own.
@@ -246,13 +295,11 @@ impl Output {
         scratch: &mut Scratch,
         limit: usize,
         once: bool,
-    ) -> Turn {
+    ) -> (usize, Reached) {
         let mut moved = 0;
-        let mut ended = false;
-        while moved < limit && !ended {
+        while moved < limit {
             let Some(source) = self.slot(name) else {
-                ended = true;
-                break;
+                return (moved, Reached::End);
             };
             let wanted = scratch.input.len().min(limit - moved);
             match rustix::io::read(&source.fd, &mut scratch.input[..wanted]) {
@@ -261,7 +308,7 @@ impl Output {
                     self.finish(name, scratch);
                     self.attachers.end(name, Instant::now());
                     *self.slot(name) = None;
-                    ended = true;
+                    return (moved, Reached::End);
                 }
                 Ok(length) => {
                     moved += length;
@@ -269,15 +316,17 @@ impl Output {
                     self.attachers
                         .offer(name, &scratch.input[..length], Instant::now());
                     let held = self.attachers.holds(name);
-                    if once && (held || length < wanted) {
-                        break;
+                    // A terminal never fills the buffer.
+                    let short = length < wanted && !self.terminal;
+                    if once && (held || short) {
+                        return (moved, Reached::Last);
                     }
                 }
                 Err(Errno::INTR) => {}
-                Err(_) => break,
+                Err(_) => return (moved, Reached::Last),
             }
         }
-        Turn { moved, ended }
+        (moved, Reached::Limit)
     }
 
     fn write(&mut self, name: StreamName, scratch: &mut Scratch, length: usize) {
@@ -312,14 +361,11 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::rc::Rc;
-    use std::time::Instant;
-
     use rustix::event::epoll;
     use rustix::pipe::{PipeFlags, pipe_with};
+    use std::fs;
+    use std::rc::Rc;
 
-    use super::super::streams::{REST, WORTHWHILE_BYTES};
     use super::*;
 
     fn output(log: Option<&std::path::Path>) -> (Output, OwnedFd) {
@@ -346,13 +392,7 @@ mod tests {
         );
         rustix::io::write(&writer, b" line\n").unwrap();
         let turn = output.pump(StreamName::Stdout, &mut scratch);
-        assert_eq!(
-            turn,
-            Turn {
-                moved: 6,
-                ended: false
-            }
-        );
+        assert_eq!((turn.moved, turn.ended), (6, false));
         assert!(
             fs::read_to_string(&path)
                 .unwrap()
@@ -370,13 +410,8 @@ mod tests {
         let written = rustix::io::write(&writer, &vec![b'x'; 1 << 20]).unwrap();
         assert!(written > 2 * TURN_BYTES);
         let turn = output.pump(StreamName::Stdout, &mut Scratch::default());
-        assert_eq!(
-            turn,
-            Turn {
-                moved: TURN_BYTES,
-                ended: false
-            }
-        );
+        assert_eq!((turn.moved, turn.ended), (TURN_BYTES, false));
+        assert!(turn.again.is_some(), "it has more, and is not told of");
         let mut left = vec![0; 1 << 20];
         let left = rustix::io::read(output.streams().next().unwrap(), &mut left).unwrap();
         assert_eq!(left, written - TURN_BYTES);
@@ -430,90 +465,5 @@ mod tests {
         let buffer = rustix::buffer::spare_capacity(&mut events);
         assert_eq!(epoll::wait(&poll, buffer, Some(&now)).unwrap(), 0);
         drop(daemons);
-    }
-
-    const LINES: usize = 8_000_000;
-
-    /// Not a test: the process that [`how_many_lines_a_second`] reads.
-    #[test]
-    #[ignore = "the writer, started by a measurement"]
-    fn write_lines() {
-        let size = std::env::var("QUILT_TEST_WRITE_BYTES").ok();
-        let Some(size) = size.and_then(|size| size.parse().ok()) else {
-            return;
-        };
-        let chunk: Vec<u8> = (0..655_300)
-            .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
-            .collect();
-        let mut left = LINES * 100;
-        while left > 0 {
-            for part in chunk.chunks(size) {
-                let mut part = &part[..part.len().min(left)];
-                left -= part.len();
-                while !part.is_empty() {
-                    let written = rustix::io::write(rustix::stdio::stderr(), part).unwrap();
-                    part = &part[written..];
-                }
-            }
-        }
-        std::process::exit(0);
-    }
-
-    /// As the shim does it: a turn that yields little is followed by a rest. Run with
-    /// `cargo test --release --lib -- --ignored --nocapture how_many_lines`.
-    #[test]
-    #[ignore = "a measurement"]
-    fn how_many_lines_a_second() {
-        let dir = tempfile::tempdir().unwrap();
-        for size in [64 * 1024, 100] {
-            let path = dir.path().join(format!("log-{size}"));
-            let (mut output, writer) = output(Some(&path));
-            rustix::io::ioctl_fionbio(&writer, false).unwrap();
-            let _ = rustix::pipe::fcntl_setpipe_size(&writer, 256 * 1024);
-            let start = Instant::now();
-            let name = "shim::server::output::tests::write_lines";
-            let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "--exact",
-                    name,
-                    "--ignored",
-                    "--nocapture",
-                    "--test-threads=1",
-                ])
-                .env("QUILT_TEST_WRITE_BYTES", size.to_string())
-                .stdout(std::process::Stdio::null())
-                .stderr(writer)
-                .spawn()
-                .unwrap();
-            let mut scratch = Scratch::default();
-            let cpu = thread_cpu();
-            loop {
-                let turn = output.pump(StreamName::Stdout, &mut scratch);
-                if turn.ended {
-                    break;
-                }
-                if turn.moved < WORTHWHILE_BYTES {
-                    std::thread::sleep(REST);
-                }
-            }
-            let seconds = start.elapsed().as_secs_f64();
-            let cpu = thread_cpu() - cpu;
-            assert!(child.wait().unwrap().success());
-            let size_now = fs::metadata(&path).unwrap().len();
-            assert_eq!(size_now, LINES as u64 * 140);
-            println!(
-                "{size} B a write: {:.2} M lines/s, {:.2} ms of the reader's CPU a MB of output",
-                LINES as f64 / seconds / 1e6,
-                cpu.as_secs_f64() * 1e3 / (LINES as f64 * 100.0 / 1e6),
-            );
-            fs::remove_file(&path).unwrap();
-        }
-    }
-
-    /// Processor time of this thread: the first number of its `schedstat`, nanoseconds.
-    fn thread_cpu() -> std::time::Duration {
-        let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
-        let ns = text.split(' ').next().unwrap().parse().unwrap();
-        std::time::Duration::from_nanos(ns)
     }
 }

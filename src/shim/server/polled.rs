@@ -1,4 +1,4 @@
-//! A descriptor that is in an epoll for as long as it is held.
+//! A descriptor that is in an epoll as long as it is held and wants to be told of something.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -13,7 +13,8 @@ pub(super) struct Polled {
     fd: OwnedFd,
     poll: Rc<OwnedFd>,
     token: u64,
-    flags: EventFlags,
+    /// `None` while it is not in there.
+    flags: Option<EventFlags>,
 }
 
 impl Polled {
@@ -25,7 +26,7 @@ impl Polled {
             fd,
             poll: Rc::clone(poll),
             token,
-            flags,
+            flags: Some(flags),
         })
     }
 
@@ -35,9 +36,21 @@ impl Polled {
 
     /// Changes what is told.
     pub(super) fn watch_for(&mut self, flags: EventFlags) -> io::Result<()> {
-        if flags != self.flags {
-            epoll::modify(&self.poll, &self.fd, EventData::new_u64(self.token), flags)?;
-            self.flags = flags;
+        let data = EventData::new_u64(self.token);
+        match self.flags {
+            Some(now) if now == flags => {}
+            Some(_) => epoll::modify(&self.poll, &self.fd, data, flags)?,
+            None => epoll::add(&self.poll, &self.fd, data, flags)?,
+        }
+        self.flags = Some(flags);
+        Ok(())
+    }
+
+    /// Leaves the epoll: nothing is told, not even an end, and nothing is paid for it.
+    pub(super) fn leave(&mut self) -> io::Result<()> {
+        if self.flags.is_some() {
+            epoll::delete(&self.poll, &self.fd)?;
+            self.flags = None;
         }
         Ok(())
     }

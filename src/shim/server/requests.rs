@@ -14,6 +14,7 @@ use super::launches::Requester;
 use super::orphans::leaf_of;
 use super::output::Output;
 use super::process::{Process, start_time};
+use crate::causes::with_causes;
 use crate::runtime::launch::{
     Launching, ProcessStreams, Started, Target, begin_exec, begin_launch, begin_pod_init,
 };
@@ -278,7 +279,7 @@ impl Shim {
         let log = self.held_mut(id)?.output.log_mut();
         let log = log.ok_or_else(|| Refusal::Log(format!("process {id} has no log")))?;
         log.reopen()
-            .map_err(|error| Refusal::Log(with_source(&error)))?;
+            .map_err(|error| Refusal::Log(with_causes(&error)))?;
         DONE
     }
 
@@ -402,13 +403,6 @@ fn read_plan<T: DeserializeOwned>(file: File) -> io::Result<T> {
     let mut text = Vec::new();
     file.take(PLAN_MAX_BYTES).read_to_end(&mut text)?;
     Ok(serde_json::from_slice(&text)?)
-}
-
-pub(super) fn with_source(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }
 
 pub(super) fn descriptors(error: io::Error) -> Refusal {

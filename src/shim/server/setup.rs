@@ -21,7 +21,7 @@ use super::ShimError;
 use crate::runtime::protect::protect_self;
 use crate::shim::journal::Journal;
 use crate::shim::protocol::SOCKET_NAME;
-use crate::sys::seqpacket;
+use crate::sys::{scheduling, seqpacket};
 
 /// What the shim writes to standard output once it answers.
 pub const READY: &[u8] = b"ready\n";
@@ -33,6 +33,8 @@ const LOCK_RETRY: Duration = Duration::from_millis(5);
 const OWN_FILES: usize = 48;
 /// A pidfd, two FIFOs, the log, and the keeper of an input.
 const FILES_PER_PROCESS: usize = 5;
+/// The shim's nice value; its children's is 0.
+const NICE: i32 = -10;
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 16;
 
@@ -82,8 +84,11 @@ pub(super) fn become_shim(state_dir: &Path) -> Result<Ready, ShimError> {
     protect_self().map_err(|errno| call("make undumpable", &own_dir)(errno.into()))?;
     // Refused where CAP_SYS_RESOURCE is missing, as in nested containers; then it stays as it is.
     let _ = fs::write("/proc/self/oom_score_adj", "-999");
-    // The daemon's is not for containers, which inherit ours.
-    let _ = crate::sys::scheduling::set_slice(None);
+    // The daemon's slice is not for containers, which inherit ours.
+    let _ = scheduling::set_slice(None);
+    // Processes that write as fast as they can are many, and end or need a launch beside each
+    // other; this is one. Refused without CAP_SYS_NICE; then it is one of them.
+    let _ = scheduling::go_before_others(NICE);
 
     // Executed by descriptor, a process may be named after its number.
     let _ = rustix::thread::set_name(c"quilt-shim");

@@ -1,21 +1,17 @@
 //! Opening, watching, pumping and letting go of what containers write.
 //!
-//! A container that writes line by line would wake the shim for every one of them, and both would
-//! fight for the FIFO's lock. So when rounds follow each other closely and each finds little, the
-//! outputs rest for half a millisecond, and the next round finds a lot. A line that comes after a
-//! silence is read at once.
+//! Streams are read when epoll tells of them or, while they yield something again and again, by the
+//! clock (`pace`). A round gives some of them a turn each, and then lets everything else go first.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::event::epoll::{self, EventData, EventFlags};
-
 use super::launches::Launch;
 use super::output::Output;
 use super::polled::Polled;
-use super::requests::with_source;
-use super::{OUTPUTS, Shim, ShimError, Watched, attachers, poll_error, wait_on};
+use super::{Shim, ShimError, Watched, attachers, wait_on};
+use crate::causes::with_causes;
 use crate::runtime::launch::ProcessStreams;
 use crate::runtime::plan::Stdio;
 use crate::shim::log::file::{LogError, LogFile, Rotation};
@@ -24,77 +20,72 @@ use crate::shim::log::rate::Rate;
 use crate::shim::protocol::{ProcessId, ProcessKind, Refusal};
 use crate::shim::stdio::{self, ShimEnds};
 
+/// Streams that have a turn in a round, and after how many bytes no other begins one: about what is
+/// read, cut and written in half a millisecond.
 const OUTPUTS_PER_ROUND: usize = 16;
-/// How long outputs rest, and how closely rounds must follow each other for it.
-pub(super) const REST: Duration = Duration::from_micros(500);
-/// What a stream must yield in a round for it to be worth its while.
-pub(super) const WORTHWHILE_BYTES: usize = 16 * 1024;
-
-/// When outputs are read.
-#[derive(Debug, Default)]
-pub(super) struct Pace {
-    last_round: Option<Instant>,
-    rests_until: Option<Instant>,
-}
+const ROUND_BYTES: usize = 512 * 1024;
 
 impl Shim {
-    /// Gives some of the streams that have something a turn each.
-    pub(super) fn pump_outputs(&mut self) -> Result<(), ShimError> {
+    /// Gives some of the streams that have something a turn each; `told` says that epoll knows of
+    /// some.
+    pub(super) fn pump_outputs(&mut self, told: bool) -> Result<(), ShimError> {
         let mut events = Vec::with_capacity(OUTPUTS_PER_ROUND);
-        wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
-        let (streams, mut moved) = (events.len(), 0);
+        if told {
+            wait_on(&self.outputs_poll, &mut events, Some(Duration::ZERO))?;
+        }
+        let mut left = ROUND_BYTES;
+        // Those that are not reached are told of again.
         for event in events {
-            let token = event.data.u64();
-            if let Some(Watched::Attacher(id)) = self.watched.get(&token) {
-                let id = id.clone();
-                if let Some(process) = self.processes.get_mut(&id) {
-                    process.output.attacher_is_ready(token);
-                }
-                self.look_after(&id);
-                continue;
+            if left == 0 {
+                return Ok(());
             }
-            let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
-                continue;
-            };
-            let id = id.clone();
-            // A driver's process writes before it is held.
-            let output = match self.processes.get_mut(&id) {
-                Some(process) => Some(&mut process.output),
-                None => self.launches.get_mut(&id).map(Launch::output_mut),
-            };
-            let turn = output.map(|output| output.pump(*name, &mut self.scratch));
-            moved += turn.map_or(0, |turn| turn.moved);
-            if turn.is_none_or(|turn| turn.ended) {
-                self.watched.remove(&token);
-            }
-            self.look_after(&id);
+            left = left.saturating_sub(self.pump(event.data.u64()));
         }
         let now = Instant::now();
-        let close = self
-            .pace
-            .last_round
-            .is_some_and(|last| now.duration_since(last) < REST);
-        self.pace.last_round = Some(now);
-        if close && moved < streams * WORTHWHILE_BYTES {
-            self.watch_outputs(EventFlags::empty())?;
-            self.pace.rests_until = Some(now + REST);
+        for _ in 0..OUTPUTS_PER_ROUND {
+            let first = self.resting.first().copied();
+            let Some(due) = first.filter(|(at, _)| left > 0 && *at <= now) else {
+                break;
+            };
+            self.resting.remove(&due);
+            left = left.saturating_sub(self.pump(due.1));
         }
         Ok(())
     }
 
-    /// Ends a rest that is over, or says when it will be.
-    pub(super) fn resume_outputs(&mut self, now: Instant) -> Result<Option<Instant>, ShimError> {
-        if self.pace.rests_until.is_some_and(|until| until <= now) {
-            self.pace.rests_until = None;
-            // The round after a rest begins a new count: it is worthwhile or the last for a while.
-            self.watch_outputs(EventFlags::IN)?;
-        }
-        Ok(self.pace.rests_until)
+    /// When the next stream is to be read by the clock.
+    pub(super) fn outputs_due(&self) -> Option<Instant> {
+        self.resting.first().map(|(at, _)| *at)
     }
 
-    fn watch_outputs(&self, flags: EventFlags) -> Result<(), ShimError> {
-        let data = EventData::new_u64(OUTPUTS);
-        epoll::modify(&self.poll, &self.outputs_poll, data, flags).map_err(poll_error)
+    /// Gives one stream its turn; how many bytes that has moved.
+    fn pump(&mut self, token: u64) -> usize {
+        if let Some(Watched::Attacher(id)) = self.watched.get(&token) {
+            let id = id.clone();
+            if let Some(process) = self.processes.get_mut(&id) {
+                process.output.attacher_is_ready(token);
+            }
+            self.look_after(&id);
+            return 0;
+        }
+        let Some(Watched::Output(id, name)) = self.watched.get(&token) else {
+            return 0;
+        };
+        let id = id.clone();
+        // A driver's process writes before it is held.
+        let output = match self.processes.get_mut(&id) {
+            Some(process) => Some(&mut process.output),
+            None => self.launches.get_mut(&id).map(Launch::output_mut),
+        };
+        let turn = output.map(|output| output.pump(*name, &mut self.scratch));
+        if turn.is_none_or(|turn| turn.ended) {
+            self.watched.remove(&token);
+        }
+        if let Some(again) = turn.and_then(|turn| turn.again) {
+            self.resting.insert((again, token));
+        }
+        self.look_after(&id);
+        turn.map_or(0, |turn| turn.moved)
     }
 
     /// Sends what a process writes to a session as well, through the given pipes.
@@ -262,7 +253,7 @@ fn output_of(
     });
     let log = plan.log_path.as_deref().map(|path| open(path, rotation));
     let log = log.transpose();
-    let log = log.map_err(|error| Refusal::Log(with_source(&error)))?;
+    let log = log.map_err(|error| Refusal::Log(with_causes(&error)))?;
     let rate = limits.bytes_per_s;
     let rate = (rate > 0).then(|| Rate::new(rate, Instant::now()));
     Ok(Output::new(log, rate))

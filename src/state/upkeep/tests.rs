@@ -226,7 +226,7 @@ async fn what_is_no_sound_database_of_ours_is_not_restored() {
         ("quilt.db", "the database itself"),
     ] {
         let refused = restore(&place.database(), &place.path(name), LONG).await;
-        let text = full_text(&refused.expect_err(name));
+        let text = with_causes(&refused.expect_err(name));
         assert!(text.contains(why), "{name}: {text}");
     }
     assert!(

@@ -16,7 +16,7 @@ use crate::support::streaming::{Spdy, ends, read_until};
 use crate::support::{Node, cri::*, eventually, in_time, log};
 
 /// A container that answers each line it reads.
-fn parrot(name: &str) -> ContainerConfig {
+pub(super) fn parrot(name: &str) -> ContainerConfig {
     let mut config = shell(
         name,
         "while read line; do echo \"heard $line\"; echo \"of $line\" >&2; done; echo end",
@@ -26,13 +26,13 @@ fn parrot(name: &str) -> ContainerConfig {
 }
 
 /// crictl, attached, with what it prints on its standard output.
-struct Attached {
+pub(super) struct Attached {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Attached {
-    fn start(node: &Node, transport: &str, id: &str) -> Self {
+    pub(super) fn start(node: &Node, transport: &str, id: &str) -> Self {
         let arguments = ["attach", "-r", transport, "-i", id];
         let mut command = Command::from(node.crictl_command(&arguments));
         let child = command
@@ -46,18 +46,18 @@ impl Attached {
         Self { child, lines }
     }
 
-    async fn say(&mut self, line: &str) {
+    pub(super) async fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("its input");
         let line = format!("{line}\n");
         stdin.write_all(line.as_bytes()).await.expect("written");
     }
 
-    async fn line(&mut self) -> String {
+    pub(super) async fn line(&mut self) -> String {
         let line = in_time("a line", self.lines.next_line()).await;
         line.expect("text").expect("a line")
     }
 
-    async fn end(mut self) {
+    pub(super) async fn end(mut self) {
         drop(self.child.stdin.take());
         self.child.kill().await.expect("crictl is killed");
     }

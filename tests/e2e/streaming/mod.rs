@@ -7,6 +7,7 @@ mod exec;
 mod hostile;
 mod port_forward;
 mod server;
+mod user_namespace;
 
 /// crictl's transports.
 const TRANSPORTS: [&str; 2] = ["spdy", "websocket"];

@@ -55,7 +55,7 @@ pub(super) struct Forward {
 }
 
 impl Forward {
-    async fn by_crictl(node: &Node, pod: &Pod, transport: &str, port: u16) -> Self {
+    pub(super) async fn by_crictl(node: &Node, pod: &Pod, transport: &str, port: u16) -> Self {
         let mapping = format!(":{port}");
         let arguments = ["port-forward", "-r", transport, &pod.id, &mapping];
         Self::start(node.crictl_command(&arguments).into()).await
@@ -113,7 +113,7 @@ pub(super) async fn forward_url(node: &Node, pod: &Pod) -> String {
     forward_ports_url(node, pod, &[]).await
 }
 
-async fn forward_ports_url(node: &Node, pod: &Pod, ports: &[u16]) -> String {
+pub(super) async fn forward_ports_url(node: &Node, pod: &Pod, ports: &[u16]) -> String {
     let message = v1::PortForwardRequest {
         pod_sandbox_id: pod.id.clone(),
         port: ports.iter().map(|port| i32::from(*port)).collect(),

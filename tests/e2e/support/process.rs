@@ -93,6 +93,13 @@ fn began(pid: i32) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The nice value of a process: proc_pid_stat(5), field 19.
+pub(crate) fn nice(pid: i32) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(16)?.parse().ok()
+}
+
 /// The first process of a container, found by its cgroup; it must run. Numbers are given out from
 /// the lowest again, so the first is not the one with the least.
 pub(crate) fn in_cgroup_of(names: &Names, id: &str) -> i32 {

@@ -1,6 +1,5 @@
 //! Every attack of the corpus, unpacked for real beside something that must not change.
 
-use std::error::Error;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -8,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::super::unpack;
 use super::{Attack, Fact, Outcome, attacks};
+use crate::causes::with_causes;
 use crate::lifecycle::digest::Algorithm;
 use crate::sys::overlay::OPAQUE;
 use crate::sys::xattr;
@@ -105,17 +105,6 @@ fn described(path: &Path, meta: &Metadata) -> String {
     )
 }
 
-/// An error with all its causes.
-fn full(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 fn problem(attack: &Attack) -> Option<String> {
     let ground = Ground::new();
     let taken = AtomicU64::new(attack.archive.len() as u64);
@@ -139,10 +128,10 @@ fn problem(attack: &Attack) -> Option<String> {
     match (&attack.outcome, result) {
         (Outcome::Refused(_), Ok(_)) => Some("was accepted".to_owned()),
         (Outcome::Refused(why), Err(error)) => {
-            let text = full(&error);
+            let text = with_causes(&error);
             (!text.contains(why)).then(|| format!("says {text:?}, not {why:?}"))
         }
-        (Outcome::Confined(_), Err(error)) => Some(format!("was refused: {}", full(&error))),
+        (Outcome::Confined(_), Err(error)) => Some(format!("was refused: {}", with_causes(&error))),
         (Outcome::Confined(facts), Ok(_)) => {
             let wrong = facts.iter().find(|fact| ground.holds(fact) != Some(true));
             wrong.map(|fact| format!("is not so: {fact:?}"))

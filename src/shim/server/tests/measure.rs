@@ -1,10 +1,12 @@
-//! How long a launch takes as the daemon sees it, with the mounts and cgroups it gives.
+//! How long a launch takes as the daemon sees it, with the mounts and cgroups it gives; how fast a
+//! container may write, and what else waits for those that do.
 //!
-//! `cargo test --release --lib how_long_a_launch -- --ignored --nocapture`
+//! `cargo test --release --lib shim::server::tests::measure -- --ignored --nocapture`
 
 use serde_json::json;
 
 use super::*;
+use crate::sys::scheduling;
 
 const ROUNDS: usize = 300;
 /// Containers that write as fast as they can.
@@ -110,7 +112,7 @@ fn as_the_daemons(plan: &mut LaunchPlan, sandbox: &Path, cgroups: &Cgroups) {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn how_long_a_launch_takes() {
-    let node = Node::new();
+    let node = Node::as_installed();
     let cgroups = Cgroups::new();
     let sandbox = node.dir.path().join("sandbox");
     fs::create_dir_all(sandbox.join("shm")).unwrap();
@@ -156,7 +158,9 @@ async fn how_long_a_launch_takes() {
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn how_long_an_exit_takes_beside_containers_that_write() {
-    let node = Node::new();
+    // As the daemon hears.
+    scheduling::set_slice(Some(scheduling::SHORTEST_SLICE)).unwrap();
+    let node = Node::as_installed();
     let (shim, mut events) = node.connect().await;
     let mut quiet = Vec::new();
     for number in 0..ENDS {
@@ -199,5 +203,95 @@ async fn how_long_an_exit_takes_beside_containers_that_write() {
     for _ in &chatty {
         let exit = next_exit(&mut events).await;
         shim.acknowledge(exit.sequence).await.unwrap();
+    }
+}
+
+/// Lines of 100 bytes.
+const LINES: u64 = 8_000_000;
+
+/// Not a test: a container's process, which writes lines to its standard error.
+#[test]
+#[ignore = "the writer, started by a measurement"]
+fn write_lines() {
+    let size = std::env::var("QUILT_TEST_WRITE_BYTES").ok();
+    let Some(size) = size.and_then(|size| size.parse().ok()) else {
+        return;
+    };
+    let chunk: Vec<u8> = (0..655_300)
+        .map(|at| if at % 100 == 99 { b'\n' } else { b'x' })
+        .collect();
+    let mut left = usize::try_from(LINES * 100).unwrap();
+    while left > 0 {
+        for part in chunk.chunks(size) {
+            let mut part = &part[..part.len().min(left)];
+            left -= part.len();
+            while !part.is_empty() {
+                let written = rustix::io::write(rustix::stdio::stderr(), part).unwrap();
+                part = &part[written..];
+            }
+        }
+    }
+    std::process::exit(0);
+}
+
+/// Makes a container of this test binary, with the node's libraries, that runs [`write_lines`].
+fn as_a_writer(plan: &mut LaunchPlan, size: usize) {
+    let exe = std::env::current_exe().unwrap();
+    let options = ["rbind", "ro"];
+    let bind = |from: &str, to: &str| {
+        let (source, destination, kind) = (from, to, "bind");
+        json!({ "destination": destination, "type": kind, "source": source, "options": options })
+    };
+    let name = "shim::server::tests::measure::write_lines";
+    let mut spec = serde_json::to_value(&plan.spec).unwrap();
+    spec["process"]["args"] = json!([
+        "/writer",
+        "--exact",
+        name,
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1"
+    ]);
+    spec["process"]["env"] = json!([format!("QUILT_TEST_WRITE_BYTES={size}")]);
+    spec["mounts"] = json!([
+        bind(exe.to_str().unwrap(), "/writer"),
+        bind("/usr/lib", "/lib"),
+        bind("/usr/lib", "/usr/lib"),
+        bind("/usr/lib64", "/lib64"),
+    ]);
+    plan.spec = serde_json::from_value(spec).unwrap();
+}
+
+/// Processor time of a process: the first number of its `schedstat`, nanoseconds.
+fn cpu_of(pid: i32) -> Duration {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn how_many_lines_a_second() {
+    let node = Node::as_installed();
+    let (shim, mut events) = node.connect().await;
+    let pid = fs::read_to_string(node.state().join("shim/lock")).unwrap();
+    let pid = pid.trim().parse().unwrap();
+    for (number, size) in [65_536, 100, 65_536, 100].into_iter().enumerate() {
+        let id = format!("writer-{number}");
+        let plan = node.plan_with(&id, &["/writer"], |plan| as_a_writer(plan, size));
+        let (start, cpu) = (Instant::now(), cpu_of(pid));
+        shim.launch(&id, &plan).await.unwrap();
+        let exit = timeout(6 * BOUND, next_exit(&mut events)).await.unwrap();
+        let (took, cpu) = (start.elapsed(), cpu_of(pid) - cpu);
+        assert_eq!(exit.code, 0, "{}", node.content(&id));
+        assert!(fs::metadata(node.log(&id)).unwrap().len() >= LINES * 140);
+        shim.acknowledge(exit.sequence).await.unwrap();
+        shim.forget(&id).await.unwrap();
+        fs::remove_file(node.log(&id)).unwrap();
+        let lines = LINES as f64;
+        println!(
+            "{size} B a write: {:.2} M lines/s, {:.2} ms of the shim's CPU a MB of output",
+            lines / took.as_secs_f64() / 1e6,
+            cpu.as_secs_f64() * 1e3 / (lines * 100.0 / 1e6),
+        );
     }
 }

@@ -47,6 +47,8 @@ fn become_the_shim() {
 struct Node {
     dir: tempfile::TempDir,
     exe: PathBuf,
+    /// Where the state is, unless it is beside all else.
+    state: Option<tempfile::TempDir>,
 }
 
 impl Node {
@@ -70,11 +72,22 @@ impl Node {
         );
         fs::write(&exe, script).unwrap();
         fs::set_permissions(&exe, fs::Permissions::from_mode(0o755)).unwrap();
-        Node { dir, exe }
+        let state = None;
+        Node { dir, exe, state }
+    }
+
+    /// One whose state lies on a tmpfs, as below `/run`.
+    fn as_installed() -> Node {
+        let mut state = tempfile::Builder::new();
+        let state = state.prefix("qlt-shim-").tempdir_in("/dev/shm").unwrap();
+        let mut node = Node::new();
+        node.state = Some(state);
+        node
     }
 
     fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        let beside = self.state.as_ref().unwrap_or(&self.dir);
+        beside.path().join("state")
     }
 
     async fn connect(&self) -> (ShimClient, Receiver<ShimEvent>) {
