@@ -185,7 +185,6 @@ async fn start(
     let (health, health_seen) = watch::channel(Report::default());
     let snapshots = snapshots::choose(&config.snapshot, &paths.root, &store, &observed).await?;
     let executable = std::env::current_exe().context("cannot find this executable")?;
-    let hierarchies = cgroups::find(&config.cgroup, &executable).await?;
     let (processes, watched) = Processes::new();
     let (shim, shim_seen) = watch::channel(None);
     let back = Back::new(Parts {
@@ -193,7 +192,7 @@ async fn start(
         observed,
         shim: shim_seen.clone(),
         processes,
-        cgroups: hierarchies,
+        cgroups: cgroups::find(&config.cgroup, &executable).await?,
         images: ImageDriver::new(&paths.root, config.image.driver())?,
         snapshots,
         network: config.network.clone(),
