@@ -91,8 +91,8 @@ pub struct Mount {
     pub kind: String,
 }
 
-/// A program that is run at a stage of the container's life. What it may be (an absolute path, a
-/// stage that there is, how long it may take) is for whoever runs hooks to say.
+/// A program that is run at a stage of the container's life. How long it may take is for whoever
+/// runs hooks to say.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hook {

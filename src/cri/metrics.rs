@@ -9,7 +9,7 @@ use super::pieces::pieces;
 use super::sandbox::stats::ready_pods;
 use super::{CallError, Front};
 use crate::lifecycle::slice;
-use crate::lifecycle::spec::Resources;
+use crate::lifecycle::spec::ContainerSpec;
 use crate::lifecycle::usage::Interface;
 use crate::proto::cri as v1;
 use crate::proto::cri::MetricType;
@@ -84,7 +84,7 @@ impl Values {
 
 /// What the metrics of a container are read from.
 struct OfContainer {
-    resources: Resources,
+    spec: Arc<ContainerSpec>,
     /// ns since 1970.
     started_at: Option<i64>,
     sample: Arc<Sample>,
@@ -159,7 +159,7 @@ fn of_pod(front: &Front, pod: &Sandbox, members: &[Container]) -> v1::PodSandbox
         let mut metrics = Vec::new();
         if let Some(sample) = samples.get(&container.id) {
             let of = OfContainer {
-                resources: container.spec.resources.clone(),
+                spec: Arc::clone(&container.spec),
                 started_at: container.started_at,
                 sample,
                 layer: samples.layer(&container.id),

@@ -10,6 +10,7 @@ pub mod events;
 mod handlers;
 pub mod image;
 pub mod image_service;
+mod labels;
 mod metrics;
 pub mod node;
 mod pieces;

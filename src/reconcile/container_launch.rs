@@ -1,8 +1,6 @@
 //! The launch of a container: cgroup, plan, process; and finding out, after a crash in between,
 //! how far it had come.
 
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -26,6 +24,7 @@ use crate::state::container_facts::{Exit, Started};
 use crate::state::now_ns;
 use crate::state::operation::Finished;
 use crate::state::progress::Stages;
+use crate::sys::ownership::write_private;
 
 /// Exit code and reason of a container whose process could not be started, as containerd has them.
 const START_ERROR_CODE: i32 = 128;
@@ -347,9 +346,8 @@ fn make_source(host_path: &str) -> Result<(), ReconcileError> {
 /// The environment in it is nobody's business but root's.
 fn write_plan(plan: &LaunchPlan, path: &std::path::Path) -> Result<(), ReconcileError> {
     let json = serde_json::to_vec(plan).map_err(|error| ReconcileError::Plan(error.to_string()))?;
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let opened = options.open(path);
-    let written = opened.and_then(|mut file| file.write_all(&json));
-    written.map_err(ReconcileError::file("write", path))
+    let written = write_private(path, &json);
+    written
+        .map(drop)
+        .map_err(ReconcileError::file("write", path))
 }

@@ -1,7 +1,10 @@
-//! Who can change a file: asked before a program is run as root because a file says so.
+//! Who can change a file, asked before a program is run as root because a file says so; and files
+//! that nobody but root can read.
 
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 /// Write permission of the group and of others (inode(7)).
 const OTHERS_WRITE: u32 = 0o022;
@@ -13,9 +16,28 @@ pub fn only_root_writes(found: &Metadata) -> bool {
     found.uid() == 0 && found.mode() & OTHERS_WRITE == 0
 }
 
+/// Writes a file that nobody but its owner can read, in place of one that may be there with other
+/// permissions.
+///
+/// # Errors
+/// What the file system refused; then there is no file, or a part of it.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut options = File::options();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::{PermissionsExt, chown};
 
     use super::*;
@@ -37,5 +59,22 @@ mod tests {
             let found = fs::metadata(&path).expect("its own file");
             assert_eq!(only_root_writes(&found), alone, "{uid} {mode:o}");
         }
+    }
+
+    #[test]
+    fn what_is_private_was_never_open_to_others() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let path = tmp.path().join("file");
+        fs::write(&path, "open to all").expect("a file");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+        let mut seen_by_others = File::open(&path).expect("it is open to all");
+        for text in ["secret", "other"] {
+            write_private(&path, text.as_bytes()).expect("it is written");
+            assert_eq!(fs::read_to_string(&path).expect("its own file"), text);
+            let found = fs::metadata(&path).expect("its own file");
+            assert_eq!(found.mode() & 0o777, 0o600);
+        }
+        let seen = io::read_to_string(&mut seen_by_others).expect("the old file");
+        assert_eq!(seen, "open to all");
     }
 }

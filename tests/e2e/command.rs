@@ -1,12 +1,9 @@
 //! What a command gets from its request and from the node's configuration: variables of any bytes,
 //! limits, and an answer when the kernel finds it too long.
 
-use prost::Message;
 use quilt::proto::cri as ours;
-use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
 use tonic::Code;
 
-use crate::support::client::request;
 use crate::support::cri::*;
 use crate::support::log::contents;
 use crate::support::pod::{container, shell};
@@ -20,27 +17,13 @@ fn variable(key: &str, value: &str) -> KeyValue {
 }
 
 /// Creates a container with these variables as well. The independent client's API has no bytes.
-async fn create(
-    pod: &Pod,
-    node: &Node,
-    config: &ContainerConfig,
-    more: &[(&str, &[u8])],
-) -> String {
-    let like = CreateContainerRequest {
-        pod_sandbox_id: pod.id.clone(),
-        config: Some(config.clone()),
-        sandbox_config: Some(pod.config.clone()),
-    };
-    let wire = like.encode_to_vec();
-    let mut whole = ours::CreateContainerRequest::decode(wire.as_slice()).expect("the same");
-    let envs = &mut whole.config.as_mut().expect("a configuration").envs;
-    envs.extend(more.iter().map(|(key, value)| ours::KeyValue {
+async fn create(pod: &Pod, config: &ContainerConfig, more: &[(&str, &[u8])]) -> String {
+    let more = more.iter().map(|(key, value)| ours::KeyValue {
         key: (*key).into(),
         value: value.to_vec(),
-    }));
-    let mut runtime = RuntimeServiceClient::new(node.cri.channel());
-    let answer = runtime.create_container(request(whole)).await;
-    answer.expect("CreateContainer").into_inner().container_id
+    });
+    let created = pod.create_with(config, |config| config.envs.extend(more));
+    created.await.expect("CreateContainer")
 }
 
 #[tokio::test]
@@ -51,7 +34,7 @@ async fn a_variable_may_hold_any_bytes_for_the_command_and_for_what_is_run_besid
     let mut config = shell("main", script);
     config.envs = vec![variable("RAW", "replaced"), variable("TEXT", "ü")];
     let more: [(&str, &[u8]); 2] = [("RAW", b"\xff=\xfe\n\x80"), ("PATH", b"/bin:/\xf0")];
-    let id = create(&pod, &node, &config, &more).await;
+    let id = create(&pod, &config, &more).await;
     node.cri.start(&id).await.expect("StartContainer");
     eventually("it has printed", || async {
         (contents(&pod.log(&config), "stdout").len() == 2).then_some(())

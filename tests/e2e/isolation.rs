@@ -4,11 +4,6 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use prost::Message;
-use quilt::proto::cri as ours;
-use quilt::proto::cri::runtime_service_client::RuntimeServiceClient;
-
-use crate::support::client::request;
 use crate::support::cri::*;
 use crate::support::log::contents;
 use crate::support::pod::{container, namespaces, security, shell};
@@ -371,18 +366,9 @@ async fn a_volume_can_be_without_programs_devices_and_set_user_ids() {
             host_path: volume.display().to_string(),
             ..Default::default()
         }];
-        let like = CreateContainerRequest {
-            pod_sandbox_id: pod.id.clone(),
-            config: Some(config.clone()),
-            sandbox_config: Some(pod.config.clone()),
-        };
-        let wire = like.encode_to_vec();
-        let mut whole = ours::CreateContainerRequest::decode(wire.as_slice()).expect("the same");
-        let mounts = &mut whole.config.as_mut().expect("a configuration").mounts;
-        mounts[0].mount_options = options.iter().map(ToString::to_string).collect();
-        let mut runtime = RuntimeServiceClient::new(node.cri.channel());
-        let answer = runtime.create_container(request(whole)).await?.into_inner();
-        Ok::<_, tonic::Status>((config, answer.container_id))
+        let options = options.iter().map(ToString::to_string).collect();
+        let created = pod.create_with(&config, |config| config.mounts[0].mount_options = options);
+        created.await.map(|id| (config, id))
     };
     let ran = async |name: &str, script: &str, options: &[&str]| {
         let (config, id) = create(name, script, options)

@@ -24,7 +24,7 @@ use std::time::Duration;
 use super::error::CgroupError;
 use crate::lifecycle::slice::Units;
 use bus::Bus;
-use message::{Body, Method, Properties, Value};
+use message::{Body, Message, Method, Properties, Value};
 
 pub use bus::BusError;
 pub use holder::{Holder, hold};
@@ -76,10 +76,7 @@ impl Systemd {
     /// [`CgroupError::Systemd`] when it does not answer or is older than 244.
     pub fn version(&self) -> Result<u32, CgroupError> {
         let ask = || {
-            let mut body = Body::default();
-            body.text(MANAGER);
-            body.text("Version");
-            let answer = self.connect()?.call(GET, "ss", &body)?;
+            let answer = version(&mut self.connect()?)?;
             let mut values = answer.values();
             let said = match values.signature().map_err(BusError::Malformed)?.as_str() {
                 "s" => values.text().map_err(BusError::Malformed)?,
@@ -158,11 +155,8 @@ impl Systemd {
         let tell = || {
             let mut bus = self.connect()?;
             bus.call(SET, "sba(sv)", &body)?;
-            // systemd puts them in force before it takes the next message.
-            let mut version = Body::default();
-            version.text(MANAGER);
-            version.text("Version");
-            bus.call(GET, "ss", &version).map(drop)
+            // systemd puts them in force before it takes the next message, whatever that is.
+            version(&mut bus).map(drop)
         };
         match tell() {
             Err(error) if error.is("NoSuchUnit") => Ok(()),
@@ -217,6 +211,14 @@ impl Systemd {
             }
         }
     }
+}
+
+/// Asks for the version, of which the answer holds the text.
+fn version(bus: &mut Bus<'_>) -> Result<Message, BusError> {
+    let mut body = Body::default();
+    body.text(MANAGER);
+    body.text("Version");
+    bus.call(GET, "ss", &body)
 }
 
 /// With the controllers that containers get: limits are in force only where systemd counts.

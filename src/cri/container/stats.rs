@@ -1,6 +1,7 @@
 //! ContainerStats, ListContainerStats and StreamContainerStats, from the sampler's newest figures.
 
 use crate::cri::call::Deadline;
+use crate::cri::labels::as_sent;
 use crate::cri::pieces::pieces;
 use crate::cri::usage::{cpu, io, memory, number, swap};
 use crate::cri::{CallError, Front, validate};
@@ -85,8 +86,8 @@ pub(in crate::cri) fn stats(front: &Front, container: &Container) -> v1::Contain
         attributes: Some(v1::ContainerAttributes {
             id: container.id.to_string(),
             metadata: Some(view::metadata(spec)),
-            labels: spec.labels.clone().into_iter().collect(),
-            annotations: spec.annotations.clone().into_iter().collect(),
+            labels: as_sent(&spec.labels),
+            annotations: as_sent(&spec.annotations),
         }),
         cpu: sample.map(|sample| cpu(sample.at, sample.cpu_rate_nano_cores, &sample.usage)),
         memory: sample.map(|sample| memory(sample.at, &sample.usage)),

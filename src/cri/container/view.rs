@@ -1,5 +1,6 @@
 //! A container as clients see it.
 
+use crate::cri::labels::as_sent;
 use crate::cri::user_namespace;
 use crate::lifecycle::container::State;
 use crate::lifecycle::signal;
@@ -42,8 +43,8 @@ pub(super) fn item(container: Container) -> v1::Container {
         image_ref: spec.image_ref.clone(),
         state: state(container.state),
         created_at: container.created_at,
-        labels: spec.labels.clone().into_iter().collect(),
-        annotations: spec.annotations.clone().into_iter().collect(),
+        labels: as_sent(&spec.labels),
+        annotations: as_sent(&spec.annotations),
         image_id: container.image_id,
     }
 }
@@ -75,8 +76,8 @@ pub(in crate::cri) fn status(container: Container, log_path: String) -> v1::Cont
         image_id: container.image_id,
         user: container.runs_as.map(user),
         stop_signal: stop_signal(spec.process.stop_signal),
-        labels: spec.labels.clone().into_iter().collect(),
-        annotations: spec.annotations.clone().into_iter().collect(),
+        labels: as_sent(&spec.labels),
+        annotations: as_sent(&spec.annotations),
     }
 }
 

@@ -105,7 +105,7 @@ fn open_files_limit(of: &OfContainer, values: &mut Values) {
 
 /// `memory.low` and what v1 calls a soft limit; 0 is none.
 fn reservation(of: &OfContainer) -> Option<u64> {
-    let low = of.resources.unified.get("memory.low");
+    let low = of.spec.resources.unified.get("memory.low");
     Some(low.and_then(|bytes| bytes.parse().ok()).unwrap_or(0))
 }
 
@@ -337,25 +337,25 @@ pub(super) const OF_CONTAINERS: &[Family<OfContainer>] = &[
         "container_spec_cpu_period",
         "Period of its CPU quota, µs",
         NONE,
-        |of, v| v.one(limit(of.resources.cpu_period_us, DEFAULT_PERIOD_US)),
+        |of, v| v.one(limit(of.spec.resources.cpu_period_us, DEFAULT_PERIOD_US)),
     ),
     gauge(
         "container_spec_cpu_quota",
         "Its CPU quota in each period, µs",
         NONE,
-        |of, v| v.one(limit(of.resources.cpu_quota_us, 0).filter(|us| *us > 0)),
+        |of, v| v.one(limit(of.spec.resources.cpu_quota_us, 0).filter(|us| *us > 0)),
     ),
     gauge(
         "container_spec_cpu_shares",
         "Its share of the CPU",
         NONE,
-        |of, v| v.one(limit(of.resources.cpu_shares, DEFAULT_SHARES)),
+        |of, v| v.one(limit(of.spec.resources.cpu_shares, DEFAULT_SHARES)),
     ),
     gauge(
         "container_spec_memory_limit_bytes",
         "Its memory limit; 0 is none",
         NONE,
-        |of, v| v.one(limit(of.resources.memory_limit_bytes, 0)),
+        |of, v| v.one(limit(of.spec.resources.memory_limit_bytes, 0)),
     ),
     gauge(
         "container_spec_memory_reservation_limit_bytes",
@@ -367,7 +367,7 @@ pub(super) const OF_CONTAINERS: &[Family<OfContainer>] = &[
         "container_spec_memory_swap_limit_bytes",
         "Its limit of memory and swap together; 0 is none",
         NONE,
-        |of, v| v.one(limit(of.resources.memory_swap_limit_bytes, 0)),
+        |of, v| v.one(limit(of.spec.resources.memory_swap_limit_bytes, 0)),
     ),
     gauge(
         "container_start_time_seconds",

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use crate::cri::call::Deadline;
 use crate::cri::container::stats::stats as container_stats;
+use crate::cri::labels::as_sent;
 use crate::cri::pieces::pieces;
 use crate::cri::usage::{cpu, io, memory, network, number};
 use crate::cri::{CallError, Front, validate};
@@ -128,8 +129,8 @@ fn stats(front: &Front, pod: &Sandbox, members: &[&Container]) -> v1::PodSandbox
         attributes: Some(v1::PodSandboxAttributes {
             id: pod.id.to_string(),
             metadata: Some(view::metadata(&pod.spec)),
-            labels: pod.spec.labels.clone().into_iter().collect(),
-            annotations: pod.spec.annotations.clone().into_iter().collect(),
+            labels: as_sent(&pod.spec.labels),
+            annotations: as_sent(&pod.spec.annotations),
         }),
         linux: Some(v1::LinuxPodSandboxStats {
             cpu: whole.map(|whole| cpu(whole.at, whole.rate, &whole.usage)),

@@ -1,5 +1,6 @@
 //! A sandbox as clients see it.
 
+use crate::cri::labels::as_sent;
 use crate::cri::user_namespace;
 use crate::lifecycle::sandbox::State;
 use crate::lifecycle::spec::{NamespaceMode, SandboxSpec};
@@ -41,8 +42,8 @@ pub(super) fn item(sandbox: Sandbox) -> v1::PodSandbox {
         id: sandbox.id.into(),
         metadata: Some(metadata(&sandbox.spec)),
         created_at: sandbox.created_at,
-        labels: sandbox.spec.labels.clone().into_iter().collect(),
-        annotations: sandbox.spec.annotations.clone().into_iter().collect(),
+        labels: as_sent(&sandbox.spec.labels),
+        annotations: as_sent(&sandbox.spec.annotations),
         runtime_handler: sandbox.spec.runtime_handler.clone(),
     }
 }
@@ -79,8 +80,8 @@ pub(in crate::cri) fn status(sandbox: Sandbox) -> v1::PodSandboxStatus {
                 options: Some(options),
             }),
         }),
-        labels: spec.labels.clone().into_iter().collect(),
-        annotations: spec.annotations.clone().into_iter().collect(),
+        labels: as_sent(&spec.labels),
+        annotations: as_sent(&spec.annotations),
         runtime_handler: spec.runtime_handler.clone(),
     }
 }

@@ -3,9 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
-use std::io::{ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Mount, RootBuilder, Spec};
@@ -23,6 +22,7 @@ use super::super::user_namespace::{Users, maps_of, root_of};
 use super::driver::as_errno;
 use crate::sys::mountinfo;
 use crate::sys::mounts::{MountAttributes, set_attributes};
+use crate::sys::ownership::write_private;
 
 /// Older runtimes refuse a bundle of a newer version; this one has all that plans ask for.
 const OCI_VERSION: &str = "1.0.2";
@@ -143,17 +143,7 @@ fn write_spec(bundle: &Path, spec: &Spec, at: &str) -> Result<(), LaunchError> {
     let path = bundle.join("config.json");
     let root = maps_of(spec).and_then(|maps| root_of(&maps));
     let written = || {
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut options = File::options();
-        let mut file = options
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
-        file.write_all(&json)?;
+        let file = write_private(&path, &json)?;
         if let Some((_, gid)) = root {
             fchown(&file, None, Some(gid))?;
             file.set_permissions(Permissions::from_mode(0o640))?;

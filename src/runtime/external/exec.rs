@@ -3,8 +3,6 @@
 use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 
 use oci_spec::runtime::{
     Capabilities, Capability, LinuxCapabilitiesBuilder, Process, ProcessBuilder, UserBuilder,
@@ -28,6 +26,7 @@ use super::super::user_namespace;
 use super::console::Console;
 use super::create::tell;
 use super::driver::{Driver, as_errno, end_children};
+use crate::sys::ownership::write_private;
 use crate::sys::process::exit_now;
 
 /// Has the runtime start the process, and ends when the shim knows it.
@@ -68,16 +67,8 @@ fn exec(
     let process = process.map_err(|error| LaunchError::invalid(stage::RUNTIME, error))?;
     let json = serde_json::to_vec(&process);
     let json = json.map_err(|error| LaunchError::invalid(stage::RUNTIME, error))?;
-    // One that was cut short may have had our number.
-    let _ = fs::remove_file(process_file);
-    let mut options = fs::File::options();
-    let opened = options
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(process_file);
-    opened
-        .and_then(|mut file| file.write_all(&json))
+    write_private(process_file.as_ref(), &json)
+        .map(drop)
         .map_err(as_errno)
         .at(stage::RUNTIME, || "write the process down")?;
     let console = match streams {

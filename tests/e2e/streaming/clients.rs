@@ -54,6 +54,18 @@ async fn with_input(mut command: Command, bytes: &[u8]) -> std::process::Output 
     output.expect("it has run")
 }
 
+/// What clients run.
+const SCRIPT: &str = "cat; echo to stderr >&2; exit 3";
+
+/// A client that runs [`SCRIPT`] has all of it: every byte, what was said, and the code.
+async fn gives_back(client: Command, bytes: &[u8], name: &str) {
+    let output = with_input(client, bytes).await;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.stdout == bytes, "{name}: other bytes: {errors}");
+    assert_eq!(errors, "to stderr\n", "{name}");
+    assert_eq!(output.status.code(), Some(3), "{name}");
+}
+
 fn bytes() -> Vec<u8> {
     noise(if is_soak() { 100 << 20 } else { 2 << 20 })
 }
@@ -65,13 +77,8 @@ async fn commands_get_what_is_typed_and_give_back_all_they_say_and_their_code() 
     let id = pod.idle("main").await;
     let bytes = bytes();
     for transport in TRANSPORTS {
-        let script = "cat; echo to stderr >&2; exit 3";
-        let url = node.exec_url(&id, &["sh", "-c", script], false).await;
-        let output = with_input(sessions(&["exec", transport, &url]), &bytes).await;
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.stdout == bytes, "{transport}: other bytes: {errors}");
-        assert_eq!(errors, "to stderr\n", "{transport}");
-        assert_eq!(output.status.code(), Some(3), "{transport}");
+        let url = node.exec_url(&id, &["sh", "-c", SCRIPT], false).await;
+        gives_back(sessions(&["exec", transport, &url]), &bytes, transport).await;
     }
 }
 
@@ -100,13 +107,8 @@ async fn the_library_for_python_runs_commands_and_reaches_ports() {
     let pod = node.pod("python").await;
     let id = pod.idle("main").await;
     let bytes = bytes();
-    let script = "cat; echo to stderr >&2; exit 3";
-    let url = node.exec_url(&id, &["sh", "-c", script], false).await;
-    let output = with_input(python(&["exec", &url]), &bytes).await;
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.stdout == bytes, "other bytes: {errors}");
-    assert_eq!(errors, "to stderr\n");
-    assert_eq!(output.status.code(), Some(3));
+    let url = node.exec_url(&id, &["sh", "-c", SCRIPT], false).await;
+    gives_back(python(&["exec", &url]), &bytes, "python").await;
     // Its port-forward has no half-close: the pod's side knows how much comes.
     let listener = listen(&node, &pod, std::net::Ipv4Addr::LOCALHOST.into());
     let port = listener.local_addr().expect("an address").port();
